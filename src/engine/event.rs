@@ -1,0 +1,132 @@
+//! What happened, for whoever shows it.
+//!
+//! Numbers that change all the time are in [`Progress`], to be looked at as often as one likes;
+//! things that happen once are [`Event`]s.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::protocol::chunk::Digest;
+use crate::protocol::manifest::Timestamp;
+use crate::protocol::message::{Failure, Outcome};
+
+/// Something that happened once.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The agent answered and data channels are open.
+    Connected(Connection),
+    /// An entry has ended.
+    Ended(EntryReport),
+    /// Something about an entry could not be kept, though its content is there.
+    Complaint { path: Vec<u8>, failure: Failure },
+    /// The connection was lost; it will be made again after the pause.
+    Retrying { cause: String, attempt: u32, pause: Duration },
+    /// A data channel was lost and is being made again.
+    ChannelLost { channel: u16, cause: String },
+    /// A chunk or a pack did not match its digest, and is sent again.
+    Mismatch { what: String },
+    /// Something that people may want to know, such as what the remote shell printed.
+    Note(String),
+}
+
+/// How the ends are connected.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// Such as `tcp+tls` or `tcp`.
+    pub transport: &'static str,
+    pub streams: u16,
+    /// The other end of the data channels.
+    pub peer: String,
+    pub encrypted: bool,
+}
+
+/// How one entry ended: a line of the report.
+#[derive(Clone, Debug)]
+pub struct EntryReport {
+    /// Relative to the destination.
+    pub path: Vec<u8>,
+    pub kind: EntryKind,
+    pub size: u64,
+    pub mtime: Timestamp,
+    /// What `b3sum` prints, if the file was transferred in this session.
+    pub root: Option<Digest>,
+    pub outcome: Outcome,
+}
+
+/// What sort of thing an entry is, for reports.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum EntryKind {
+    Directory,
+    File,
+    Symlink,
+    Other,
+}
+
+/// Counters that the engine moves and a display reads.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Files that were found at the source, and their bytes.
+    pub files_found: Counter,
+    pub bytes_found: Counter,
+    /// Whether everything has been found.
+    pub walk_done: AtomicBool,
+    /// Files that have ended, in whatever way.
+    pub files_ended: Counter,
+    /// Bytes that the receiver has verified and written in this run.
+    pub bytes_verified: Counter,
+    /// Bytes of files that were there already.
+    pub bytes_skipped: Counter,
+    /// Bytes of partial files that an earlier run had written.
+    pub bytes_resumed: Counter,
+    /// Bytes of payload that were handed to data channels, repetitions included.
+    pub bytes_sent: Counter,
+    /// Data channels that are up.
+    pub streams: Counter,
+}
+
+/// A number that may be moved by many tasks.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, amount: u64) {
+        self.0.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    pub fn subtract(&self, amount: u64) {
+        self.0.fetch_sub(amount, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a transfer came to.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Entries that are there because of this run, that were there, that failed.
+    pub done: u64,
+    pub skipped: u64,
+    pub failed: u64,
+    /// Entries of those failed whose source vanished or changed.
+    pub failed_changed: u64,
+    /// Entries of those failed whose data never matched its digest.
+    pub failed_verification: u64,
+    /// Entries whose content is there and something else could not be kept.
+    pub complaints: u64,
+    /// Sizes of the files that are done, in bytes.
+    pub bytes_done: u64,
+    pub bytes_sent: u64,
+    pub bytes_skipped: u64,
+    pub bytes_resumed: u64,
+    pub streams: u16,
+    pub transport: &'static str,
+    pub encrypted: bool,
+    /// All data is on the destination's stable storage.
+    pub durable: bool,
+    pub dry_run: bool,
+    /// How often the connection was made again.
+    pub reconnects: u32,
+    pub elapsed: Duration,
+}

@@ -1,0 +1,209 @@
+//! What is to be done: everything that the user meant, with every default filled in.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::protocol::chunk::ChunkSize;
+use crate::protocol::message::{Durability, Options, Resume, SocketOptions};
+
+/// One transfer between this machine and one other (or itself).
+///
+/// ```
+/// use fastsync::engine::job::{Job, Place, TransferConfig};
+///
+/// let job = Job::push(vec!["/data/run7".into()], Place::remote("dtn", "/scratch/"))
+///     .with_config(TransferConfig::wan_optimized());
+/// assert_eq!(job.config.streams, 8);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub direction: Direction,
+    /// How to reach the other end.
+    pub launch: Launch,
+    pub config: TransferConfig,
+}
+
+/// Which way the data goes.
+#[derive(Clone, Debug)]
+pub enum Direction {
+    /// From this machine.
+    Push { sources: Vec<PathBuf>, destination: Place },
+    /// To this machine. All sources are on the one host of `launch`.
+    Pull { sources: Vec<Vec<u8>>, host: Option<Host>, destination: PathBuf },
+}
+
+/// Where the other end of a push is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Place {
+    /// This machine: the receiver is started here, and all else is the same.
+    Local(PathBuf),
+    Remote {
+        host: Host,
+        path: Vec<u8>,
+    },
+}
+
+impl Place {
+    /// A path on another host.
+    pub fn remote(host: impl Into<String>, path: impl Into<Vec<u8>>) -> Self {
+        Self::Remote { host: Host { name: host.into(), user: None, port: None }, path: path.into() }
+    }
+}
+
+/// A host as ssh is told about it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Host {
+    /// A name that ssh knows: an alias of its configuration, a DNS name or an address.
+    pub name: String,
+    pub user: Option<String>,
+    pub port: Option<u16>,
+}
+
+/// How the agent is started.
+#[derive(Clone, Debug, Default)]
+pub struct Launch {
+    /// The ssh program; `ssh` from the search path if `None`.
+    pub ssh_program: Option<PathBuf>,
+    /// Arguments passed to ssh as they are, such as `-F FILE`, `-J HOST`, `-o OPTION`.
+    pub ssh_arguments: Vec<OsString>,
+    /// The agent's binary on the other host; `fastsync` from the search path if `None`.
+    pub agent_path: Option<String>,
+    /// This program, to be started as the agent on this machine; the running one if `None`.
+    pub local_program: Option<PathBuf>,
+}
+
+/// How to transfer. [`Default`] is what the command line does without flags.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TransferConfig {
+    /// How many data channels.
+    pub streams: u16,
+    pub chunk_size: ChunkSize,
+    /// Files below this size, in bytes, travel in packs.
+    pub pack_threshold: u32,
+    /// Memory for chunks at each end, in bytes; four chunks more than there are streams if `None`.
+    pub buffer_size: Option<u64>,
+    pub encrypt: bool,
+    pub resume: Resume,
+    pub durability: Durability,
+    pub dry_run: bool,
+    /// The agent's listening port is in this range, both ends included.
+    pub port_range: Option<(u16, u16)>,
+    pub sockets: SocketOptions,
+    /// How often a lost connection is made again without progress in between.
+    pub retries: u32,
+    /// The first pause before that; it doubles each time.
+    pub retry_pause: Duration,
+}
+
+impl Default for TransferConfig {
+    fn default() -> Self {
+        Self {
+            streams: 8,
+            chunk_size: ChunkSize::DEFAULT,
+            pack_threshold: 256 << 10,
+            buffer_size: None,
+            encrypt: true,
+            resume: Resume::Trust,
+            durability: Durability::Batch,
+            dry_run: false,
+            port_range: None,
+            sockets: SocketOptions::default(),
+            retries: 5,
+            retry_pause: Duration::from_secs(1),
+        }
+    }
+}
+
+impl TransferConfig {
+    /// For fast local networks: 16 MiB chunks, 32 streams.
+    pub fn lan_optimized() -> Self {
+        Self { streams: 32, ..Self::with_chunk_log2(24) }
+    }
+
+    /// For long distances: 4 MiB chunks, 8 streams, socket buffers of 16 MiB.
+    pub fn wan_optimized() -> Self {
+        let buffer = Some(16 << 20);
+        let sockets =
+            SocketOptions { send_buffer: buffer, receive_buffer: buffer, congestion: None };
+        Self { sockets, ..Self::with_chunk_log2(22) }
+    }
+
+    /// For many small files: files below 10 MiB travel in packs, 64 streams.
+    pub fn small_files_optimized() -> Self {
+        Self {
+            streams: 64,
+            pack_threshold: 10 << 20,
+            buffer_size: Some(192 << 20),
+            ..Self::default()
+        }
+    }
+
+    /// For machines with little memory: 1 MiB chunks, 4 streams, 4 MiB of buffers.
+    pub fn low_memory() -> Self {
+        Self { streams: 4, buffer_size: Some(4 << 20), ..Self::with_chunk_log2(20) }
+    }
+
+    /// For dedicated transfer nodes: 32 MiB chunks, 64 streams, 256 MiB of buffers.
+    pub fn maximum_throughput() -> Self {
+        Self { streams: 64, buffer_size: Some(256 << 20), ..Self::with_chunk_log2(25) }
+    }
+
+    fn with_chunk_log2(log2: u8) -> Self {
+        let chunk_size = ChunkSize::from_log2(log2).unwrap_or(ChunkSize::DEFAULT);
+        Self { chunk_size, ..Self::default() }
+    }
+
+    /// The part of it that both ends must agree on, as the wire carries it.
+    pub fn to_options(&self, loopback: bool) -> Options {
+        Options {
+            chunk_size: self.chunk_size,
+            streams: self.streams.max(1),
+            pack_threshold: self.pack_threshold,
+            buffer_size: self
+                .buffer_size
+                .unwrap_or_else(|| (u64::from(self.streams) + 4) * self.chunk_size.bytes()),
+            encrypt: self.encrypt,
+            resume: self.resume,
+            durability: self.durability,
+            dry_run: self.dry_run,
+            preserve_mode: true,
+            preserve_times: true,
+            port_range: self.port_range,
+            loopback,
+            sockets: self.sockets.clone(),
+        }
+    }
+}
+
+impl Job {
+    /// A push of local sources, with everything else at its default.
+    pub fn push(sources: Vec<PathBuf>, destination: Place) -> Self {
+        Self {
+            direction: Direction::Push { sources, destination },
+            launch: Launch::default(),
+            config: TransferConfig::default(),
+        }
+    }
+
+    /// A pull from a host, or from this machine if there is none.
+    pub fn pull(host: Option<Host>, sources: Vec<Vec<u8>>, destination: PathBuf) -> Self {
+        Self {
+            direction: Direction::Pull { sources, host, destination },
+            launch: Launch::default(),
+            config: TransferConfig::default(),
+        }
+    }
+
+    /// The same job with another configuration.
+    #[must_use]
+    pub fn with_config(self, config: TransferConfig) -> Self {
+        Self { config, ..self }
+    }
+
+    /// The same job with the agent started in another way.
+    #[must_use]
+    pub fn with_launch(self, launch: Launch) -> Self {
+        Self { launch, ..self }
+    }
+}

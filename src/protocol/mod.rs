@@ -1,0 +1,27 @@
+//! What is said: the wire protocol, and nothing about how it travels.
+//!
+//! This module is pure. It opens no socket, reads no file and asks for no time: bytes and messages
+//! go in, bytes and decisions come out. Everything in it can be tested on one thread.
+//!
+//! # Reading order
+//!
+//! 1. [`chunk`]: what is moved, and how data becomes verified data.
+//! 2. [`buffer`]: the page-aligned memory that chunks live in.
+//! 3. [`tree`]: how the chunks' values merge, in any order, into the file's BLAKE3 root.
+//! 4. [`manifest`]: names that cannot leave their directory, times, the digest of a whole transfer.
+//! 5. [`frame`]: data channels: the fixed header in front of every chunk.
+//! 6. [`message`]: the control channel's messages; the only file that knows a serializer.
+//! 7. [`session`]: which message may come when.
+//! 8. [`handshake`]: the magic, the transcript, and how a data channel proves whose it is.
+//!
+//! The specification is in `protocol-spec/`. Where this code and the specification disagree, the
+//! code is wrong.
+
+pub mod buffer;
+pub mod chunk;
+pub mod frame;
+pub mod handshake;
+pub mod manifest;
+pub mod message;
+pub mod session;
+pub mod tree;

@@ -1,0 +1,79 @@
+//! How bytes travel: data channels, and nothing of files.
+//!
+//! A channel carries frames in one direction after its handshake; on either side it is one of the
+//! two traits below. [`tcp`] dials and listens, [`tls`] gives a connection its keys, [`record`]
+//! seals and opens frames on them, [`memory`] is a channel inside this process.
+
+pub mod memory;
+pub mod record;
+pub mod tcp;
+pub mod tls;
+
+use std::io;
+
+use thiserror::Error;
+
+use crate::protocol::buffer::{BufferError, Pool};
+use crate::protocol::frame::{Frame, FrameError};
+
+/// The sending half of a data channel.
+pub trait FrameSender: Send + 'static {
+    /// Sends one frame, and returns when it is handed to the system.
+    fn send(&mut self, frame: &Frame) -> impl Future<Output = Result<(), TransportError>> + Send;
+
+    /// Waits until the peer has closed the channel or it broke: an idle sender learns of a loss by
+    /// this. May be dropped and called again.
+    fn closed(&mut self) -> impl Future<Output = TransportError> + Send;
+
+    /// Sends [`Frame::End`] and closes this direction.
+    fn finish(&mut self) -> impl Future<Output = Result<(), TransportError>> + Send;
+}
+
+/// The receiving half of a data channel.
+pub trait FrameReceiver: Send + 'static {
+    /// Receives one frame into a buffer of the pool, which is taken before the payload is read.
+    ///
+    /// # Errors
+    ///
+    /// [`TransportError::Closed`] if the channel ends without [`Frame::End`].
+    fn receive(
+        &mut self,
+        pool: &Pool,
+    ) -> impl Future<Output = Result<Frame, TransportError>> + Send;
+}
+
+/// A data channel failed. Only the units that were under way on it are lost.
+#[derive(Debug, Error)]
+pub enum TransportError {
+    #[error("the peer closed the channel")]
+    Closed,
+    #[error("the peer broke the protocol: {0}")]
+    Frame(#[from] FrameError),
+    #[error("a record or frame is not authentic")]
+    NotAuthentic,
+    #[error("the peer is not who it should be: {0}")]
+    Proof(&'static str),
+    #[error("TLS handshake failed: {0}")]
+    Tls(String),
+    #[error("no answer from {0} in time")]
+    TimedOut(String),
+    #[error("no port to listen on in the range {low}:{high}: {cause}")]
+    NoPort { low: u16, high: u16, cause: io::Error },
+    #[error("cannot {operation}: {cause}")]
+    Io { operation: &'static str, cause: io::Error },
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
+}
+
+impl TransportError {
+    /// For `map_err`: `stream.read(..).await.map_err(TransportError::io("read from the peer"))`.
+    pub fn io(operation: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |cause| Self::Io { operation, cause }
+    }
+
+    /// Whether the peer, who proved who it is, broke a rule: then the session must end, not only
+    /// the channel.
+    pub fn is_violation(&self) -> bool {
+        matches!(self, Self::Frame(_) | Self::Buffer(BufferError::TooLong { .. }))
+    }
+}
