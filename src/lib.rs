@@ -2,5 +2,6 @@
 //! resumable at any instant.
 pub mod engine;
 pub mod protocol;
+pub mod ssh;
 pub mod storage;
 pub mod transport;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::protocol::chunk::Digest;
 use crate::protocol::manifest::Timestamp;
-use crate::protocol::message::{Failure, Outcome};
+use crate::protocol::message::{Entry, Failure, Kind, Outcome};
 
 /// Something that happened once.
 #[derive(Clone, Debug)]
@@ -53,6 +53,18 @@ pub struct EntryReport {
     pub outcome: Outcome,
 }
 
+impl EntryReport {
+    pub(super) fn new(path: Vec<u8>, entry: &Entry, root: Option<Digest>, outcome: Outcome) -> Self {
+        let kind = match entry.kind {
+            Kind::Directory => EntryKind::Directory,
+            Kind::File(_) => EntryKind::File,
+            Kind::Symlink { .. } => EntryKind::Symlink,
+            Kind::Unsendable(_) => EntryKind::Other,
+        };
+        Self { path, kind, size: entry.size(), mtime: entry.mtime, root, outcome }
+    }
+}
+
 /// What sort of thing an entry is, for reports.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum EntryKind {
@@ -84,6 +96,25 @@ pub struct Progress {
     pub streams: Counter,
 }
 
+impl Progress {
+    /// Begins again, for another session of the same run.
+    pub(super) fn reset(&self) {
+        self.walk_done.store(false, Ordering::Relaxed);
+        for counter in [
+            &self.files_found,
+            &self.bytes_found,
+            &self.files_ended,
+            &self.bytes_verified,
+            &self.bytes_skipped,
+            &self.bytes_resumed,
+            &self.bytes_sent,
+            &self.streams,
+        ] {
+            counter.reset();
+        }
+    }
+}
+
 /// A number that may be moved by many tasks.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -95,6 +126,11 @@ impl Counter {
 
     pub fn subtract(&self, amount: u64) {
         self.0.fetch_sub(amount, Ordering::Relaxed);
+    }
+
+    /// Begins at 0 again.
+    pub fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
     }
 
     pub fn get(&self) -> u64 {
@@ -109,6 +145,8 @@ pub struct Report {
     pub done: u64,
     pub skipped: u64,
     pub failed: u64,
+    /// In a dry run: entries that would be transferred.
+    pub would: u64,
     /// Entries of those failed whose source vanished or changed.
     pub failed_changed: u64,
     /// Entries of those failed whose data never matched its digest.

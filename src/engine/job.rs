@@ -81,7 +81,7 @@ pub struct TransferConfig {
     pub chunk_size: ChunkSize,
     /// Files below this size, in bytes, travel in packs.
     pub pack_threshold: u32,
-    /// Memory for chunks at each end, in bytes; four chunks more than there are streams if `None`.
+    /// Memory for chunks at each end, in bytes; room for four chunks more than there are streams if `None`.
     pub buffer_size: Option<u64>,
     pub encrypt: bool,
     pub resume: Resume,
@@ -156,7 +156,7 @@ impl TransferConfig {
 
     /// The part of it that both ends must agree on, as the wire carries it.
     pub fn to_options(&self, loopback: bool) -> Options {
-        Options {
+        let mut options = Options {
             chunk_size: self.chunk_size,
             streams: self.streams.max(1),
             pack_threshold: self.pack_threshold,
@@ -172,7 +172,10 @@ impl TransferConfig {
             port_range: self.port_range,
             loopback,
             sockets: self.sockets.clone(),
-        }
+        };
+        let enough = (u64::from(options.streams) + 4) * options.max_payload() as u64;
+        options.buffer_size = self.buffer_size.unwrap_or(enough);
+        options
     }
 }
 

@@ -1,15 +1,29 @@
 //! Who does what when: the only place where storage meets transport.
 
+pub mod agent;
+mod client;
+mod control;
+mod dial;
 pub mod event;
+mod here;
 pub mod job;
+mod journal;
+mod plan;
+mod receive;
+mod send;
+mod session;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use crate::protocol::message::Failure;
+use crate::storage;
 use event::{Event, Progress, Report};
 use job::Job;
+use session::Observer;
 
 /// Why a transfer as a whole did not succeed. Single entries that failed are in the [`Report`].
 #[derive(Debug, Error)]
@@ -19,7 +33,7 @@ pub enum EngineError {
     Usage(String),
     /// The source cannot be used at all, such as a path that does not exist.
     #[error("{0}")]
-    Source(crate::storage::StorageError),
+    Source(storage::StorageError),
     /// ssh could not log in.
     #[error("cannot log in to {host}: {cause}")]
     Authentication { host: String, cause: String },
@@ -47,6 +61,78 @@ pub struct Watch {
 }
 
 /// Runs a job to its end, making lost connections again as the job allows.
-pub async fn run(_job: Job, _watch: Watch) -> Result<Report, EngineError> {
-    Err(EngineError::Interrupted)
+///
+/// # Errors
+///
+/// If the transfer as a whole failed; entries that failed by themselves are counted in the report.
+pub async fn run(job: Job, watch: Watch) -> Result<Report, EngineError> {
+    let started = Instant::now();
+    storage::local::raise_file_limit();
+    let observer = Observer::new(Arc::clone(&watch.progress), Some(watch.events.clone()));
+    let mut bytes_sent = 0;
+    let mut bytes_resumed = None;
+    let mut reconnects = 0;
+    let mut tries_left = job.config.retries;
+    let mut pause = job.config.retry_pause;
+    let end = loop {
+        observer.begin_session();
+        let result = client::run_session(&job, &watch, &observer).await;
+        bytes_sent += watch.progress.bytes_sent.get();
+        // What a later session resumes was written by an earlier one of this very run.
+        bytes_resumed.get_or_insert(watch.progress.bytes_resumed.get());
+        let failed = match result {
+            Ok(end) => break end,
+            Err(failed) => failed,
+        };
+        if watch.progress.bytes_verified.get() > 0 {
+            (tries_left, pause) = (job.config.retries, job.config.retry_pause);
+        }
+        let is_worth_it = matches!(failed.error, EngineError::Disconnected { .. })
+            && (failed.established || reconnects > 0)
+            && tries_left > 0;
+        if !is_worth_it {
+            return Err(failed.error);
+        }
+        tries_left -= 1;
+        reconnects += 1;
+        let cause = failed.error.to_string();
+        observer.tell(Event::Retrying { cause, attempt: reconnects, pause });
+        if wait_or_stop(pause, &watch).await {
+            return Err(EngineError::Interrupted);
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    };
+    let tally = observer.tally();
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    // What earlier sessions of this run did was there already for the last one.
+    let done_before = count(&tally.done).saturating_sub(end.totals.done);
+    Ok(Report {
+        done: count(&tally.done),
+        skipped: end.totals.skipped.saturating_sub(done_before + count(&tally.would)),
+        would: count(&tally.would),
+        failed: end.totals.failed,
+        failed_changed: count(&tally.failed_changed),
+        failed_verification: count(&tally.failed_verification),
+        complaints: count(&tally.complaints),
+        bytes_done: count(&tally.bytes_done),
+        bytes_sent,
+        bytes_skipped: watch.progress.bytes_skipped.get(),
+        bytes_resumed: bytes_resumed.unwrap_or_default(),
+        streams: job.config.streams,
+        transport: if job.config.encrypt { "tcp+tls" } else { "tcp" },
+        encrypted: job.config.encrypt,
+        durable: end.durable,
+        dry_run: job.config.dry_run,
+        reconnects,
+        elapsed: started.elapsed(),
+    })
 }
+
+/// Waits; `true` if the user asked to stop meanwhile.
+async fn wait_or_stop(pause: Duration, watch: &Watch) -> bool {
+    let mut stop = watch.stop.clone();
+    tokio::time::timeout(pause, stop.wait_for(|stop| *stop)).await.is_ok_and(|stop| stop.is_ok())
+}
+
+/// The longest pause between two attempts to connect.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);

@@ -11,6 +11,7 @@ use bincode::error::{DecodeError, EncodeError};
 use bincode::{BorrowDecode, Decode, Encode};
 use thiserror::Error;
 
+use super::buffer::Pool;
 use super::chunk::{ChunkSize, Digest, EntryId};
 use super::manifest::{Name, Timestamp, Totals};
 
@@ -130,6 +131,39 @@ pub struct Options {
     /// The agent listens on the loopback address only.
     pub loopback: bool,
     pub sockets: SocketOptions,
+}
+
+impl Options {
+    /// The longest payload of a frame in this session, in bytes (FRAME-3).
+    pub fn max_payload(&self) -> usize {
+        let pack = u64::from(self.pack_threshold) + (1 << 20);
+        usize::try_from(pack.max(self.chunk_size.bytes())).unwrap_or(usize::MAX)
+    }
+
+    /// Whether a file of this size travels in a pack (ENTRY-8).
+    pub fn is_packed(&self, size: u64) -> bool {
+        size < u64::from(self.pack_threshold.max(1))
+    }
+
+    /// The memory that an end has for chunks. At least two buffers, or nothing would flow.
+    pub fn pool(&self) -> Pool {
+        let count = usize::try_from(self.buffer_size).unwrap_or(usize::MAX) / self.max_payload();
+        Pool::new(count.clamp(2, MAX_BUFFERS), self.max_payload())
+    }
+
+    /// Names the first setting that no correct client asks for (SES-6).
+    pub fn check(&self) -> Result<(), &'static str> {
+        if !(1..=MAX_STREAMS).contains(&self.streams) {
+            return Err("the number of streams is outside 1..=512");
+        }
+        if self.pack_threshold > MAX_PACK_THRESHOLD {
+            return Err("the pack threshold is over 64 MiB");
+        }
+        if self.port_range.is_some_and(|(low, high)| low == 0 || low > high) {
+            return Err("the port range is empty");
+        }
+        Ok(())
+    }
 }
 
 /// What to ask of the kernel for data channels, at both ends. `None` leaves it to the kernel.
@@ -397,6 +431,15 @@ pub enum MessageError {
 
 /// The longest message, in bytes: 1 MiB.
 pub const MAX_MESSAGE_LEN: usize = 1 << 20;
+
+/// The most data channels of a session.
+pub const MAX_STREAMS: u16 = 512;
+
+/// The highest pack threshold, in bytes: 64 MiB.
+pub const MAX_PACK_THRESHOLD: u32 = 64 << 20;
+
+/// The most buffers of an end, whatever their size.
+const MAX_BUFFERS: usize = 1024;
 
 /// The longest text of a [`Failure`], in bytes.
 pub const MAX_TEXT_LEN: usize = 2048;

@@ -19,6 +19,9 @@ use crate::protocol::frame::{Frame, FrameError};
 /// The sending half of a data channel.
 pub trait FrameSender: Send + 'static {
     /// Sends one frame, and returns when it is handed to the system.
+    ///
+    /// Must not be dropped midway: part of a frame would have been sent, so that every later call
+    /// fails with [`TransportError::Closed`].
     fn send(&mut self, frame: &Frame) -> impl Future<Output = Result<(), TransportError>> + Send;
 
     /// Waits until the peer has closed the channel or it broke: an idle sender learns of a loss by
@@ -27,11 +30,19 @@ pub trait FrameSender: Send + 'static {
 
     /// Sends [`Frame::End`] and closes this direction.
     fn finish(&mut self) -> impl Future<Output = Result<(), TransportError>> + Send;
+
+    /// Whether the channel's keys have done half of what they may, so that it should be replaced by
+    /// one of the next generation. The other half is room for what is under way.
+    fn is_worn(&self) -> bool {
+        false
+    }
 }
 
 /// The receiving half of a data channel.
 pub trait FrameReceiver: Send + 'static {
     /// Receives one frame into a buffer of the pool, which is taken before the payload is read.
+    ///
+    /// Must not be dropped midway: part of a frame would be lost, so that every later call fails.
     ///
     /// # Errors
     ///
@@ -51,6 +62,8 @@ pub enum TransportError {
     Frame(#[from] FrameError),
     #[error("a record or frame is not authentic")]
     NotAuthentic,
+    #[error("the channel has carried all that its keys may protect")]
+    Worn,
     #[error("the peer is not who it should be: {0}")]
     Proof(&'static str),
     #[error("TLS handshake failed: {0}")]

@@ -1,1 +1,113 @@
-//! Stub.
+//! Storage in a local Linux file system.
+//!
+//! In: paths of the operator, and entries whose names cannot leave their directory. Out: a
+//! [`LocalSource`] and a [`LocalSink`]. Both resolve every name below held directory descriptors
+//! and follow no symlink there, so that nothing outside the operator's roots can be reached, even
+//! while somebody swaps directories for symlinks.
+//!
+//! | File | What it holds |
+//! | --- | --- |
+//! | `beneath.rs` | the only system calls that resolve paths |
+//! | `tree.rs` | directories by identity: names, paths, open descriptors |
+//! | `origin.rs` | what the operator's source arguments mean |
+//! | `walk.rs` | finding what a source has |
+//! | `read.rs` | [`LocalSource`]: files as chunks and packs |
+//! | `destination.rs` | what the operator's destination argument means |
+//! | `place.rs` | directories, symlinks, and which files are wanted; directories' last touches |
+//! | `write.rs` | [`LocalSink`]: chunks into files |
+//! | `small.rs` | whole small files |
+//! | `host.rs` | what the engine must know of this host |
+//! | `state.rs` | the directory and the lock of the journal |
+
+mod beneath;
+mod destination;
+mod host;
+mod origin;
+mod place;
+mod read;
+mod small;
+mod state;
+mod tree;
+mod walk;
+mod write;
+
+#[cfg(test)]
+mod testing;
+
+use rustix::fs::{Stat, Timespec, Timestamps, UTIME_OMIT};
+use rustix::io::Errno;
+
+pub use host::{boot_id, raise_file_limit};
+pub use read::{LocalSource, SourceFile};
+pub use state::StateDir;
+pub use write::{LocalSink, SinkFile};
+
+use super::{Operation, StorageError};
+use crate::protocol::manifest::Timestamp;
+
+/// The directory below a destination's root in which unfinished jobs keep their journals. No entry
+/// may have this name at the top.
+const STATE_NAME: &[u8] = b".fastsync";
+
+/// What has to stay equal for a file to be the one that was looked at before.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Look {
+    size: u64,
+    mtime: Timestamp,
+    ctime: Timestamp,
+    inode: u64,
+}
+
+impl Look {
+    fn new(stat: &Stat) -> Self {
+        Self {
+            size: u64::try_from(stat.st_size).unwrap_or_default(),
+            mtime: mtime(stat),
+            ctime: timestamp(stat.st_ctime, u64::from(stat.st_ctime_nsec)),
+            inode: stat.st_ino,
+        }
+    }
+}
+
+fn mtime(stat: &Stat) -> Timestamp {
+    timestamp(stat.st_mtime, u64::from(stat.st_mtime_nsec))
+}
+
+/// A time as the kernel gave it. It never gives a second or more of nanoseconds.
+fn timestamp(seconds: i64, nanoseconds: u64) -> Timestamp {
+    let nanoseconds = u32::try_from(nanoseconds).unwrap_or_default();
+    Timestamp::new(seconds, nanoseconds).unwrap_or_default()
+}
+
+/// For `utimensat`: sets the mtime and leaves the atime.
+fn only_mtime(time: Timestamp) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec {
+            tv_sec: time.seconds,
+            tv_nsec: i64::from(time.nanoseconds()),
+        },
+    }
+}
+
+/// The error for something that has to be read: gone, changed its type, or refused.
+fn source_error(operation: Operation, path: Vec<u8>, cause: Errno) -> StorageError {
+    match cause {
+        Errno::NOENT => StorageError::Vanished { path },
+        // A symlink, a socket, or a file among the parents, where none was before.
+        Errno::LOOP | Errno::NOTDIR | Errno::NXIO => StorageError::Changed { path },
+        cause => StorageError::Io { operation, path, cause: cause.into() },
+    }
+}
+
+/// Runs what may wait for a disk where waiting hurts nobody.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is shutting down, and will drop this future too.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

@@ -1,0 +1,171 @@
+//! The end that the client started: does what it is told over its standard input and output, and
+//! ends with its client.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::Stdin;
+use tokio::task::JoinSet;
+
+use super::control::{ControlError, Inbox, Outbox, Pulse, outbox};
+use super::event::Progress;
+use super::session::{Channels, Observer, SessionError};
+use super::{here, send};
+use crate::protocol::chunk::Digest;
+use crate::protocol::handshake::{self, ChannelKeys, MAGIC, VERSIONS, common_version, transcript};
+use crate::protocol::message::{Accept, FailureCode, Hello, Message, Open, Task};
+use crate::protocol::session::End;
+use crate::ssh;
+use crate::storage::local::LocalSource;
+use crate::transport::tcp::{Channel, ChannelConfig, Listener};
+use crate::transport::tls::Identity;
+
+/// Serves one session on standard input and output. Returns the process's exit code: 0 only if the
+/// session came to its agreed end.
+pub async fn run() -> u8 {
+    let pulse = Pulse::new();
+    watch_over(pulse.clone());
+    let inbox = Inbox::new(tokio::io::stdin(), End::Agent, CLIENT_SILENCE, pulse);
+    let (outbox, writing) = outbox(tokio::io::stdout());
+    let mut writer = JoinSet::new();
+    writer.spawn(writing);
+    let result = serve(inbox, outbox.clone()).await;
+    if let Some(failure) = result.as_ref().err().and_then(SessionError::to_tell) {
+        let _ = outbox.say(&Message::Abort(failure));
+    }
+    drop(outbox);
+    let _ = tokio::time::timeout(Duration::from_secs(5), writer.join_next()).await;
+    u8::from(result.is_err())
+}
+
+/// Ends the process when the client has been silent for too long, even if the runtime hangs (R12).
+/// What is written is in the journal already.
+fn watch_over(pulse: Pulse) {
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_millis(500));
+            if pulse.silence() > CLIENT_SILENCE {
+                std::process::exit(SILENCE_EXIT_CODE);
+            }
+        }
+    });
+}
+
+async fn serve(mut inbox: Inbox<Stdin>, outbox: Outbox) -> Result<(), SessionError> {
+    let identity = Identity::generate().map_err(SessionError::bug)?;
+    let hello = handshake::hello(here::random()?, identity.certificate().to_vec());
+    let hello = Message::Hello(hello).encode().map_err(SessionError::bug)?;
+    outbox.say_encoded([&MAGIC[..], &hello].concat());
+    let (theirs, their_bytes) = inbox.next_encoded().await?;
+    let theirs = match theirs {
+        Message::Hello(theirs) => theirs,
+        Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
+        _ => return Err(SessionError::violation("the client did not introduce itself")),
+    };
+    if common_version(VERSIONS, theirs.versions).is_none() {
+        let text = format!("the agent speaks protocol versions {}-{}", VERSIONS.0, VERSIONS.1);
+        return Err(SessionError::local(FailureCode::Version, text));
+    }
+    let transcript = transcript(&hello, &their_bytes);
+    match inbox.next().await? {
+        Message::Open(open) => obey(*open, theirs, identity, transcript, inbox, outbox).await,
+        Message::Abort(failure) => Err(ControlError::Aborted(failure).into()),
+        _ => Err(SessionError::violation("the client opened nothing")),
+    }
+}
+
+async fn obey(
+    open: Open,
+    client: Hello,
+    identity: Identity,
+    transcript: Digest,
+    mut inbox: Inbox<Stdin>,
+    outbox: Outbox,
+) -> Result<(), SessionError> {
+    let options = open.options;
+    options.check().map_err(SessionError::violation)?;
+    let listener = Listener::bind(options.port_range, options.loopback, &options.sockets)
+        .map_err(|error| SessionError::local(FailureCode::Startup, error.to_string()))?;
+    let config = ChannelConfig {
+        identity: Arc::new(identity),
+        peer_certificate: client.certificate,
+        keys: ChannelKeys::new(open.channel_secret, transcript),
+        encrypt: options.encrypt,
+        sockets: options.sockets.clone(),
+        max_payload: options.max_payload(),
+        channels: options.streams,
+    };
+    let accept =
+        Accept { options: options.clone(), port: listener.port(), addresses: addresses() };
+    let observer = Observer::new(Arc::new(Progress::default()), None);
+    match open.task {
+        Task::Receive { destination } => {
+            outbox.say(&Message::Accept(accept)).map_err(SessionError::bug)?;
+            let mut tasks = JoinSet::new();
+            let channels = accepted(listener, config, &mut tasks, Channel::into_receiver);
+            let destination = from_home(&destination);
+            let path = destination.as_os_str().as_bytes();
+            here::receive_into(path, open.job, &mut inbox, outbox, channels, options, observer)
+                .await?;
+        }
+        Task::Send { sources } => {
+            let sources: Vec<PathBuf> = sources.iter().map(|path| from_home(path)).collect();
+            let source = LocalSource::open(&sources).map_err(here::startup)?;
+            outbox.say(&Message::Accept(accept)).map_err(SessionError::bug)?;
+            let mut tasks = JoinSet::new();
+            let channels = accepted(listener, config, &mut tasks, Channel::into_sender);
+            let window = client.max_open_entries;
+            send::run(source, &mut inbox, outbox, channels, options, window, observer).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The channels that the client dials, as they prove themselves.
+fn accepted<C: Send + 'static>(
+    listener: Listener,
+    config: ChannelConfig,
+    tasks: &mut JoinSet<()>,
+    take: fn(Channel) -> C,
+) -> Channels<C> {
+    let (proven, channels) = flume::unbounded::<Channel>();
+    let (arrive, arriving) = flume::unbounded();
+    tasks.spawn(async move {
+        // It ends only with the session, or where no handshake can be made: then none arrives.
+        let _ = listener.run(config, proven).await;
+    });
+    tasks.spawn(async move {
+        while let Ok(channel) = channels.recv_async().await {
+            let _ = arrive.send_async(Ok((channel.slot, take(channel)))).await;
+        }
+    });
+    Channels::new(arriving, None)
+}
+
+/// Where this host was reached: the address that the client's ssh connected to.
+fn addresses() -> Vec<String> {
+    let connection = std::env::var("SSH_CONNECTION").unwrap_or_default();
+    ssh::server_address(&connection).iter().map(ToString::to_string).collect()
+}
+
+/// A path as the user meant it: relative ones begin at the home directory, as for scp.
+fn from_home(path: &[u8]) -> PathBuf {
+    let path = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
+    let home = std::env::home_dir().unwrap_or_default();
+    let below = path.strip_prefix("~").unwrap_or(path);
+    // Joining would drop a trailing slash, which means something.
+    let mut joined = home.join(below).into_os_string();
+    if path.as_os_str().as_bytes().ends_with(b"/") && !joined.as_bytes().ends_with(b"/") {
+        joined.push("/");
+    }
+    joined.into()
+}
+
+/// How long the client may be silent (SES-7).
+const CLIENT_SILENCE: Duration = Duration::from_secs(10);
+
+/// The exit code of an agent whose client fell silent: a time-out, as rsync has it.
+const SILENCE_EXIT_CODE: i32 = 30;
+

@@ -1,0 +1,459 @@
+//! The end that the user started: logs in, starts the agent, opens the data channels, and plays its
+//! role until the end.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::process::ChildStdout;
+use tokio::task::JoinSet;
+
+use super::control::{ControlError, Inbox, Outbox, Pulse, outbox};
+use super::dial::Dialler;
+use super::event::{Connection, Event};
+use super::job::{Direction, Host, Job, Place};
+use super::receive::ReceiverEnd;
+use super::send::SenderEnd;
+use super::session::{Observer, SessionError};
+use super::{EngineError, Watch, here, send};
+use crate::protocol::handshake::{self, ChannelKeys, VERSIONS, common_version, transcript};
+use crate::protocol::manifest::{Escaped, Totals};
+use crate::protocol::message::{
+    Accept, Failure, FailureCode, Hello, Message, Open, Options, Secret, Task,
+};
+use crate::protocol::session::{End, Role};
+use crate::ssh::{self, Login, Process};
+use crate::storage::local::LocalSource;
+use crate::transport::tcp::ChannelConfig;
+use crate::transport::tls::Identity;
+
+/// How one session ended.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionEnd {
+    pub totals: Totals,
+    pub durable: bool,
+}
+
+/// How far a session got before it failed decides whether it is worth another try.
+#[derive(Debug)]
+pub struct Failed {
+    pub error: EngineError,
+    /// The agent had answered.
+    pub established: bool,
+}
+
+/// Runs one session of a job.
+pub async fn run_session(
+    job: &Job,
+    watch: &Watch,
+    observer: &Observer,
+) -> Result<SessionEnd, Failed> {
+    let early = |error| Failed { error, established: false };
+    let plan = Plan::new(job).map_err(early)?;
+    let (mut process, login) = plan.start(job).map_err(early)?;
+    let (stdin, stdout) = process.take_streams().ok_or_else(|| {
+        early(plan.not_startable("its input and output could not be connected"))
+    })?;
+    let (outbox, writing) = outbox(stdin);
+    let mut writer = JoinSet::new();
+    writer.spawn(writing);
+    let inbox = Inbox::new(stdout, End::Client(plan.role()), LOGIN_PATIENCE, Pulse::new());
+    let mut session =
+        Session { plan, inbox, outbox, login, observer: observer.clone(), established: false };
+    let mut stop = watch.stop.clone();
+    let result = tokio::select! {
+        result = session.run() => result,
+        () = stopped(&mut stop) => {
+            Err(SessionError::local(FailureCode::Interrupted, "interrupted by the user"))
+        }
+    };
+    let established = session.established;
+    if let Some(failure) = result.as_ref().err().and_then(SessionError::to_tell) {
+        let _ = session.outbox.say(&Message::Abort(failure));
+    }
+    let plan = session.plan;
+    drop(session.outbox);
+    // A peer that does not read any more must not keep us: it is told if it can be.
+    let _ = tokio::time::timeout(Duration::from_secs(2), writer.join_next()).await;
+    writer.abort_all();
+    drop(session.inbox);
+    let status = process.wait(AGENT_PATIENCE).await;
+    let failed = |error| Failed { error, established };
+    match result {
+        Ok(end) if status.is_some_and(|status| status.success()) => Ok(end),
+        Ok(_) => Err(failed(EngineError::Disconnected {
+            host: plan.host_name(),
+            cause: "it ended without saying that all is well; run the same command again to check"
+                .to_owned(),
+        })),
+        Err(error) => {
+            let exit = status.and_then(|status| status.code());
+            Err(failed(plan.explain(&error, exit, &process.complaints())))
+        }
+    }
+}
+
+async fn stopped(stop: &mut tokio::sync::watch::Receiver<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        // Nobody is left who could say so.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// What the job comes to for this end.
+#[derive(Debug)]
+struct Plan {
+    host: Option<Host>,
+    /// The source, if this end sends; the destination, if it receives.
+    local: LocalEnd,
+    task: Task,
+    job: [u8; 16],
+    options: Options,
+}
+
+#[derive(Debug)]
+enum LocalEnd {
+    Source(LocalSource),
+    Destination(PathBuf),
+}
+
+impl Plan {
+    fn new(job: &Job) -> Result<Self, EngineError> {
+        let (host, local, task, names) = match &job.direction {
+            Direction::Push { sources, destination } => {
+                let source = LocalSource::open(sources).map_err(EngineError::Source)?;
+                let (host, path) = match destination {
+                    Place::Local(path) => (None, absolute(path).as_os_str().as_bytes().to_vec()),
+                    Place::Remote { host, path } => (Some(host.clone()), path.clone()),
+                };
+                let names: Vec<Vec<u8>> = sources
+                    .iter()
+                    .map(|path| absolute(path).as_os_str().as_bytes().to_vec())
+                    .chain([path.clone()])
+                    .collect();
+                (host, LocalEnd::Source(source), Task::Receive { destination: path }, names)
+            }
+            Direction::Pull { sources, host, destination } => {
+                let sources: Vec<Vec<u8>> = match host {
+                    Some(_) => sources.clone(),
+                    None => sources.iter().map(|path| absolute_bytes(path)).collect(),
+                };
+                let from = host.as_ref().map_or("", |host| &host.name).as_bytes().to_vec();
+                let names =
+                    sources.iter().cloned().chain([from, absolute(destination).as_os_str().as_bytes().to_vec()]);
+                let names = names.collect();
+                let local = LocalEnd::Destination(destination.clone());
+                (host.clone(), local, Task::Send { sources }, names)
+            }
+        };
+        let options = job.config.to_options(host.is_none());
+        options.check().map_err(|text| EngineError::Usage(text.to_owned()))?;
+        Ok(Self { host, local, task, job: job_name(&names), options })
+    }
+
+    fn role(&self) -> Role {
+        match self.local {
+            LocalEnd::Source(_) => Role::Sender,
+            LocalEnd::Destination(_) => Role::Receiver,
+        }
+    }
+
+    fn host_name(&self) -> String {
+        self.host.as_ref().map_or_else(|| "this machine".to_owned(), |host| host.name.clone())
+    }
+
+    fn not_startable(&self, cause: impl ToString) -> EngineError {
+        EngineError::AgentNotStartable { host: self.host_name(), cause: cause.to_string() }
+    }
+
+    fn start(&self, job: &Job) -> Result<(Process, Option<Login>), EngineError> {
+        let launch = &job.launch;
+        let Some(host) = &self.host else {
+            let program = match &launch.local_program {
+                Some(program) => program.clone(),
+                None => std::env::current_exe().map_err(|cause| self.not_startable(cause))?,
+            };
+            let process = ssh::start_locally(program.as_os_str(), &["agent"])
+                .map_err(|cause| self.not_startable(cause))?;
+            return Ok((process, None));
+        };
+        let login = Login {
+            program: launch.ssh_program.clone().map_or_else(|| OsString::from("ssh"), Into::into),
+            arguments: launch.ssh_arguments.clone(),
+            host: host.name.clone(),
+            user: host.user.clone(),
+            port: host.port,
+        };
+        let agent = launch.agent_path.as_deref().unwrap_or("fastsync");
+        let process = login.start(&format!("{} agent", ssh::quote(agent))).map_err(|cause| {
+            EngineError::AgentNotStartable {
+                host: host.name.clone(),
+                cause: format!("cannot run {}: {cause}", Escaped(login.program.as_bytes())),
+            }
+        })?;
+        Ok((process, Some(login)))
+    }
+
+    /// Turns what the session saw, ssh's exit code and its complaints into an error for people.
+    fn explain(&self, error: &SessionError, exit: Option<i32>, complaints: &str) -> EngineError {
+        let host = self.host_name();
+        let said = if complaints.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", Escaped(complaints.as_bytes()))
+        };
+        let control = match error {
+            SessionError::Local(failure) if failure.code == FailureCode::Interrupted => {
+                return EngineError::Interrupted;
+            }
+            SessionError::Local(failure) if failure.code == FailureCode::Disconnected => {
+                return EngineError::Disconnected { host, cause: failure.text.clone() };
+            }
+            SessionError::Local(failure) => return EngineError::Session(failure.clone()),
+            SessionError::Control(control) => control,
+        };
+        match &**control {
+            ControlError::NoAgent { noise } => self.explain_no_agent(noise, exit, complaints),
+            ControlError::NoMagic(cause) => self.not_startable(cause),
+            ControlError::Aborted(failure) => EngineError::Session(failure.clone()),
+            cause @ (ControlError::Ended | ControlError::Silent(_) | ControlError::Read(_)) => {
+                EngineError::Disconnected { host, cause: format!("{cause}{said}") }
+            }
+            cause @ (ControlError::Message(_)
+            | ControlError::Unexpected(_)
+            | ControlError::Violation(_)) => {
+                let text = format!("{host} and this end do not understand each other: {cause}{said}");
+                EngineError::Session(Failure::new(FailureCode::Violation, text))
+            }
+        }
+    }
+
+    fn explain_no_agent(&self, noise: &[u8], exit: Option<i32>, complaints: &str) -> EngineError {
+        let host = self.host_name();
+        let said = Escaped(complaints.as_bytes()).to_string();
+        let refusals = ["Permission denied", "Host key verification failed", "Too many authentication"];
+        match exit {
+            Some(255) if refusals.iter().any(|text| complaints.contains(text)) => {
+                EngineError::Authentication { host, cause: said }
+            }
+            Some(255) => EngineError::Disconnected { host, cause: said },
+            Some(126 | 127) => self.not_startable(format!(
+                "{said}; install fastsync there, or name it with --agent-path"
+            )),
+            _ => {
+                let noise = &noise[noise.len().saturating_sub(500)..];
+                self.not_startable(format!("no agent answered: {said}{}", Escaped(noise)))
+            }
+        }
+    }
+}
+
+/// A session in the making, and under way.
+struct Session {
+    plan: Plan,
+    inbox: Inbox<ChildStdout>,
+    outbox: Outbox,
+    login: Option<Login>,
+    observer: Observer,
+    established: bool,
+}
+
+impl Session {
+    async fn run(&mut self) -> Result<SessionEnd, SessionError> {
+        let resolved = async {
+            match &self.login {
+                Some(login) => login.resolved_host().await,
+                None => None,
+            }
+        };
+        let (noise, resolved) = tokio::join!(self.inbox.find_magic(), resolved);
+        let noise = noise?;
+        if !noise.is_empty() {
+            let text = format!("the remote shell printed: {}", Escaped(&noise));
+            self.observer.tell(Event::Note(text));
+        }
+        self.inbox.set_silence(AGENT_SILENCE);
+        let (theirs, their_bytes) = self.inbox.next_encoded().await?;
+        let Message::Hello(theirs) = theirs else {
+            return Err(SessionError::violation("the agent did not introduce itself"));
+        };
+        let identity = Identity::generate().map_err(SessionError::bug)?;
+        let mine = handshake::hello(here::random()?, identity.certificate().to_vec());
+        let mine = Message::Hello(mine).encode().map_err(SessionError::bug)?;
+        let transcript = transcript(&their_bytes, &mine);
+        check_version(&theirs)?;
+        let channel_secret = Secret(here::random()?);
+        let open = Open {
+            task: self.plan.task.clone(),
+            channel_secret: channel_secret.clone(),
+            job: self.plan.job,
+            options: self.plan.options.clone(),
+        };
+        self.outbox.say_encoded(mine);
+        self.outbox.say(&Message::Open(Box::new(open))).map_err(SessionError::bug)?;
+        let accept = self.accept().await?;
+        self.established = true;
+        let config = ChannelConfig {
+            identity: Arc::new(identity),
+            peer_certificate: theirs.certificate,
+            keys: ChannelKeys::new(channel_secret, transcript),
+            encrypt: self.plan.options.encrypt,
+            sockets: self.plan.options.sockets.clone(),
+            max_payload: self.plan.options.max_payload(),
+            channels: self.plan.options.streams,
+        };
+        let addresses = self.addresses(&accept, resolved).await;
+        self.observer.tell(Event::Connected(Connection {
+            transport: if config.encrypt { "tcp+tls" } else { "tcp" },
+            streams: config.channels,
+            peer: addresses.first().map_or_else(String::new, ToString::to_string),
+            encrypted: config.encrypt,
+        }));
+        self.transfer(config, addresses, theirs.max_open_entries).await
+    }
+
+    async fn accept(&mut self) -> Result<Accept, SessionError> {
+        loop {
+            match self.inbox.next().await? {
+                Message::Accept(accept) if accept.options == self.plan.options => return Ok(accept),
+                Message::Accept(_) => {
+                    return Err(SessionError::violation("the agent accepted other options (SES-6)"));
+                }
+                Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Where to dial: the address that ssh reached, then what its name means here.
+    async fn addresses(&self, accept: &Accept, resolved: Option<String>) -> Vec<SocketAddr> {
+        if self.plan.host.is_none() {
+            return vec![(Ipv4Addr::LOCALHOST, accept.port).into()];
+        }
+        let told = accept.addresses.iter().take(16).filter_map(|text| text.parse::<IpAddr>().ok());
+        let mut addresses: Vec<SocketAddr> = told.map(|ip| (ip, accept.port).into()).collect();
+        if let Some(name) = resolved {
+            let found = tokio::net::lookup_host((name.as_str(), accept.port)).await;
+            for address in found.into_iter().flatten() {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+        }
+        addresses
+    }
+
+    async fn transfer(
+        &mut self,
+        config: ChannelConfig,
+        addresses: Vec<SocketAddr>,
+        max_open_entries: u32,
+    ) -> Result<SessionEnd, SessionError> {
+        let options = self.plan.options.clone();
+        let (outbox, observer) = (self.outbox.clone(), self.observer.clone());
+        let host = self.plan.host_name();
+        let dialler = Dialler::new(config, addresses, host, options.dry_run);
+        match &self.plan.local {
+            LocalEnd::Source(source) => {
+                let (channels, dialling) = dialler.channels(|channel| channel.into_sender());
+                let source = source.clone();
+                let sending = send::run(
+                    source,
+                    &mut self.inbox,
+                    outbox,
+                    channels,
+                    options,
+                    max_open_entries,
+                    observer,
+                );
+                let SenderEnd { totals, durable } = alongside(sending, dialling).await?;
+                Ok(SessionEnd { totals, durable })
+            }
+            LocalEnd::Destination(path) => {
+                let (channels, dialling) = dialler.channels(|channel| channel.into_receiver());
+                let path = path.as_os_str().as_bytes();
+                let receiving = here::receive_into(
+                    path,
+                    self.plan.job,
+                    &mut self.inbox,
+                    outbox,
+                    channels,
+                    options,
+                    observer,
+                );
+                let ReceiverEnd { totals, durable } = alongside(receiving, dialling).await?;
+                Ok(SessionEnd { totals, durable })
+            }
+        }
+    }
+}
+
+/// Runs a role beside the task that keeps its channels up, which never ends by itself.
+async fn alongside<T>(
+    role: impl Future<Output = Result<T, SessionError>>,
+    dialling: impl Future<Output = ()>,
+) -> Result<T, SessionError> {
+    tokio::select! {
+        result = role => result,
+        () = async { dialling.await; std::future::pending().await } => {
+            Err(SessionError::bug("the dialler ended"))
+        }
+    }
+}
+
+fn check_version(theirs: &Hello) -> Result<(), SessionError> {
+    if common_version(VERSIONS, theirs.versions).is_some() {
+        return Ok(());
+    }
+    let text = format!(
+        "this fastsync ({}) speaks protocol versions {}-{}, the agent ({}) {}-{}: install the same \
+         version on both hosts",
+        env!("CARGO_PKG_VERSION"),
+        VERSIONS.0,
+        VERSIONS.1,
+        Escaped(theirs.build.as_bytes()),
+        theirs.versions.0,
+        theirs.versions.1
+    );
+    Err(SessionError::local(FailureCode::Version, text))
+}
+
+/// Names a job by what is copied where, so that the same command finds its journal again.
+fn job_name(names: &[Vec<u8>]) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new_derive_key("fastsync 1 job");
+    for name in names {
+        hasher.update(&(name.len() as u64).to_le_bytes());
+        hasher.update(name);
+    }
+    let mut job = [0; 16];
+    hasher.finalize_xof().fill(&mut job);
+    job
+}
+
+/// The path from the root on, with its trailing slash if it has one: that means something.
+fn absolute(path: &std::path::Path) -> PathBuf {
+    let mut absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).into_os_string();
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.ends_with(b"/") && !absolute.as_bytes().ends_with(b"/") {
+        absolute.push("/");
+    }
+    absolute.into()
+}
+
+fn absolute_bytes(path: &[u8]) -> Vec<u8> {
+    let path = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
+    absolute(path).into_os_string().as_bytes().to_vec()
+}
+
+/// How long a person may take to log in.
+const LOGIN_PATIENCE: Duration = Duration::from_secs(600);
+
+/// How long the agent may be silent before the connection counts as lost (SES-7).
+const AGENT_SILENCE: Duration = Duration::from_secs(30);
+
+/// How long the agent may take to end.
+const AGENT_PATIENCE: Duration = Duration::from_secs(10);
+

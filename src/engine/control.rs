@@ -1,0 +1,273 @@
+//! The control channel: messages over a byte stream, in the order that the protocol allows.
+//!
+//! One task reads and one writes, and neither waits for the other: what is to be said goes into an
+//! [`Outbox`], which never blocks. That cannot fill the memory, because everything said answers or
+//! announces an entry, and the number of open entries is limited (ENTRY-4). So each end always
+//! drains what the other writes, and no cycle of waiting can form.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+use crate::protocol::handshake::{MagicScanner, NoMagic};
+use crate::protocol::message::{Failure, Message, MessageError};
+use crate::protocol::session::{End, State, Unexpected};
+
+/// Reads messages and holds them to the protocol's order.
+#[derive(Debug)]
+pub struct Inbox<R> {
+    reader: R,
+    state: State,
+    pulse: Pulse,
+    /// How long the peer may be silent, in which it should have said [`Message::Ping`].
+    silence: Duration,
+    /// Bytes that came and were not used yet: `buffer[start..]`.
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+impl<R> Inbox<R> {
+    /// When the peer was last heard.
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+}
+
+impl<R: AsyncRead + Unpin> Inbox<R> {
+    pub fn new(reader: R, me: End, silence: Duration, pulse: Pulse) -> Self {
+        let state = State::new(me);
+        Self { reader, state, pulse, silence, buffer: Vec::new(), start: 0 }
+    }
+
+    /// From now on, the peer may be silent for this long.
+    pub fn set_silence(&mut self, silence: Duration) {
+        self.silence = silence;
+    }
+
+    /// Reads past the remote shell's noise to the agent's magic, and returns the noise (SES-1).
+    pub async fn find_magic(&mut self) -> Result<Vec<u8>, ControlError> {
+        let mut scanner = MagicScanner::default();
+        loop {
+            if self.read_more().await? == 0 {
+                return Err(ControlError::NoAgent { noise: scanner.noise().to_vec() });
+            }
+            let bytes = std::mem::take(&mut self.buffer);
+            if let Some(rest) = scanner.push(&bytes)? {
+                self.buffer = rest;
+                return Ok(scanner.noise().to_vec());
+            }
+        }
+    }
+
+    /// Waits for the next message that is legal now. `Ok(None)` cannot be: a stream that ends is an
+    /// error, unless the protocol had ended before (END-6).
+    pub async fn next(&mut self) -> Result<Message, ControlError> {
+        Ok(self.next_encoded().await?.0)
+    }
+
+    /// The same, with the message's bytes, length included.
+    pub async fn next_encoded(&mut self) -> Result<(Message, Vec<u8>), ControlError> {
+        let len = loop {
+            if let Some(prefix) = self.buffer.get(self.start..).and_then(|rest| rest.first_chunk()) {
+                let len = u32::from_le_bytes(*prefix) as usize;
+                Message::check_len(len)?;
+                if self.buffer.len() - self.start >= 4 + len {
+                    break len;
+                }
+            }
+            if self.read_more().await? == 0 {
+                return Err(ControlError::Ended);
+            }
+        };
+        let encoded = self.buffer[self.start..self.start + 4 + len].to_vec();
+        self.start += 4 + len;
+        let message = Message::decode(&encoded[4..])?;
+        self.state = self.state.handle(&message)?;
+        Ok((message, encoded))
+    }
+
+    async fn read_more(&mut self) -> Result<usize, ControlError> {
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        self.buffer.reserve(64 << 10);
+        let read = tokio::time::timeout(self.silence, self.reader.read_buf(&mut self.buffer)).await;
+        let len = read.map_err(|_| ControlError::Silent(self.silence))?.map_err(ControlError::Read)?;
+        self.pulse.beat();
+        Ok(len)
+    }
+}
+
+/// When the peer was last heard, for a watchdog outside the runtime.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    started: Instant,
+    last: Arc<AtomicU64>,
+}
+
+impl Pulse {
+    pub fn new() -> Self {
+        Self { started: Instant::now(), last: Arc::default() }
+    }
+
+    /// Notes that the peer was heard, or must be taken as alive.
+    pub fn beat(&self) {
+        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(millis, Ordering::Relaxed);
+    }
+
+    /// How long nothing has come.
+    pub fn silence(&self) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
+    }
+}
+
+/// Takes what is to be said to the peer. Never blocks; see the module's documentation.
+#[derive(Clone, Debug)]
+pub struct Outbox(flume::Sender<Vec<u8>>);
+
+impl Outbox {
+    /// Says something. If the writer has ended, the session is ending anyway.
+    ///
+    /// # Errors
+    ///
+    /// If the message is too long, which is a bug of ours and better said than hung on.
+    pub fn say(&self, message: &Message) -> Result<(), MessageError> {
+        self.say_encoded(message.encode()?);
+        Ok(())
+    }
+
+    /// The same for a message that is encoded already.
+    pub fn say_encoded(&self, message: Vec<u8>) {
+        let _ = self.0.send(message);
+    }
+}
+
+/// Makes an outbox and the future that writes what it takes, with a ping whenever nothing else was
+/// said for a while (SES-7). The future ends when every outbox is dropped and all is written.
+pub fn outbox(writer: impl AsyncWrite + Unpin) -> (Outbox, impl Future<Output = io::Result<()>>) {
+    let (sender, queue) = flume::unbounded();
+    (Outbox(sender), write_all(queue, writer))
+}
+
+async fn write_all(
+    queue: flume::Receiver<Vec<u8>>,
+    mut writer: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
+    let ping = Message::Ping.encode().unwrap_or_default();
+    let mut may_ping = false;
+    loop {
+        let mut bytes = match tokio::time::timeout(PING_INTERVAL, queue.recv_async()).await {
+            Ok(Ok(message)) => message,
+            Ok(Err(_)) => return writer.shutdown().await,
+            Err(_) if may_ping => ping.clone(),
+            Err(_) => continue,
+        };
+        // Pings are legal only after the greetings: the first thing said is never one.
+        may_ping = true;
+        while let Some(more) = queue.try_recv().ok().filter(|_| bytes.len() < MAX_BATCH) {
+            bytes.extend_from_slice(&more);
+        }
+        writer.write_all(&bytes).await?;
+        writer.flush().await?;
+    }
+}
+
+/// The control channel cannot go on.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    #[error("the connection ended")]
+    Ended,
+    #[error("nothing was heard for {} seconds", .0.as_secs())]
+    Silent(Duration),
+    #[error("cannot read from the connection: {0}")]
+    Read(io::Error),
+    #[error("no agent answered")]
+    NoAgent { noise: Vec<u8> },
+    #[error(transparent)]
+    NoMagic(#[from] NoMagic),
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    #[error(transparent)]
+    Unexpected(#[from] Unexpected),
+    /// The peer gave up.
+    #[error("{0}")]
+    Aborted(Failure),
+    /// The peer broke a rule that is not about one message.
+    #[error("the peer broke the protocol: {0}")]
+    Violation(String),
+}
+
+/// How often an end says that it is alive when it has nothing else to say.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How much is written at once, in bytes.
+const MAX_BATCH: usize = 256 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::handshake;
+    use crate::protocol::session::Role;
+
+    fn inbox(bytes: &[u8]) -> Inbox<&[u8]> {
+        let silence = Duration::from_secs(5);
+        Inbox::new(bytes, End::Client(Role::Sender), silence, Pulse::new())
+    }
+
+    fn hello() -> Vec<u8> {
+        Message::Hello(handshake::hello([1; 32], vec![2; 10])).encode().unwrap()
+    }
+
+    /// SES-1, SES-2.
+    #[tokio::test]
+    async fn a_greeting_is_read_from_behind_noise() {
+        let stream = [b"motd\n".to_vec(), handshake::MAGIC.to_vec(), hello()].concat();
+        let mut inbox = inbox(&stream);
+        assert_eq!(inbox.find_magic().await.unwrap(), b"motd\n");
+        let (message, encoded) = inbox.next_encoded().await.unwrap();
+        assert!(matches!(message, Message::Hello(_)) && encoded == hello());
+        assert!(matches!(inbox.next().await, Err(ControlError::Ended)));
+    }
+
+    /// SES-3.
+    #[tokio::test]
+    async fn a_length_over_the_limit_is_refused_before_it_is_waited_for() {
+        for len in [0, (1 << 20) + 1, u32::MAX] {
+            let refused = inbox(&len.to_le_bytes()).next().await;
+            assert!(matches!(refused, Err(ControlError::Message(MessageError::Length { .. }))));
+        }
+    }
+
+    /// SES-4.
+    #[tokio::test]
+    async fn a_message_out_of_order_ends_the_session() {
+        let refused = inbox(&Message::Closed.encode().unwrap()).next().await;
+        assert!(matches!(refused, Err(ControlError::Unexpected(_))));
+    }
+
+    /// SES-7.
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_filled_with_pings_once_something_was_said() {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (outbox, writing) = outbox(near);
+        outbox.say_encoded(hello());
+        let mut inbox =
+            Inbox::new(far, End::Client(Role::Sender), Duration::from_secs(30), Pulse::new());
+        let listen = async {
+            assert!(matches!(inbox.next().await.unwrap(), Message::Hello(_)));
+            assert!(matches!(inbox.next().await.unwrap(), Message::Ping));
+            drop(outbox);
+            loop {
+                if let Err(error) = inbox.next().await {
+                    return error;
+                }
+            }
+        };
+        let (_, end) = tokio::join!(writing, listen);
+        assert!(matches!(end, ControlError::Ended));
+    }
+}

@@ -1,0 +1,99 @@
+//! What either end does on its own host, whichever role it plays: open the destination and its
+//! journal, receive into it, and leave nothing behind.
+
+use std::time::Duration;
+
+use tokio::io::AsyncRead;
+
+use super::control::{ControlError, Inbox, Outbox};
+use super::journal::{Journal, Opened, Purpose};
+use super::receive::{self, Destination, ReceiverEnd};
+use super::session::{Channels, Observer, SessionError};
+use crate::protocol::message::{FailureCode, Message, Options, Resume};
+use crate::storage::local::{LocalSink, StateDir, boot_id};
+use crate::storage::{Operation, StorageError};
+use crate::transport::FrameReceiver;
+
+/// Receives into a path of this host, to the very end of the session.
+pub async fn receive_into<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
+    path: &[u8],
+    job: [u8; 16],
+    inbox: &mut Inbox<R>,
+    outbox: Outbox,
+    channels: Channels<C>,
+    options: Options,
+    observer: Observer,
+) -> Result<ReceiverEnd, SessionError> {
+    let single_file = sources(inbox).await?;
+    let sink = LocalSink::open(path, single_file, job, &options).map_err(startup)?;
+    let state = if options.dry_run { None } else { Some(open_state(&sink, inbox).await?) };
+    let mut destination =
+        Destination { sink, journal: None, begun: Default::default(), stale: Vec::new() };
+    if let Some(state) = &state {
+        let purpose = Purpose { job, chunk_size: options.chunk_size, boot: boot_id() };
+        let file = state.journal().try_clone();
+        let opened = file.and_then(|file| Journal::open(file, purpose));
+        let opened = opened.map_err(StorageError::io(Operation::Open, b"the journal"));
+        let Opened { journal, mut begun, mut stale } = opened.map_err(startup)?;
+        if options.resume == Resume::Never {
+            for (path, begun) in begun.drain() {
+                journal.end(begun.number).map_err(|cause| {
+                    startup(StorageError::io(Operation::Write, b"the journal")(cause))
+                })?;
+                stale.push((path, begun.temporary));
+            }
+        }
+        destination = Destination { journal: Some(journal), begun, stale, ..destination };
+    }
+    let end =
+        receive::run(destination, inbox, outbox.clone(), channels, options, observer).await?;
+    if let Some(state) = state {
+        state.remove().map_err(startup)?;
+    }
+    outbox.say(&Message::Closed).map_err(SessionError::bug)?;
+    Ok(end)
+}
+
+/// The sender's first word of its sources (ENTRY-1).
+async fn sources<R: AsyncRead + Unpin>(inbox: &mut Inbox<R>) -> Result<bool, SessionError> {
+    loop {
+        match inbox.next().await? {
+            Message::Sources { single_file } => return Ok(single_file),
+            Message::Ping => {}
+            Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
+            other => {
+                let text = format!("{} came before Sources", other.label());
+                return Err(SessionError::violation(text));
+            }
+        }
+    }
+}
+
+/// Waits for the job's lock; meanwhile the peer is not read, and must not count as silent.
+async fn open_state<R>(sink: &LocalSink, inbox: &Inbox<R>) -> Result<StateDir, SessionError> {
+    let opening = sink.open_state();
+    let mut opening = std::pin::pin!(opening);
+    loop {
+        tokio::select! {
+            state = &mut opening => return state.map_err(startup),
+            () = tokio::time::sleep(Duration::from_secs(1)) => inbox.pulse().beat(),
+        }
+    }
+}
+
+/// An error before anything was transferred.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+pub fn startup(error: StorageError) -> SessionError {
+    match error.code() {
+        FailureCode::DestinationFull => SessionError::Local(error.to_failure()),
+        _ => SessionError::local(FailureCode::Startup, error.to_string()),
+    }
+}
+
+/// 32 bytes from the system's random generator.
+pub fn random() -> Result<[u8; 32], SessionError> {
+    let mut bytes = [0; 32];
+    aws_lc_rs::rand::fill(&mut bytes)
+        .map_err(|_| SessionError::bug("the system's random generator failed"))?;
+    Ok(bytes)
+}

@@ -1,0 +1,604 @@
+//! The sender's half: `plan.next → source.read → channel.send`.
+//!
+//! Entries stream ahead on the control channel while the walk is still running; the receiver's
+//! verdicts fill the [`Plan`]; one task for each data channel empties it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::AsyncRead;
+use tokio::sync::{Notify, OnceCell, Semaphore};
+use tokio::task::JoinSet;
+
+use super::control::{ControlError, Inbox, Outbox};
+use super::event::{EntryReport, Event};
+use super::plan::{Again, FileWork, Plan, SmallFile, Work, lock};
+use super::session::{ChannelEnd, Channels, Observer, SessionError, first_error};
+use crate::protocol::buffer::{BufferError, Pool};
+use crate::protocol::chunk::{Digest, EntryId};
+use crate::protocol::frame::Frame;
+use crate::protocol::handshake::ChannelSlot;
+use crate::protocol::manifest::{Fate, FinalEntry, Totals};
+use crate::protocol::message::{
+    Entry, Failure, FailureCode, Kind, Message, Options, Outcome, Summary, Unit, Verdict,
+};
+use crate::protocol::tree::RootBuilder;
+use crate::storage::{Source, StorageError};
+use crate::transport::FrameSender;
+
+/// Everything that the sender's tasks share.
+pub struct Sender<S: Source> {
+    source: S,
+    plan: Plan<S::File>,
+    pool: Pool,
+    outbox: Outbox,
+    options: Options,
+    observer: Observer,
+    /// Entries that are announced and have not ended.
+    open: Mutex<HashMap<EntryId, Announced<S::File>>>,
+    /// One permit for each entry that may still be announced (ENTRY-4).
+    window: Semaphore,
+    totals: Mutex<Totals>,
+    /// Every entry has been announced.
+    walk_done: AtomicBool,
+    /// Something ended: maybe all has.
+    ended: Notify,
+}
+
+impl<S: Source> std::fmt::Debug for Sender<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sender").finish_non_exhaustive()
+    }
+}
+
+/// What the sender knows of an entry that has not ended.
+struct Announced<F> {
+    entry: Arc<Entry>,
+    /// How often it was announced anew because it had changed (ENTRY-6).
+    version: u16,
+    /// What its data amounted to, once it was all read.
+    root: Option<Digest>,
+    /// Where its chunks are counted, from the first [`Message::Have`] or the verdict on.
+    file: Option<Arc<FileWork<F>>>,
+}
+
+/// Sends everything of a source, to its end. Returns what both ends agree was done.
+pub async fn run<S: Source, R: AsyncRead + Unpin + Send, C: FrameSender>(
+    source: S,
+    inbox: &mut Inbox<R>,
+    outbox: Outbox,
+    mut channels: Channels<C>,
+    options: Options,
+    max_open_entries: u32,
+    observer: Observer,
+) -> Result<SenderEnd, SessionError> {
+    let sender = Arc::new(Sender {
+        source,
+        plan: Plan::new(options.max_payload()),
+        pool: options.pool(),
+        outbox,
+        options,
+        observer,
+        open: Mutex::default(),
+        window: Semaphore::new(max_open_entries.max(1) as usize),
+        totals: Mutex::default(),
+        walk_done: AtomicBool::new(false),
+        ended: Notify::new(),
+    });
+    sender.say(&Message::Sources { single_file: sender.source.is_single_file() })?;
+    let mut tasks: JoinSet<Result<(), SessionError>> = JoinSet::new();
+    tasks.spawn(Arc::clone(&sender).announce_all());
+    let mut streams: JoinSet<ChannelEnd> = JoinSet::new();
+    let mut source_done = false;
+    loop {
+        tokio::select! {
+            message = inbox.next() => {
+                if let Some(end) = sender.hear(message?)? {
+                    sender.plan.close();
+                    while streams.join_next().await.is_some() {}
+                    return sender.agree(end, inbox).await;
+                }
+            }
+            Some(joined) = tasks.join_next() => first_error(joined)?,
+            Some(arrival) = channels.next() => {
+                let (slot, channel) = arrival?;
+                sender.observer.stream_up();
+                streams.spawn(Arc::clone(&sender).send_on(slot, channel));
+            }
+            Some(joined) = streams.join_next() => {
+                sender.observer.stream_down();
+                channels.ended(first_error(joined.map(Ok))?, &sender.observer)?;
+            }
+            () = sender.all_ended(), if !source_done => {
+                source_done = true;
+                sender.plan.close();
+                channels.close();
+                let totals = *lock(&sender.totals);
+                sender.say(&Message::SourceDone(Summary::from(totals)))?;
+            }
+        }
+    }
+}
+
+/// How a sender's session ended.
+#[derive(Clone, Copy, Debug)]
+pub struct SenderEnd {
+    pub totals: Totals,
+    pub durable: bool,
+}
+
+impl<S: Source> Sender<S> {
+    fn say(&self, message: &Message) -> Result<(), SessionError> {
+        self.outbox.say(message).map_err(SessionError::bug)
+    }
+
+    /// Announces what the walk finds, as far ahead as the window allows.
+    async fn announce_all(self: Arc<Self>) -> Result<(), SessionError> {
+        let (found, entries) = flume::bounded(2048);
+        let source = self.source.clone();
+        let walk = async move { source.walk(found).await };
+        let announce = async {
+            while let Ok(first) = entries.recv_async().await {
+                let mut batch = vec![first];
+                let mut len = batch[0].estimated_len();
+                while batch.len() < MAX_BATCH_ENTRIES && len < MAX_BATCH_LEN {
+                    let Ok(entry) = entries.try_recv() else { break };
+                    len += entry.estimated_len();
+                    batch.push(entry);
+                }
+                self.announce(batch).await?;
+            }
+            Ok::<_, SessionError>(())
+        };
+        let (walked, announced) = tokio::join!(walk, announce);
+        announced?;
+        if let Err(error) = walked {
+            // What could not be listed has no entry of its own, so the session cannot be a success.
+            self.observer.listing_failed(&error);
+        }
+        self.walk_done.store(true, Ordering::Release);
+        self.observer.progress.walk_done.store(true, Ordering::Relaxed);
+        self.ended.notify_waiters();
+        self.ended.notify_one();
+        Ok(())
+    }
+
+    async fn announce(&self, batch: Vec<Entry>) -> Result<(), SessionError> {
+        let count = u32::try_from(batch.len()).unwrap_or(u32::MAX);
+        let permits = self.window.acquire_many(count).await.map_err(SessionError::bug)?;
+        permits.forget();
+        {
+            let mut open = lock(&self.open);
+            for entry in &batch {
+                self.observer.found(entry);
+                let entry = Arc::new(entry.clone());
+                open.insert(entry.id, Announced { entry, version: 0, root: None, file: None });
+            }
+        }
+        self.say(&Message::Entries(batch))
+    }
+
+    /// Waits until the walk is over and every entry has ended (END-1).
+    async fn all_ended(&self) {
+        loop {
+            let ended = self.ended.notified();
+            let mut ended = std::pin::pin!(ended);
+            ended.as_mut().enable();
+            if self.walk_done.load(Ordering::Acquire) && lock(&self.open).is_empty() {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// Takes a message from the receiver. Returns its summary once it is done.
+    fn hear(&self, message: Message) -> Result<Option<ReceiverSummary>, SessionError> {
+        match message {
+            Message::Verdicts(verdicts) => {
+                for (id, verdict) in verdicts {
+                    self.obey(id, verdict)?;
+                }
+            }
+            Message::Have { entry, first, values } => self.has(entry, first, &values)?,
+            Message::Written(units) => units.into_iter().for_each(|unit| self.written(unit)),
+            Message::Again(units) => {
+                for unit in units {
+                    self.send_again(unit)?;
+                }
+            }
+            Message::Outcomes(outcomes) => {
+                for (id, outcome) in outcomes {
+                    self.end(id, outcome)?;
+                }
+            }
+            Message::Complaint { entry, failure } => {
+                let path = format!("{entry}").into_bytes();
+                self.observer.complain(path, failure);
+            }
+            Message::ReceiverDone { summary, durable } => {
+                return Ok(Some(ReceiverSummary { summary, durable }));
+            }
+            Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
+            // The state machine lets nothing else through in this role.
+            Message::Ping
+            | Message::Hello(_)
+            | Message::Open(_)
+            | Message::Accept(_)
+            | Message::Sources { .. }
+            | Message::Entries(_)
+            | Message::FileEnd { .. }
+            | Message::Restart { .. }
+            | Message::Withdraw { .. }
+            | Message::SourceDone(_)
+            | Message::Finish { .. }
+            | Message::Closed => {}
+        }
+        Ok(None)
+    }
+
+    fn obey(&self, id: EntryId, verdict: Verdict) -> Result<(), SessionError> {
+        match verdict {
+            Verdict::Ended(outcome) => self.end(id, outcome),
+            Verdict::Need | Verdict::Resume => {
+                let mut open = lock(&self.open);
+                let known = open.get_mut(&id).ok_or_else(|| unknown(id))?;
+                let Kind::File(kind) = known.entry.kind else { return Err(unknown(id)) };
+                if self.options.is_packed(kind.size) {
+                    let entry = Arc::clone(&known.entry);
+                    self.plan.add_small(SmallFile { entry, version: known.version });
+                } else {
+                    let file = self.file_work(known);
+                    self.plan.add_file(file);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The receiver has these chunks from an earlier run.
+    fn has(&self, id: EntryId, first: u64, values: &[Digest]) -> Result<(), SessionError> {
+        let mut open = lock(&self.open);
+        let known = open.get_mut(&id).ok_or_else(|| unknown(id))?;
+        if self.options.is_packed(known.entry.size()) {
+            return Err(unknown(id));
+        }
+        let file = self.file_work(known);
+        let mut tree = lock(&file.tree);
+        let mut resumed = 0;
+        for (index, value) in (first..).zip(values) {
+            if !tree.insert(index, *value) {
+                return Err(SessionError::violation(format!("{id} has no such chunk to resume")));
+            }
+            let range = file.chunk_size.range(id, index, file.entry.size());
+            resumed += range.map_or(0, |range| u64::from(range.len()));
+        }
+        self.observer.progress.bytes_resumed.add(resumed);
+        Ok(())
+    }
+
+    fn file_work(&self, known: &mut Announced<S::File>) -> Arc<FileWork<S::File>> {
+        let chunk_size = self.options.chunk_size;
+        let file = known.file.get_or_insert_with(|| {
+            Arc::new(FileWork {
+                entry: Arc::clone(&known.entry),
+                version: known.version,
+                chunk_size,
+                open: OnceCell::new(),
+                tree: Mutex::new(RootBuilder::new(chunk_size.count(known.entry.size()))),
+                cancelled: AtomicBool::new(false),
+            })
+        });
+        Arc::clone(file)
+    }
+
+    fn written(&self, unit: Unit) {
+        let was_under_way = self.plan.written(unit);
+        if let (true, Unit::Chunk { entry, offset, .. }) = (was_under_way, unit) {
+            let open = lock(&self.open);
+            let size = open.get(&entry).map_or(0, |known| known.entry.size());
+            let len = size.saturating_sub(offset).min(self.options.chunk_size.bytes());
+            self.observer.progress.bytes_verified.add(len);
+        }
+    }
+
+    fn send_again(&self, unit: Unit) -> Result<(), SessionError> {
+        let packed = match unit {
+            Unit::Packed { entry, version } => lock(&self.open)
+                .get(&entry)
+                .filter(|known| known.version == version)
+                .map(|known| SmallFile { entry: Arc::clone(&known.entry), version }),
+            Unit::Chunk { .. } | Unit::Pack(_) => None,
+        };
+        match self.plan.send_again(unit, packed) {
+            Again::Unknown => {}
+            Again::Queued => self.observer.tell(Event::Mismatch { what: format!("{unit:?}") }),
+            Again::GivenUp(entries) => {
+                for id in entries {
+                    let path = self.path_of(id);
+                    let text = format!(
+                        "{} did not match its digest in four attempts; a host's memory or network \
+                         card may be faulty",
+                        crate::protocol::manifest::Escaped(&path)
+                    );
+                    self.withdraw(id, Failure::new(FailureCode::Verification, text))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn path_of(&self, id: EntryId) -> Vec<u8> {
+        let entry = lock(&self.open).get(&id).map(|known| Arc::clone(&known.entry));
+        entry.map(|entry| self.source.path(&entry)).unwrap_or_default()
+    }
+
+    /// An entry is over: the receiver says so, and only it does (ENTRY-5).
+    fn end(&self, id: EntryId, outcome: Outcome) -> Result<(), SessionError> {
+        let known = lock(&self.open).remove(&id).ok_or_else(|| unknown(id))?;
+        if let Some(file) = &known.file {
+            self.plan.cancel(file);
+        }
+        let root = match (&outcome, &known.entry.kind) {
+            (Outcome::Done, Kind::File(_)) => known.root,
+            _ => None,
+        };
+        let final_entry = FinalEntry {
+            id,
+            parent: known.entry.parent,
+            name: &known.entry.name,
+            size: known.entry.size(),
+            fate: Fate::from(&outcome),
+            root: root.unwrap_or_default(),
+        };
+        lock(&self.totals).add(&final_entry);
+        let is_packed = self.options.is_packed(known.entry.size());
+        let report = EntryReport::new(self.source.path(&known.entry), &known.entry, root, outcome);
+        self.observer.ended(report, is_packed);
+        self.window.add_permits(1);
+        self.ended.notify_one();
+        Ok(())
+    }
+
+    /// Asks the receiver to end an entry as failed (ENTRY-7).
+    fn withdraw(&self, id: EntryId, failure: Failure) -> Result<(), SessionError> {
+        let file = lock(&self.open).get(&id).and_then(|known| known.file.clone());
+        if let Some(file) = file {
+            self.plan.cancel(&file);
+        }
+        self.say(&Message::Withdraw { entry: id, failure })
+    }
+
+    /// Sends over one channel until there is nothing left, or the channel is lost.
+    async fn send_on(self: Arc<Self>, slot: ChannelSlot, mut channel: impl FrameSender) -> ChannelEnd {
+        let end = self.send_units(slot, &mut channel).await;
+        self.plan.channel_lost(slot);
+        match end {
+            Ok(()) => ChannelEnd::finished(slot),
+            Err(SendError::Channel(error)) => ChannelEnd::lost(slot, error),
+            Err(SendError::Session(error)) => ChannelEnd::failed(slot, error),
+        }
+    }
+
+    async fn send_units(
+        &self,
+        slot: ChannelSlot,
+        channel: &mut impl FrameSender,
+    ) -> Result<(), SendError> {
+        loop {
+            if channel.is_worn() {
+                return channel.finish().await.map_err(SendError::Channel);
+            }
+            let work = tokio::select! {
+                work = self.plan.next(slot) => work,
+                error = channel.closed() => return Err(SendError::Channel(error)),
+            };
+            let Some(work) = work else {
+                return channel.finish().await.map_err(SendError::Channel);
+            };
+            if let Some(frame) = self.read(work).await.map_err(SendError::Session)? {
+                channel.send(&frame).await.map_err(SendError::Channel)?;
+                self.observer.progress.bytes_sent.add(frame.payload().len() as u64);
+            }
+        }
+    }
+
+    /// Makes the frame for a unit. `None` where there is nothing to send, or not any more.
+    async fn read(&self, work: Work<S::File>) -> Result<Option<Frame>, SessionError> {
+        match work {
+            Work::Pack { number, files } => self.read_pack(number, files).await,
+            Work::Chunk { file, index } => {
+                let size = file.entry.size();
+                let Some(range) = file.chunk_size.range(file.entry.id, index, size) else {
+                    return Ok(None);
+                };
+                let read = async {
+                    let open = self.open_file(&file).await?;
+                    self.source.read(open, range, file.version, &self.pool).await
+                };
+                match read.await {
+                    Ok(chunk) => {
+                        lock(&file.tree).insert(index, chunk.digest);
+                        self.end_file(&file).await?;
+                        Ok((!file.is_cancelled()).then_some(Frame::Chunk(chunk)))
+                    }
+                    Err(error) => self.source_failed(&file.entry, file.version, &error).await,
+                }
+            }
+            Work::End { file } => match self.open_file(&file).await {
+                Ok(_) => self.end_file(&file).await.map(|()| None),
+                Err(error) => self.source_failed(&file.entry, file.version, &error).await,
+            },
+        }
+    }
+
+    async fn open_file(&self, file: &FileWork<S::File>) -> Result<S::File, StorageError> {
+        let open = || self.source.open(Arc::clone(&file.entry));
+        file.open.get_or_try_init(open).await.cloned()
+    }
+
+    /// Tells the receiver that all of a file was read and is of one piece (INT-7).
+    async fn end_file(&self, file: &FileWork<S::File>) -> Result<(), SessionError> {
+        let Some(root) = lock(&file.tree).root() else { return Ok(()) };
+        let confirmed = async {
+            let open = self.open_file(file).await?;
+            self.source.confirm(open).await
+        };
+        if let Err(error) = confirmed.await {
+            self.source_failed(&file.entry, file.version, &error).await?;
+            return Ok(());
+        }
+        let (entry, version) = (file.entry.id, file.version);
+        {
+            let mut open = lock(&self.open);
+            let Some(known) = open.get_mut(&entry).filter(|known| known.version == version) else {
+                return Ok(());
+            };
+            known.root = Some(root);
+        }
+        self.say(&Message::FileEnd { entry, version, root })
+    }
+
+    async fn read_pack(
+        &self,
+        number: u64,
+        files: Vec<SmallFile>,
+    ) -> Result<Option<Frame>, SessionError> {
+        let len = crate::protocol::chunk::Pack::table_len(files.len());
+        let data: u64 = files.iter().map(|file| file.entry.size()).sum();
+        let len = usize::try_from(data).unwrap_or(usize::MAX).saturating_add(len);
+        let buffer = self.pool.take(len).await.map_err(|error| match error {
+            BufferError::TooLong { .. } => SessionError::bug(error),
+            BufferError::Map(_) => SessionError::local(FailureCode::Io, error.to_string()),
+        })?;
+        let wanted = files.iter().map(|file| (Arc::clone(&file.entry), file.version)).collect();
+        let read = self.source.read_pack(number, wanted, buffer).await;
+        {
+            let mut open = lock(&self.open);
+            for (id, root) in read.roots {
+                if let Some(known) = open.get_mut(&id) {
+                    known.root = Some(root);
+                }
+            }
+        }
+        for (id, error) in read.failed {
+            if let Some(file) = files.iter().find(|file| file.entry.id == id) {
+                self.source_failed(&file.entry, file.version, &error).await?;
+            }
+        }
+        if read.pack.is_none() {
+            self.plan.drop_unit(Unit::Pack(number));
+        }
+        Ok(read.pack.map(Frame::Pack))
+    }
+
+    /// A file could not be read: it is announced anew if it changed, and withdrawn if that does not
+    /// help, or cannot (ENTRY-6).
+    async fn source_failed(
+        &self,
+        entry: &Arc<Entry>,
+        version: u16,
+        error: &StorageError,
+    ) -> Result<Option<Frame>, SessionError> {
+        let id = entry.id;
+        let is_current =
+            || lock(&self.open).get(&id).is_some_and(|known| known.version == version);
+        if !is_current() {
+            return Ok(None);
+        }
+        let is_hopeless = !matches!(error, StorageError::Changed { .. }) || version >= MAX_RESTARTS;
+        if is_hopeless {
+            self.withdraw(id, error.to_failure())?;
+            return Ok(None);
+        }
+        let now = match self.source.look_again(Arc::clone(entry)).await {
+            Ok(now) => now,
+            Err(error) => {
+                self.withdraw(id, error.to_failure())?;
+                return Ok(None);
+            }
+        };
+        let old = {
+            let mut open = lock(&self.open);
+            // Several channels may find the same change: the first announces it.
+            let Some(known) = open.get_mut(&id).filter(|known| known.version == version) else {
+                return Ok(None);
+            };
+            known.version += 1;
+            known.entry = Arc::new(now.clone());
+            known.root = None;
+            known.file.take()
+        };
+        if let Some(old) = old {
+            self.plan.cancel(&old);
+        }
+        self.say(&Message::Restart { entry: now, version: version + 1 })?;
+        Ok(None)
+    }
+
+    /// Compares both ends' counts, and says whether they agree (END-3, END-4).
+    async fn agree<R: AsyncRead + Unpin>(
+        &self,
+        theirs: ReceiverSummary,
+        inbox: &mut Inbox<R>,
+    ) -> Result<SenderEnd, SessionError> {
+        let totals = *lock(&self.totals);
+        let agreed = Summary::from(totals) == theirs.summary;
+        self.say(&Message::Finish { agreed })?;
+        if !agreed {
+            return Err(SessionError::mismatch(&totals.into(), &theirs.summary));
+        }
+        loop {
+            match inbox.next().await? {
+                Message::Closed => return Ok(SenderEnd { totals, durable: theirs.durable }),
+                Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What the receiver counts.
+struct ReceiverSummary {
+    summary: Summary,
+    durable: bool,
+}
+
+enum SendError {
+    Channel(crate::transport::TransportError),
+    Session(SessionError),
+}
+
+fn unknown(id: EntryId) -> SessionError {
+    SessionError::violation(format!("the receiver speaks of {id}, which is not open"))
+}
+
+impl From<&Outcome> for Fate {
+    fn from(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Done => Self::Done,
+            Outcome::Skipped | Outcome::Would => Self::Skipped,
+            Outcome::Failed(_) => Self::Failed,
+        }
+    }
+}
+
+impl Entry {
+    /// About how long it is when encoded, in bytes.
+    fn estimated_len(&self) -> usize {
+        let more = match &self.kind {
+            Kind::Symlink { target } => target.len(),
+            Kind::Unsendable(failure) => failure.text.len(),
+            Kind::Directory | Kind::File(_) => 0,
+        };
+        64 + self.name.as_bytes().len() + more
+    }
+}
+
+/// How often a file that changes while it is read is begun anew (ENTRY-6).
+const MAX_RESTARTS: u16 = 2;
+
+/// How many entries one message announces at the most, and about how long it may get, in bytes.
+const MAX_BATCH_ENTRIES: usize = 512;
+const MAX_BATCH_LEN: usize = 256 << 10;

@@ -1,0 +1,282 @@
+//! What both ends of a session share: the channels that arrive, what is observed, how it fails.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use thiserror::Error;
+use tokio::task::JoinError;
+
+use super::control::ControlError;
+use super::event::{EntryReport, Event, Progress};
+use crate::protocol::handshake::ChannelSlot;
+use crate::protocol::message::{Entry, Failure, FailureCode, Kind, Outcome, Summary};
+use crate::storage::StorageError;
+use crate::transport::TransportError;
+
+/// The data channels of a session as they come up, whoever dials them.
+#[derive(Debug)]
+pub struct Channels<C> {
+    arriving: flume::Receiver<Result<(ChannelSlot, C), SessionError>>,
+    /// Told of channels that are gone, so that they can be dialled anew.
+    gone: Option<flume::Sender<ChannelSlot>>,
+    closed: bool,
+}
+
+impl<C> Channels<C> {
+    pub fn new(
+        arriving: flume::Receiver<Result<(ChannelSlot, C), SessionError>>,
+        gone: Option<flume::Sender<ChannelSlot>>,
+    ) -> Self {
+        Self { arriving, gone, closed: false }
+    }
+
+    /// The next channel that is up; `None` if there will be no more.
+    pub async fn next(&mut self) -> Option<Result<(ChannelSlot, C), SessionError>> {
+        self.arriving.recv_async().await.ok()
+    }
+
+    /// No channel is needed any more: those that end are not replaced.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// A channel's task has ended. Only a broken rule, or a failure of this end, ends the session.
+    pub fn ended(&self, end: ChannelEnd, observer: &Observer) -> Result<(), SessionError> {
+        match end.how {
+            HowEnded::Failed(error) => return Err(error),
+            HowEnded::Lost(error) if error.is_violation() => {
+                return Err(SessionError::violation(error.to_string()));
+            }
+            HowEnded::Lost(error) if !self.closed => {
+                let channel = end.slot.channel;
+                observer.tell(Event::ChannelLost { channel, cause: error.to_string() });
+            }
+            HowEnded::Lost(_) | HowEnded::Finished => {}
+        }
+        if let Some(gone) = self.gone.as_ref().filter(|_| !self.closed) {
+            let _ = gone.send(end.slot);
+        }
+        Ok(())
+    }
+}
+
+/// How the task of one channel ended.
+#[derive(Debug)]
+pub struct ChannelEnd {
+    slot: ChannelSlot,
+    how: HowEnded,
+}
+
+#[derive(Debug)]
+enum HowEnded {
+    Finished,
+    Lost(TransportError),
+    Failed(SessionError),
+}
+
+impl ChannelEnd {
+    /// The sender had nothing more for it.
+    pub fn finished(slot: ChannelSlot) -> Self {
+        Self { slot, how: HowEnded::Finished }
+    }
+
+    /// The channel broke; the session goes on.
+    pub fn lost(slot: ChannelSlot, error: TransportError) -> Self {
+        Self { slot, how: HowEnded::Lost(error) }
+    }
+
+    /// Something happened on it that ends the session.
+    pub fn failed(slot: ChannelSlot, error: SessionError) -> Self {
+        Self { slot, how: HowEnded::Failed(error) }
+    }
+}
+
+/// Where an end notes what happens: for the user at the client, for nobody at the agent.
+#[derive(Clone, Debug)]
+pub struct Observer {
+    pub progress: Arc<Progress>,
+    events: Option<flume::Sender<Event>>,
+    tally: Arc<Tally>,
+}
+
+/// What the final report needs and totals do not have.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub done: AtomicU64,
+    pub bytes_done: AtomicU64,
+    pub would: AtomicU64,
+    pub failed_changed: AtomicU64,
+    pub failed_verification: AtomicU64,
+    pub complaints: AtomicU64,
+}
+
+impl Observer {
+    pub fn new(progress: Arc<Progress>, events: Option<flume::Sender<Event>>) -> Self {
+        Self { progress, events, tally: Arc::default() }
+    }
+
+    /// Another session of the same run begins: what failed in the last one may succeed now.
+    pub fn begin_session(&self) {
+        self.progress.reset();
+        for counter in
+            [&self.tally.failed_changed, &self.tally.failed_verification, &self.tally.complaints]
+        {
+            counter.store(0, Ordering::Relaxed);
+        }
+    }
+
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    pub fn tell(&self, event: Event) {
+        if let Some(events) = &self.events {
+            let _ = events.send(event);
+        }
+    }
+
+    pub fn found(&self, entry: &Entry) {
+        if matches!(entry.kind, Kind::File(_)) {
+            self.progress.files_found.add(1);
+            self.progress.bytes_found.add(entry.size());
+        }
+    }
+
+    pub fn resumed(&self, bytes: u64) {
+        self.progress.bytes_resumed.add(bytes);
+    }
+
+    /// An entry has ended. `is_packed`: its bytes were not counted chunk by chunk.
+    pub fn ended(&self, report: EntryReport, is_packed: bool) {
+        if report.kind == super::event::EntryKind::File {
+            self.progress.files_ended.add(1);
+        }
+        match &report.outcome {
+            Outcome::Done => {
+                self.tally.done.fetch_add(1, Ordering::Relaxed);
+                self.tally.bytes_done.fetch_add(report.size, Ordering::Relaxed);
+                if is_packed {
+                    self.progress.bytes_verified.add(report.size);
+                }
+            }
+            Outcome::Skipped => self.progress.bytes_skipped.add(report.size),
+            Outcome::Would => {
+                self.tally.would.fetch_add(1, Ordering::Relaxed);
+                self.progress.bytes_skipped.add(report.size);
+            }
+            Outcome::Failed(failure) => match failure.code {
+                FailureCode::Changed | FailureCode::Vanished => {
+                    self.tally.failed_changed.fetch_add(1, Ordering::Relaxed);
+                }
+                FailureCode::Verification => {
+                    self.tally.failed_verification.fetch_add(1, Ordering::Relaxed);
+                }
+                _ => {}
+            },
+        }
+        self.tell(Event::Ended(report));
+    }
+
+    pub fn complain(&self, path: Vec<u8>, failure: Failure) {
+        self.tally.complaints.fetch_add(1, Ordering::Relaxed);
+        self.tell(Event::Complaint { path, failure });
+    }
+
+    /// A directory could not be listed to its end: what is missing has no entry of its own.
+    pub fn listing_failed(&self, error: &StorageError) {
+        self.complain(Vec::new(), error.to_failure());
+    }
+
+    pub fn stream_up(&self) {
+        self.progress.streams.add(1);
+    }
+
+    pub fn stream_down(&self) {
+        self.progress.streams.subtract(1);
+    }
+}
+
+/// Why a session ended before its end.
+#[derive(Debug, Error)]
+pub enum SessionError {
+    /// The control channel broke, or the peer broke a rule, or gave up.
+    #[error(transparent)]
+    Control(#[from] Arc<ControlError>),
+    /// This end gives up, and tells the peer why.
+    #[error("{0}")]
+    Local(Failure),
+}
+
+impl Clone for SessionError {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Control(error) => Self::Control(Arc::clone(error)),
+            Self::Local(failure) => Self::Local(failure.clone()),
+        }
+    }
+}
+
+impl From<ControlError> for SessionError {
+    fn from(error: ControlError) -> Self {
+        Self::Control(Arc::new(error))
+    }
+}
+
+impl SessionError {
+    pub fn violation(text: impl Into<String>) -> Self {
+        ControlError::Violation(text.into()).into()
+    }
+
+    pub fn local(code: FailureCode, text: impl Into<String>) -> Self {
+        Self::Local(Failure::new(code, text))
+    }
+
+    /// Something that cannot be unless this program is wrong: said, and never a panic.
+    pub fn bug(error: impl std::fmt::Display) -> Self {
+        Self::local(FailureCode::Violation, format!("internal error of fastsync: {error}"))
+    }
+
+    /// The ends count differently: nothing that this session said can be relied on.
+    pub fn mismatch(sender: &Summary, receiver: &Summary) -> Self {
+        let count = |summary: &Summary| {
+            format!(
+                "{} done, {} skipped, {} failed, {} bytes",
+                summary.done, summary.skipped, summary.failed, summary.bytes
+            )
+        };
+        let text = format!(
+            "the ends disagree on what was transferred: the sender counts {}; the receiver {}; run \
+             the same command again",
+            count(sender),
+            count(receiver)
+        );
+        Self::local(FailureCode::Mismatch, text)
+    }
+
+    /// What the peer should be told; `None` where it knows, or cannot hear.
+    pub fn to_tell(&self) -> Option<Failure> {
+        match self {
+            Self::Local(failure) => Some(failure.clone()),
+            Self::Control(error) => match &**error {
+                ControlError::Ended
+                | ControlError::Silent(_)
+                | ControlError::Read(_)
+                | ControlError::NoAgent { .. }
+                | ControlError::NoMagic(_)
+                | ControlError::Aborted(_) => None,
+                ControlError::Message(error) => Some(broken(error)),
+                ControlError::Unexpected(error) => Some(broken(error)),
+                ControlError::Violation(text) => Some(broken(text)),
+            },
+        }
+    }
+}
+
+fn broken(what: &impl std::fmt::Display) -> Failure {
+    Failure::new(FailureCode::Violation, format!("the peer broke the protocol: {what}"))
+}
+
+/// Unpacks what a task returned; a task that panicked is a bug of ours, and ends the session.
+pub fn first_error<T>(joined: Result<Result<T, SessionError>, JoinError>) -> Result<T, SessionError> {
+    joined.map_err(SessionError::bug)?
+}

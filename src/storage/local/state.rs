@@ -1,0 +1,246 @@
+//! The directory and the lock of a job's journal.
+//!
+//! In: the destination's root and the job's name. Out: an open journal that no other process can
+//! have at the same time. It lies at `.fastsync/<job>/journal` below the root, and nothing of it is
+//! left when a job is done.
+
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode as FsMode, OFlags};
+use rustix::io::Errno;
+use tokio::time::Instant;
+
+use super::{STATE_NAME, beneath, blocking};
+use crate::storage::{Operation, StorageError};
+
+/// How long to wait for another process to let go of the journal.
+const LOCK_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How often to try meanwhile.
+const LOCK_INTERVAL: Duration = Duration::from_millis(200);
+
+const JOURNAL: &[u8] = b"journal";
+
+/// A job's own directory below the destination, locked for as long as this value lives.
+#[derive(Debug)]
+pub struct StateDir {
+    root: Arc<OwnedFd>,
+    all_jobs: OwnedFd,
+    dir: OwnedFd,
+    job: String,
+    journal: File,
+    /// For messages.
+    path: Vec<u8>,
+}
+
+/// Why there is no lock yet.
+enum Refusal {
+    /// Another process has it, or is just removing the directory.
+    Busy,
+    Failed(Operation, Errno),
+    /// Another user could change it.
+    Foreign,
+}
+
+impl StateDir {
+    pub(super) async fn open(
+        root: Option<&Arc<OwnedFd>>,
+        root_path: &Path,
+        job: [u8; 16],
+    ) -> Result<Self, StorageError> {
+        Self::open_within(root, root_path, job, LOCK_PATIENCE).await
+    }
+
+    async fn open_within(
+        root: Option<&Arc<OwnedFd>>,
+        root_path: &Path,
+        job: [u8; 16],
+        patience: Duration,
+    ) -> Result<Self, StorageError> {
+        let job = format!("{:032x}", u128::from_be_bytes(job));
+        let path = root_path.join(".fastsync").join(&job).join("journal");
+        let path = path.as_os_str().as_bytes();
+        let Some(root) = root else {
+            return Err(StorageError::io(Operation::Open, path)(Errno::NOENT));
+        };
+        let deadline = Instant::now() + patience;
+        loop {
+            let (root, job) = (Arc::clone(root), job.clone());
+            let for_messages = path.to_vec();
+            match blocking(move || Self::try_open(root, job, for_messages)).await {
+                Ok(state) => return Ok(state),
+                Err(Refusal::Busy) if Instant::now() < deadline => {
+                    tokio::time::sleep(LOCK_INTERVAL).await;
+                }
+                Err(refusal) => return Err(refusal.into_error(path)),
+            }
+        }
+    }
+
+    fn try_open(root: Arc<OwnedFd>, job: String, path: Vec<u8>) -> Result<Self, Refusal> {
+        let all_jobs = own_directory(root.as_fd(), STATE_NAME)?;
+        let dir = own_directory(all_jobs.as_fd(), job.as_bytes())?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK;
+        let journal = beneath::open_name(dir.as_fd(), JOURNAL, flags, FsMode::RUSR | FsMode::WUSR)
+            .map_err(busy_if_missing(Operation::Open))?;
+        match rustix::fs::flock(&journal, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK | Errno::INTR) => return Err(Refusal::Busy),
+            Err(cause) => return Err(Refusal::Failed(Operation::Lock, cause)),
+        }
+        let held = rustix::fs::fstat(&journal).map_err(busy_if_missing(Operation::Stat))?;
+        // The last holder may have removed it between our opening and our locking it.
+        let named = rustix::fs::statat(&dir, JOURNAL, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(busy_if_missing(Operation::Stat))?;
+        if (named.st_ino, named.st_dev) != (held.st_ino, held.st_dev) {
+            return Err(Refusal::Busy);
+        }
+        let is_ours = FileType::from_raw_mode(held.st_mode) == FileType::RegularFile
+            && held.st_uid == rustix::process::geteuid().as_raw()
+            && held.st_nlink == 1;
+        if !is_ours {
+            return Err(Refusal::Foreign);
+        }
+        Ok(Self { root, all_jobs, dir, job, journal: File::from(journal), path })
+    }
+
+    /// The journal, open for reading and writing.
+    pub fn journal(&self) -> &File {
+        &self.journal
+    }
+
+    /// Removes the journal and its directories; others' journals stay.
+    ///
+    /// # Errors
+    ///
+    /// If something cannot be removed.
+    pub fn remove(self) -> Result<(), StorageError> {
+        let failed = |cause| StorageError::io(Operation::Remove, &self.path)(cause);
+        // Still locked, so that nobody can have begun to use it.
+        rustix::fs::unlinkat(&self.dir, JOURNAL, AtFlags::empty()).map_err(failed)?;
+        remove_if_empty(self.all_jobs.as_fd(), self.job.as_bytes()).map_err(failed)?;
+        remove_if_empty(self.root.as_fd(), STATE_NAME).map_err(failed)
+    }
+}
+
+impl Refusal {
+    fn into_error(self, path: &[u8]) -> StorageError {
+        use std::io::{Error, ErrorKind};
+        match self {
+            Self::Busy => StorageError::io(Operation::Lock, path)(Error::new(
+                ErrorKind::WouldBlock,
+                "another fastsync is writing there; wait for it to end",
+            )),
+            Self::Foreign => StorageError::io(Operation::Lock, path)(Error::new(
+                ErrorKind::PermissionDenied,
+                "it belongs to somebody else; remove it or choose another destination",
+            )),
+            Self::Failed(operation, cause) => StorageError::io(operation, path)(cause),
+        }
+    }
+}
+
+/// A predecessor that removes the directories may do so at any moment of our opening them.
+fn busy_if_missing(operation: Operation) -> impl FnOnce(Errno) -> Refusal {
+    move |cause| match cause {
+        Errno::NOENT => Refusal::Busy,
+        cause => Refusal::Failed(operation, cause),
+    }
+}
+
+/// Opens a directory that only we can write to, and makes it first if it is missing.
+fn own_directory(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Refusal> {
+    match rustix::fs::mkdirat(parent, name, FsMode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(cause) => return Err(busy_if_missing(Operation::Create)(cause)),
+    }
+    let dir = beneath::open_child(parent, name, OFlags::RDONLY)
+        .map_err(busy_if_missing(Operation::Open))?;
+    let stat = rustix::fs::fstat(&dir).map_err(busy_if_missing(Operation::Stat))?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(Refusal::Foreign);
+    }
+    if stat.st_mode & 0o777 != 0o700 {
+        rustix::fs::fchmod(&dir, FsMode::RWXU).map_err(busy_if_missing(Operation::SetMode))?;
+    }
+    Ok(dir)
+}
+
+fn remove_if_empty(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
+        // Other jobs' journals, or a process that begins just now.
+        Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT) => Ok(()),
+        answer => answer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    fn root(path: &Path) -> Arc<OwnedFd> {
+        Arc::new(beneath::open_operator(path, OFlags::RDONLY).unwrap())
+    }
+
+    async fn open(path: &Path, job: u8) -> Result<StateDir, StorageError> {
+        let patience = Duration::from_millis(300);
+        StateDir::open_within(Some(&root(path)), path, [job; 16], patience).await
+    }
+
+    #[tokio::test]
+    async fn only_one_process_has_the_journal() {
+        let temp = tempfile::tempdir().unwrap();
+        let first = open(temp.path(), 1).await.unwrap();
+        first.journal().write_all(b"kept").unwrap();
+        let other = open(temp.path(), 2).await.unwrap();
+        let refused = open(temp.path(), 1).await.unwrap_err().to_string();
+        assert!(refused.starts_with("cannot lock ") && refused.contains("another fastsync"));
+        drop(first);
+        let again = open(temp.path(), 1).await.unwrap();
+        let mut content = Vec::new();
+        again.journal().read_to_end(&mut content).unwrap();
+        assert_eq!(content, b"kept");
+        again.remove().unwrap();
+        let job = temp.path().join(".fastsync").join("02".repeat(16));
+        assert!(job.join("journal").exists());
+        other.remove().unwrap();
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_while_it_is_removed_starts_over() {
+        let temp = tempfile::tempdir().unwrap();
+        let first = open(temp.path(), 1).await.unwrap();
+        let wait = open(temp.path(), 1);
+        let remove = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            first.remove().unwrap();
+        };
+        let (second, ()) = tokio::join!(wait, remove);
+        second.unwrap();
+        assert!(temp.path().join(".fastsync").join("01".repeat(16)).join("journal").exists());
+    }
+
+    #[tokio::test]
+    async fn a_symlink_is_not_followed() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir(temp.path().join("canary")).unwrap();
+        std::os::unix::fs::symlink("canary", temp.path().join(".fastsync")).unwrap();
+        assert!(open(temp.path(), 1).await.is_err());
+        fs::remove_file(temp.path().join(".fastsync")).unwrap();
+        let job = temp.path().join(".fastsync").join("01".repeat(16));
+        fs::create_dir_all(&job).unwrap();
+        fs::write(temp.path().join("canary/file"), b"x").unwrap();
+        std::os::unix::fs::symlink("../../canary/file", job.join("journal")).unwrap();
+        assert!(open(temp.path(), 1).await.is_err());
+        assert_eq!(fs::read(temp.path().join("canary/file")).unwrap(), b"x");
+    }
+}
