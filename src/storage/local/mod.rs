@@ -14,7 +14,7 @@
 //! | `read.rs` | [`LocalSource`]: files as chunks and packs |
 //! | `destination.rs` | what the operator's destination argument means |
 //! | `place.rs` | directories, symlinks, and which files are wanted; directories' last touches |
-//! | `write.rs` | [`LocalSink`]: chunks into files |
+//! | `write/` | [`LocalSink`]: chunks into files |
 //! | `small.rs` | whole small files |
 //! | `host.rs` | what the engine must know of this host |
 //! | `state.rs` | the directory and the lock of the journal |
@@ -63,14 +63,14 @@ impl Look {
         Self {
             size: u64::try_from(stat.st_size).unwrap_or_default(),
             mtime: mtime(stat),
-            ctime: timestamp(stat.st_ctime, u64::from(stat.st_ctime_nsec)),
+            ctime: timestamp(stat.st_ctime, stat.st_ctime_nsec),
             inode: stat.st_ino,
         }
     }
 }
 
 fn mtime(stat: &Stat) -> Timestamp {
-    timestamp(stat.st_mtime, u64::from(stat.st_mtime_nsec))
+    timestamp(stat.st_mtime, stat.st_mtime_nsec)
 }
 
 /// A time as the kernel gave it. It never gives a second or more of nanoseconds.

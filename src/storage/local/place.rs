@@ -1,8 +1,8 @@
 //! Directories, symlinks, and which files are wanted.
 //!
 //! In: entries, parents first. Out: what was there, and directories and symlinks that now are. A
-//! directory stays writable for us until [`Inner::finish`] gives it its mode and times, when nothing
-//! changes in it any more.
+//! directory stays writable for us until [`Inner::finish`] gives it its mode and times, when
+//! nothing changes in it any more.
 
 use rustix::fd::{AsFd as _, BorrowedFd};
 use rustix::fs::{AtFlags, FileType, Mode as FsMode, OFlags, Stat};

@@ -447,9 +447,10 @@ mod tests {
         let files: Vec<_> = entries.iter().map(|entry| (Arc::clone(entry), 3)).collect();
         let buffer = pool().take(Pack::table_len(4) + 17).await.unwrap();
         let read = source.read_pack(9, files.clone(), buffer).await;
-        assert!(
-            matches!(read.failed.as_slice(), [(id, StorageError::Vanished { .. })] if *id == entries[1].id)
-        );
+        let [(id, StorageError::Vanished { .. })] = read.failed.as_slice() else {
+            panic!("{:?}", read.failed)
+        };
+        assert_eq!(*id, entries[1].id);
         assert_eq!(read.roots.len(), 3);
         let (files, mismatched) = read.pack.unwrap().verify().unwrap().into_parts();
         let data: Vec<_> = files.iter().map(|file| file.data().to_vec()).collect();

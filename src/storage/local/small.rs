@@ -44,7 +44,7 @@ impl Inner {
         let flags = OFlags::TMPFILE | OFlags::WRONLY;
         let file = match beneath::open_name(dir, b".", flags, FsMode::RUSR | FsMode::WUSR) {
             Ok(file) => file,
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
                 self.no_unnamed.store(true, Ordering::Relaxed);
                 return Err(Unsupported);
             }

@@ -80,7 +80,7 @@ impl<T: Copy> Tree<T> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
-        // Every change is a single push or a single assignment, so a panic elsewhere spoils nothing.
+        // Every change is a single push or assignment, so a panic elsewhere spoils nothing.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

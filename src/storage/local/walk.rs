@@ -41,9 +41,10 @@ pub fn walk(
         taken: HashMap::new(),
         first_error: None,
     };
-    // That nobody listens is no error of the walk.
-    let _ = walk.run();
-    walk.first_error.map_or(Ok(()), Err)
+    match walk.run() {
+        Ok(()) => walk.first_error.map_or(Ok(()), Err),
+        Err(Gone) => Ok(()),
+    }
 }
 
 struct Walk<'a> {
@@ -64,7 +65,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn run(&mut self) -> Result<(), Gone> {
-        let mut room = Vec::with_capacity(LIST_LEN);
+        let mut buffer = Vec::with_capacity(LIST_LEN);
         let origins = self.origins;
         for (index, origin) in origins.iter().enumerate() {
             self.origin = index;
@@ -74,11 +75,11 @@ impl Walk<'_> {
                 Some(name) => {
                     self.visit(root, EntryId::ROOT, name.as_bytes(), FileType::Unknown)?;
                 }
-                None => self.list(root, EntryId::ROOT, room.spare_capacity_mut())?,
+                None => self.list(root, EntryId::ROOT, buffer.spare_capacity_mut())?,
             }
             while let Some(id) = self.pending.pop() {
                 match self.tree.directory(id) {
-                    Ok(dir) => self.list(dir.as_fd(), id, room.spare_capacity_mut())?,
+                    Ok(dir) => self.list(dir.as_fd(), id, buffer.spare_capacity_mut())?,
                     Err(cause) => self.note(id, cause),
                 }
             }
@@ -91,12 +92,12 @@ impl Walk<'_> {
         &mut self,
         dir: BorrowedFd<'_>,
         id: EntryId,
-        room: &mut [MaybeUninit<u8>],
+        buffer: &mut [MaybeUninit<u8>],
     ) -> Result<(), Gone> {
         if let Err(cause) = rustix::fs::seek(dir, SeekFrom::Start(0)) {
             self.note(id, cause);
         }
-        let mut names = RawDir::new(dir, room);
+        let mut names = RawDir::new(dir, buffer);
         while let Some(answer) = names.next() {
             match answer {
                 Ok(item) => match item.file_name().to_bytes() {
@@ -400,6 +401,19 @@ mod tests {
         assert!(
             matches!(found.kind, Kind::Unsendable(failure) if failure.code == FailureCode::Vanished)
         );
+    }
+
+    /// T56. Root may open everything, so there is nothing to see for it.
+    #[tokio::test]
+    async fn a_directory_without_permission_is_told() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir(temp.path().join("closed")).unwrap();
+        fs::set_permissions(temp.path().join("closed"), fs::Permissions::from_mode(0o000)).unwrap();
+        let (_, entries) = walk(&[temp.path().join("")]).await;
+        if !rustix::process::geteuid().is_root() {
+            assert_eq!(failure(&entries[0]).code, FailureCode::Permission);
+        }
     }
 
     #[tokio::test]

@@ -195,6 +195,53 @@ async fn a_directory_swapped_for_a_symlink_is_not_followed() {
     assert_eq!(names(&canary), [""; 0]);
 }
 
+/// T74.
+#[tokio::test]
+async fn swapping_a_directory_all_the_time_does_not_help() {
+    let temp = tempfile::tempdir().unwrap();
+    let (root, canary) = (temp.path().join("root"), temp.path().join("canary"));
+    fs::create_dir_all(root.join("dir")).unwrap();
+    fs::create_dir(&canary).unwrap();
+    fs::set_permissions(&canary, fs::Permissions::from_mode(0o705)).unwrap();
+    symlink(&canary, root.join("link")).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let swapper = std::thread::spawn({
+        let (stop, root) =
+            (Arc::clone(&stop), beneath::open_operator(&root, OFlags::PATH).unwrap());
+        move || {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let flags = rustix::fs::RenameFlags::EXCHANGE;
+                rustix::fs::renameat_with(&root, "dir", &root, "link", flags).unwrap();
+            }
+        }
+    });
+    let mut placed = 0;
+    for _ in 0..500 {
+        let sink = sink(&root);
+        let link = Kind::Symlink { target: b"x".to_vec() };
+        let entries = [
+            entry(1, 0, b"dir", Kind::Directory),
+            entry(2, 1, b"sub", Kind::Directory),
+            entry(3, 1, b"symlink", link),
+            entry(4, 1, b"file", file_kind(4)),
+        ];
+        let answers = sink.place(entries.to_vec()).await;
+        placed += answers.iter().filter(|answer| answer.is_ok()).count();
+        let [.., file] = entries;
+        let small = vec![(verified_file(file.id, b"data"), Arc::clone(&file))];
+        sink.write_files(small).await;
+        if let Ok(open) = sink.create(Arc::clone(&file)).await {
+            let _ = sink.commit(open, file).await;
+        }
+        sink.finish().await;
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    swapper.join().unwrap();
+    assert!(placed > 0);
+    assert_eq!(names(&canary), [""; 0]);
+    assert_eq!(fs::metadata(&canary).unwrap().mode() & 0o7777, 0o705);
+}
+
 #[tokio::test]
 async fn peers_cannot_choose_our_own_names() {
     let temp = tempfile::tempdir().unwrap();
@@ -254,6 +301,26 @@ async fn both_ways_to_write_small_files_do_the_same() {
 }
 
 #[tokio::test]
+async fn modes_and_times_are_kept_only_if_asked() {
+    let temp = tempfile::tempdir().unwrap();
+    fs::create_dir(temp.path().join("old")).unwrap();
+    fs::set_permissions(temp.path().join("old"), fs::Permissions::from_mode(0o500)).unwrap();
+    let plain = Options { preserve_mode: false, preserve_times: false, ..options() };
+    let sink = LocalSink::open(temp.path().as_os_str().as_bytes(), false, JOB, &plain).unwrap();
+    let entries = [entry(1, 0, b"old", Kind::Directory), entry(2, 0, b"new", Kind::Directory)];
+    sink.place(entries.to_vec()).await;
+    let mode = |name| fs::metadata(temp.path().join(name)).unwrap().mode() & 0o777;
+    assert_eq!((mode("old"), mode("new")), (0o700, 0o700), "usable meanwhile");
+    let file = entry(3, 1, b"file", file_kind(4));
+    sink.write_files(vec![(verified_file(file.id, b"data"), file)]).await.remove(0).unwrap();
+    assert!(sink.finish().await.is_empty());
+    let umask = sink.inner.umask;
+    assert_eq!((mode("old"), mode("new")), (0o500, 0o777 & !umask));
+    assert_eq!(mode("old/file"), 0o666 & !umask);
+    assert!(fs::metadata(temp.path().join("new")).unwrap().mtime() > 1_000_000);
+}
+
+#[tokio::test]
 async fn a_dry_run_changes_nothing() {
     let temp = tempfile::tempdir().unwrap();
     let (from, to) = (temp.path().join("from"), temp.path().join("to"));
@@ -298,7 +365,8 @@ async fn a_single_file_gets_the_name_of_the_destination() {
 /// T50.
 #[tokio::test]
 async fn a_tree_of_5000_levels_is_copied() {
-    let temp = tempfile::tempdir().unwrap();
+    // In memory if possible, as disks take long for this.
+    let temp = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let from = temp.path().join("from");
     fs::create_dir(&from).unwrap();
     let mut dir = beneath::open_operator(&from, OFlags::PATH).unwrap();
@@ -311,9 +379,7 @@ async fn a_tree_of_5000_levels_is_copied() {
             .unwrap();
     write_all(file.as_fd(), b"deep", 0).unwrap();
     let to = temp.path().join("to");
-    let t = std::time::Instant::now();
     let sink = copy(&[from.join("")], &to, 10).await;
-    println!("COPY {:?}", t.elapsed());
     let path = sink.inner.tree.path(EntryId(5000), b"file");
     let parent = sink.inner.tree.directory(EntryId(5000)).unwrap();
     assert_eq!(path.len(), 5000 * 2 + 4);
@@ -327,8 +393,7 @@ async fn a_tree_of_5000_levels_is_copied() {
 async fn measure_small_files() {
     const COUNT: usize = 20_000;
     let rate = |name: &str, start: std::time::Instant| {
-        let taken = start.elapsed();
-        println!("{name}: {taken:?}, {:.0} per second", COUNT as f64 / taken.as_secs_f64());
+        println!("{name}: {:?} for {COUNT} files", start.elapsed());
     };
     for place in ["/dev/shm", "/tmp"] {
         let temp = tempfile::tempdir_in(place).unwrap();
@@ -370,9 +435,7 @@ async fn measure_small_files() {
                 assert!(written.iter().all(Result::is_ok));
             }
             println!("  read_pack {reading:?}, write_files {writing:?}");
-            let start = std::time::Instant::now();
-            sink.finish().await;
-            rate("  finish (101 directories)", start);
+            assert!(sink.finish().await.is_empty());
         }
     }
 }
