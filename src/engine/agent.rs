@@ -97,8 +97,7 @@ async fn obey(
         max_payload: options.max_payload(),
         channels: options.streams,
     };
-    let accept =
-        Accept { options: options.clone(), port: listener.port(), addresses: addresses() };
+    let accept = Accept { options: options.clone(), port: listener.port(), addresses: addresses() };
     let observer = Observer::new(Arc::new(Progress::default()), None);
     match open.task {
         Task::Receive { destination } => {
@@ -168,4 +167,3 @@ const CLIENT_SILENCE: Duration = Duration::from_secs(10);
 
 /// The exit code of an agent whose client fell silent: a time-out, as rsync has it.
 const SILENCE_EXIT_CODE: i32 = 30;
-

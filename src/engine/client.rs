@@ -27,7 +27,7 @@ use crate::protocol::message::{
 use crate::protocol::session::{End, Role};
 use crate::ssh::{self, Login, Process};
 use crate::storage::local::LocalSource;
-use crate::transport::tcp::ChannelConfig;
+use crate::transport::tcp::{Channel, ChannelConfig};
 use crate::transport::tls::Identity;
 
 /// How one session ended.
@@ -54,9 +54,9 @@ pub async fn run_session(
     let early = |error| Failed { error, established: false };
     let plan = Plan::new(job).map_err(early)?;
     let (mut process, login) = plan.start(job).map_err(early)?;
-    let (stdin, stdout) = process.take_streams().ok_or_else(|| {
-        early(plan.not_startable("its input and output could not be connected"))
-    })?;
+    let (stdin, stdout) = process
+        .take_streams()
+        .ok_or_else(|| early(plan.not_startable("its input and output could not be connected")))?;
     let (outbox, writing) = outbox(stdin);
     let mut writer = JoinSet::new();
     writer.spawn(writing);
@@ -142,8 +142,10 @@ impl Plan {
                     None => sources.iter().map(|path| absolute_bytes(path)).collect(),
                 };
                 let from = host.as_ref().map_or("", |host| &host.name).as_bytes().to_vec();
-                let names =
-                    sources.iter().cloned().chain([from, absolute(destination).as_os_str().as_bytes().to_vec()]);
+                let names = sources
+                    .iter()
+                    .cloned()
+                    .chain([from, absolute(destination).as_os_str().as_bytes().to_vec()]);
                 let names = names.collect();
                 let local = LocalEnd::Destination(destination.clone());
                 (host.clone(), local, Task::Send { sources }, names)
@@ -165,8 +167,9 @@ impl Plan {
         self.host.as_ref().map_or_else(|| "this machine".to_owned(), |host| host.name.clone())
     }
 
-    fn not_startable(&self, cause: impl ToString) -> EngineError {
-        EngineError::AgentNotStartable { host: self.host_name(), cause: cause.to_string() }
+    fn not_startable(&self, cause: impl std::fmt::Display) -> EngineError {
+        let cause = cause.to_string();
+        EngineError::AgentNotStartable { host: self.host_name(), cause }
     }
 
     fn start(&self, job: &Job) -> Result<(Process, Option<Login>), EngineError> {
@@ -210,7 +213,7 @@ impl Plan {
                 return EngineError::Interrupted;
             }
             SessionError::Local(failure) if failure.code == FailureCode::Disconnected => {
-                return EngineError::Disconnected { host, cause: failure.text.clone() };
+                return EngineError::Disconnected { host, cause: failure.text().to_owned() };
             }
             SessionError::Local(failure) => return EngineError::Session(failure.clone()),
             SessionError::Control(control) => control,
@@ -225,7 +228,8 @@ impl Plan {
             cause @ (ControlError::Message(_)
             | ControlError::Unexpected(_)
             | ControlError::Violation(_)) => {
-                let text = format!("{host} and this end do not understand each other: {cause}{said}");
+                let text =
+                    format!("{host} and this end do not understand each other: {cause}{said}");
                 EngineError::Session(Failure::new(FailureCode::Violation, text))
             }
         }
@@ -234,7 +238,8 @@ impl Plan {
     fn explain_no_agent(&self, noise: &[u8], exit: Option<i32>, complaints: &str) -> EngineError {
         let host = self.host_name();
         let said = Escaped(complaints.as_bytes()).to_string();
-        let refusals = ["Permission denied", "Host key verification failed", "Too many authentication"];
+        let refusals =
+            ["Permission denied", "Host key verification failed", "Too many authentication"];
         match exit {
             Some(255) if refusals.iter().any(|text| complaints.contains(text)) => {
                 EngineError::Authentication { host, cause: said }
@@ -318,9 +323,13 @@ impl Session {
     async fn accept(&mut self) -> Result<Accept, SessionError> {
         loop {
             match self.inbox.next().await? {
-                Message::Accept(accept) if accept.options == self.plan.options => return Ok(accept),
+                Message::Accept(accept) if accept.options == self.plan.options => {
+                    return Ok(accept);
+                }
                 Message::Accept(_) => {
-                    return Err(SessionError::violation("the agent accepted other options (SES-6)"));
+                    return Err(SessionError::violation(
+                        "the agent accepted other options (SES-6)",
+                    ));
                 }
                 Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
                 _ => {}
@@ -358,7 +367,7 @@ impl Session {
         let dialler = Dialler::new(config, addresses, host, options.dry_run);
         match &self.plan.local {
             LocalEnd::Source(source) => {
-                let (channels, dialling) = dialler.channels(|channel| channel.into_sender());
+                let (channels, dialling) = dialler.channels(Channel::into_sender);
                 let source = source.clone();
                 let sending = send::run(
                     source,
@@ -373,7 +382,7 @@ impl Session {
                 Ok(SessionEnd { totals, durable })
             }
             LocalEnd::Destination(path) => {
-                let (channels, dialling) = dialler.channels(|channel| channel.into_receiver());
+                let (channels, dialling) = dialler.channels(Channel::into_receiver);
                 let path = path.as_os_str().as_bytes();
                 let receiving = here::receive_into(
                     path,
@@ -435,7 +444,8 @@ fn job_name(names: &[Vec<u8>]) -> [u8; 16] {
 
 /// The path from the root on, with its trailing slash if it has one: that means something.
 fn absolute(path: &std::path::Path) -> PathBuf {
-    let mut absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).into_os_string();
+    let mut absolute =
+        std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).into_os_string();
     let bytes = path.as_os_str().as_bytes();
     if bytes.ends_with(b"/") && !absolute.as_bytes().ends_with(b"/") {
         absolute.push("/");
@@ -449,11 +459,10 @@ fn absolute_bytes(path: &[u8]) -> Vec<u8> {
 }
 
 /// How long a person may take to log in.
-const LOGIN_PATIENCE: Duration = Duration::from_secs(600);
+const LOGIN_PATIENCE: Duration = Duration::from_mins(10);
 
 /// How long the agent may be silent before the connection counts as lost (SES-7).
 const AGENT_SILENCE: Duration = Duration::from_secs(30);
 
 /// How long the agent may take to end.
 const AGENT_PATIENCE: Duration = Duration::from_secs(10);
-

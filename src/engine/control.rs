@@ -72,7 +72,8 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
     /// The same, with the message's bytes, length included.
     pub async fn next_encoded(&mut self) -> Result<(Message, Vec<u8>), ControlError> {
         let len = loop {
-            if let Some(prefix) = self.buffer.get(self.start..).and_then(|rest| rest.first_chunk()) {
+            if let Some(prefix) = self.buffer.get(self.start..).and_then(|rest| rest.first_chunk())
+            {
                 let len = u32::from_le_bytes(*prefix) as usize;
                 Message::check_len(len)?;
                 if self.buffer.len() - self.start >= 4 + len {
@@ -95,7 +96,8 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
         self.start = 0;
         self.buffer.reserve(64 << 10);
         let read = tokio::time::timeout(self.silence, self.reader.read_buf(&mut self.buffer)).await;
-        let len = read.map_err(|_| ControlError::Silent(self.silence))?.map_err(ControlError::Read)?;
+        let len =
+            read.map_err(|_| ControlError::Silent(self.silence))?.map_err(ControlError::Read)?;
         self.pulse.beat();
         Ok(len)
     }
@@ -121,7 +123,9 @@ impl Pulse {
 
     /// How long nothing has come.
     pub fn silence(&self) -> Duration {
-        self.started.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
+        self.started
+            .elapsed()
+            .saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
     }
 }
 

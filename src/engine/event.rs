@@ -54,7 +54,12 @@ pub struct EntryReport {
 }
 
 impl EntryReport {
-    pub(super) fn new(path: Vec<u8>, entry: &Entry, root: Option<Digest>, outcome: Outcome) -> Self {
+    pub(super) fn new(
+        path: Vec<u8>,
+        entry: &Entry,
+        root: Option<Digest>,
+        outcome: Outcome,
+    ) -> Self {
         let kind = match entry.kind {
             Kind::Directory => EntryKind::Directory,
             Kind::File(_) => EntryKind::File,

@@ -1,6 +1,7 @@
 //! What either end does on its own host, whichever role it plays: open the destination and its
 //! journal, receive into it, and leave nothing behind.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::io::AsyncRead;
@@ -28,7 +29,7 @@ pub async fn receive_into<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     let sink = LocalSink::open(path, single_file, job, &options).map_err(startup)?;
     let state = if options.dry_run { None } else { Some(open_state(&sink, inbox).await?) };
     let mut destination =
-        Destination { sink, journal: None, begun: Default::default(), stale: Vec::new() };
+        Destination { sink, journal: None, begun: HashMap::default(), stale: Vec::new() };
     if let Some(state) = &state {
         let purpose = Purpose { job, chunk_size: options.chunk_size, boot: boot_id() };
         let file = state.journal().try_clone();
@@ -45,8 +46,7 @@ pub async fn receive_into<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
         }
         destination = Destination { journal: Some(journal), begun, stale, ..destination };
     }
-    let end =
-        receive::run(destination, inbox, outbox.clone(), channels, options, observer).await?;
+    let end = receive::run(destination, inbox, outbox.clone(), channels, options, observer).await?;
     if let Some(state) = state {
         state.remove().map_err(startup)?;
     }

@@ -101,15 +101,15 @@ impl Journal {
         });
         drop(reader);
         let mut stale = Vec::new();
-        if !is_ours {
+        if is_ours {
+            file.set_len(good)?;
+            file.seek(SeekFrom::Start(good))?;
+        } else {
             stale.extend(replay.begun.drain().map(|(_, (path, begun))| (path, begun.temporary)));
             replay = Replay { boot: purpose.boot, ..Replay::default() };
             file.set_len(0)?;
             file.seek(SeekFrom::Start(0))?;
             file.write_all(&encode_header(purpose))?;
-        } else {
-            file.set_len(good)?;
-            file.seek(SeekFrom::Start(good))?;
         }
         let writer = Writer { file, records: replay.records, next_file: replay.next_file };
         let journal = Self { writer: Mutex::new(writer) };
@@ -399,7 +399,9 @@ fn checksum(number: u64, kind: u8, body: &[u8]) -> u32 {
 
 fn crc32c(parts: &[&[u8]]) -> u32 {
     let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
-    parts.iter().for_each(|part| digest.update(part));
+    for part in parts {
+        digest.update(part);
+    }
     // The algorithm has 32 bits.
     u32::try_from(digest.finalize()).unwrap_or_default()
 }
@@ -501,10 +503,9 @@ mod tests {
     /// JRN-7.
     #[test]
     fn a_journal_of_another_purpose_is_begun_anew_and_its_leftovers_named() {
-        for other in [
-            Purpose { job: [8; 16], ..PURPOSE },
-            Purpose { chunk_size: ChunkSize::MIN, ..PURPOSE },
-        ] {
+        for other in
+            [Purpose { job: [8; 16], ..PURPOSE }, Purpose { chunk_size: ChunkSize::MIN, ..PURPOSE }]
+        {
             let file = written();
             let opened = open(&file, other);
             assert!(opened.begun.is_empty());

@@ -135,4 +135,4 @@ async fn wait_or_stop(pause: Duration, watch: &Watch) -> bool {
 }
 
 /// The longest pause between two attempts to connect.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);

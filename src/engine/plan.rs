@@ -29,10 +29,18 @@ pub struct Plan<F> {
 /// One thing to be sent.
 #[derive(Debug)]
 pub enum Work<F> {
-    Chunk { file: Arc<FileWork<F>>, index: u64 },
-    Pack { number: u64, files: Vec<SmallFile> },
+    Chunk {
+        file: Arc<FileWork<F>>,
+        index: u64,
+    },
+    Pack {
+        number: u64,
+        files: Vec<SmallFile>,
+    },
     /// Nothing is to be sent of this file but word that it is complete: the receiver has it all.
-    End { file: Arc<FileWork<F>> },
+    End {
+        file: Arc<FileWork<F>>,
+    },
 }
 
 impl<F> Clone for Work<F> {
@@ -95,8 +103,8 @@ impl Entry {
 struct State<F> {
     /// What was given back, or asked for again: before anything else.
     again: VecDeque<Work<F>>,
-    /// Files of which chunks are left, the largest first, with the next chunk to look at.
-    files: BTreeMap<(Reverse<u64>, EntryId), (Arc<FileWork<F>>, u64)>,
+    /// Files of which chunks are left, the largest first.
+    files: BTreeMap<(Reverse<u64>, EntryId), Cutting<F>>,
     small: VecDeque<SmallFile>,
     next_pack: u64,
     under_way: HashMap<Unit, Assigned<F>>,
@@ -104,6 +112,9 @@ struct State<F> {
     mismatches: HashMap<Unit, u8>,
     closed: bool,
 }
+
+/// A file that is being cut, and the next chunk to look at.
+type Cutting<F> = (Arc<FileWork<F>>, u64);
 
 #[derive(Debug)]
 struct Assigned<F> {
@@ -250,8 +261,12 @@ impl<F> Plan<F> {
         let id = file.entry.id;
         let mut state = self.lock();
         state.files.remove(&(Reverse(file.size()), id));
-        state.under_way.retain(|unit, _| !matches!(unit, Unit::Chunk { entry, .. } if *entry == id));
-        state.mismatches.retain(|unit, _| !matches!(unit, Unit::Chunk { entry, .. } if *entry == id));
+        state
+            .under_way
+            .retain(|unit, _| !matches!(unit, Unit::Chunk { entry, .. } if *entry == id));
+        state
+            .mismatches
+            .retain(|unit, _| !matches!(unit, Unit::Chunk { entry, .. } if *entry == id));
     }
 
     /// Nothing will be added any more: channels that find nothing end.
@@ -270,7 +285,7 @@ impl<F> State<F> {
     fn pick(&mut self, channel: ChannelSlot, max_pack: usize) -> Option<Work<F>> {
         let work = self.pick_again().or_else(|| {
             // A quarter of the channels look at packs first, so that neither kind starves (R18).
-            if channel.channel % 4 == 0 {
+            if channel.channel.is_multiple_of(4) {
                 self.pick_pack(max_pack).or_else(|| self.pick_chunk())
             } else {
                 self.pick_chunk().or_else(|| self.pick_pack(max_pack))

@@ -194,7 +194,9 @@ impl<K: Sink> Listener<K> {
             }
             Message::SourceDone(summary) => {
                 if !lock(&self.receiver.open).is_empty() {
-                    return Err(SessionError::violation("the sender is done before all entries are"));
+                    return Err(SessionError::violation(
+                        "the sender is done before all entries are",
+                    ));
                 }
                 return Ok(Some(summary));
             }
@@ -224,7 +226,10 @@ impl<K: Sink> Listener<K> {
         let mut open = lock(&self.receiver.open);
         for entry in entries {
             if entry.id.0 <= self.last_id {
-                return Err(SessionError::violation(format!("{} is announced out of order", entry.id)));
+                return Err(SessionError::violation(format!(
+                    "{} is announced out of order",
+                    entry.id
+                )));
             }
             if entry.parent != EntryId::ROOT && !self.directories.contains(&entry.parent) {
                 return Err(SessionError::violation(format!("{} has no directory", entry.id)));
@@ -234,7 +239,7 @@ impl<K: Sink> Listener<K> {
                 Kind::Directory => {
                     self.directories.insert(entry.id);
                 }
-                Kind::File(file) if file.size > crate::protocol::chunk::MAX_FILE_LEN => {
+                Kind::File(file) if self.receiver.options.is_too_large(file.size) => {
                     return Err(SessionError::violation(format!("{} is too large", entry.id)));
                 }
                 Kind::File(_) | Kind::Symlink { .. } | Kind::Unsendable(_) => {}
@@ -263,10 +268,14 @@ impl<K: Sink> Listener<K> {
         let mut open = lock(&self.receiver.open);
         let Some(known) = open.get_mut(&entry.id) else { return Ok(None) };
         let is_same_place = known.entry.parent == entry.parent && known.entry.name == entry.name;
-        let is_file = matches!(entry.kind, Kind::File(file) if file.size <= crate::protocol::chunk::MAX_FILE_LEN);
+        let options = &self.receiver.options;
+        let is_file = matches!(entry.kind, Kind::File(file) if !options.is_too_large(file.size));
         let was_placed = !matches!(known.state, State::Placing);
         if !is_same_place || !is_file || !was_placed || version != known.version.wrapping_add(1) {
-            return Err(SessionError::violation(format!("{} cannot begin anew like this", entry.id)));
+            return Err(SessionError::violation(format!(
+                "{} cannot begin anew like this",
+                entry.id
+            )));
         }
         let entry = Arc::new(entry);
         known.entry = Arc::clone(&entry);
@@ -322,7 +331,6 @@ impl<K: Sink> Receiver<K> {
                 self.check_fatal(&error)?;
                 Outcome::Failed(error.to_failure())
             }
-            (_, Ok(Placed::Made)) => Outcome::Done,
             (_, Ok(Placed::Same)) => Outcome::Skipped,
             (_, Ok(Placed::Would)) => Outcome::Would,
             (Kind::File(file), Ok(Placed::Wanted)) => {
@@ -334,7 +342,7 @@ impl<K: Sink> Receiver<K> {
                 };
                 return self.await_data(entry.id, version, state, verdict).await;
             }
-            (_, Ok(Placed::Wanted)) => Outcome::Done,
+            (_, Ok(Placed::Made | Placed::Wanted)) => Outcome::Done,
         };
         Ok(self.end(entry.id, version, &outcome, None).then_some(Verdict::Ended(outcome)))
     }
@@ -374,20 +382,20 @@ impl<K: Sink> Receiver<K> {
         let temporary = OnceCell::new();
         let begun = lock(&self.begun).remove(&self.sink.path(entry));
         let mut verdict = Verdict::Need;
-        if let Some(begun) = begun {
-            if let Some(file) = self.take_up(entry, &begun).await? {
-                let kept = self.kept_chunks(entry, &file, begun.chunks).await;
-                for (first, values) in runs(kept) {
-                    for (index, value) in (first..).zip(&values) {
-                        tree.insert(index, *value);
-                    }
-                    let bytes = values.len() as u64 * self.options.chunk_size.bytes();
-                    self.observer.resumed(bytes.min(entry.size()));
-                    self.say(&Message::Have { entry: entry.id, first, values })?;
+        if let Some(begun) = begun
+            && let Some(file) = self.take_up(entry, &begun).await?
+        {
+            let kept = self.kept_chunks(entry, &file, begun.chunks).await;
+            for (first, values) in runs(kept) {
+                for (index, value) in (first..).zip(&values) {
+                    tree.insert(index, *value);
                 }
-                verdict = Verdict::Resume;
-                let _ = temporary.set(Temporary { file, number: begun.number });
+                let bytes = values.len() as u64 * self.options.chunk_size.bytes();
+                self.observer.resumed(bytes.min(entry.size()));
+                self.say(&Message::Have { entry: entry.id, first, values })?;
             }
+            verdict = Verdict::Resume;
+            let _ = temporary.set(Temporary { file, number: begun.number });
         }
         let incomplete = Incomplete {
             entry: Arc::clone(entry),
@@ -631,9 +639,9 @@ impl<K: Sink> Receiver<K> {
             let source = SourceIdentity::new(kind, entry.mtime);
             let identity = self.sink.identity(&made);
             let number = match &self.journal {
-                Some(journal) => journal.begin(&path, &source, identity).map_err(
-                    StorageError::io(crate::storage::Operation::Write, b"the journal"),
-                )?,
+                Some(journal) => journal
+                    .begin(&path, &source, identity)
+                    .map_err(StorageError::io(crate::storage::Operation::Write, b"the journal"))?,
                 None => FileNumber::default(),
             };
             Ok(Temporary { file: made, number })
@@ -758,7 +766,9 @@ impl<K: Sink> Receiver<K> {
                 self.observer.tell(Event::Mismatch { what: format!("{unit:?}") });
                 return self.say(&Message::Again(vec![unit]));
             }
-            Err(error @ PackError::Table) => return Err(SessionError::violation(error.to_string())),
+            Err(error @ PackError::Table) => {
+                return Err(SessionError::violation(error.to_string()));
+            }
         };
         let (files, mismatched) = pack.into_parts();
         let again: Vec<Unit> = mismatched
@@ -882,7 +892,8 @@ impl<K: Sink> Receiver<K> {
     /// Puts the last things in order; returns whether all of it is on stable storage.
     async fn settle(&self) -> Result<bool, SessionError> {
         let left_over = std::mem::take(&mut *lock(&self.begun));
-        let left_over = left_over.into_iter().map(|(path, begun)| (path, begun.temporary)).collect();
+        let left_over =
+            left_over.into_iter().map(|(path, begun)| (path, begun.temporary)).collect();
         self.discard_stale(left_over).await;
         for (entry, error) in self.sink.finish().await {
             let failure = error.to_failure();

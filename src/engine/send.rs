@@ -165,7 +165,11 @@ impl<S: Source> Sender<S> {
         Ok(())
     }
 
-    async fn announce(&self, batch: Vec<Entry>) -> Result<(), SessionError> {
+    async fn announce(&self, mut batch: Vec<Entry>) -> Result<(), SessionError> {
+        for entry in batch.iter_mut().filter(|entry| self.options.is_too_large(entry.size())) {
+            let failure = too_large(&self.source.path(entry));
+            entry.kind = Kind::Unsendable(failure);
+        }
         let count = u32::try_from(batch.len()).unwrap_or(u32::MAX);
         let permits = self.window.acquire_many(count).await.map_err(SessionError::bug)?;
         permits.forget();
@@ -371,7 +375,11 @@ impl<S: Source> Sender<S> {
     }
 
     /// Sends over one channel until there is nothing left, or the channel is lost.
-    async fn send_on(self: Arc<Self>, slot: ChannelSlot, mut channel: impl FrameSender) -> ChannelEnd {
+    async fn send_on(
+        self: Arc<Self>,
+        slot: ChannelSlot,
+        mut channel: impl FrameSender,
+    ) -> ChannelEnd {
         let end = self.send_units(slot, &mut channel).await;
         self.plan.channel_lost(slot);
         match end {
@@ -502,8 +510,7 @@ impl<S: Source> Sender<S> {
         error: &StorageError,
     ) -> Result<Option<Frame>, SessionError> {
         let id = entry.id;
-        let is_current =
-            || lock(&self.open).get(&id).is_some_and(|known| known.version == version);
+        let is_current = || lock(&self.open).get(&id).is_some_and(|known| known.version == version);
         if !is_current() {
             return Ok(None);
         }
@@ -574,6 +581,12 @@ fn unknown(id: EntryId) -> SessionError {
     SessionError::violation(format!("the receiver speaks of {id}, which is not open"))
 }
 
+fn too_large(path: &[u8]) -> Failure {
+    let path = crate::protocol::manifest::Escaped(path);
+    let text = format!("{path} has too many chunks of this size; choose a larger one with -c");
+    Failure::new(FailureCode::Unsupported, text)
+}
+
 impl From<&Outcome> for Fate {
     fn from(outcome: &Outcome) -> Self {
         match outcome {
@@ -589,7 +602,7 @@ impl Entry {
     fn estimated_len(&self) -> usize {
         let more = match &self.kind {
             Kind::Symlink { target } => target.len(),
-            Kind::Unsendable(failure) => failure.text.len(),
+            Kind::Unsendable(failure) => failure.text().len(),
             Kind::Directory | Kind::File(_) => 0,
         };
         64 + self.name.as_bytes().len() + more

@@ -277,6 +277,8 @@ fn broken(what: &impl std::fmt::Display) -> Failure {
 }
 
 /// Unpacks what a task returned; a task that panicked is a bug of ours, and ends the session.
-pub fn first_error<T>(joined: Result<Result<T, SessionError>, JoinError>) -> Result<T, SessionError> {
+pub fn first_error<T>(
+    joined: Result<Result<T, SessionError>, JoinError>,
+) -> Result<T, SessionError> {
     joined.map_err(SessionError::bug)?
 }

@@ -121,7 +121,9 @@ impl ByteRange {
         if offset.checked_add(u64::from(len)).is_none_or(|end| end > MAX_FILE_LEN) {
             return Err(RangeError::Overflow { offset, len });
         }
-        if offset % ChunkSize::MIN.bytes() != 0 || (whole && offset != 0) {
+        // A subtree is no longer than the largest power of two that divides where it starts.
+        let is_subtree = offset == 0 || u64::from(len) <= 1 << offset.trailing_zeros();
+        if !offset.is_multiple_of(ChunkSize::MIN.bytes()) || (whole && offset != 0) || !is_subtree {
             return Err(RangeError::Misaligned { offset });
         }
         Ok(Self { entry, offset, len, whole })
@@ -164,8 +166,8 @@ impl RangeHasher {
     /// Begins with the range's first byte.
     pub fn new(range: ByteRange) -> Self {
         let mut hasher = blake3::Hasher::new();
-        // A `ByteRange` starts at a multiple of 64 KiB and is at most a chunk long, so that neither
-        // of hazmat's panics (an odd offset, too much input for the offset) can be reached.
+        // A `ByteRange` is a subtree, so that neither of hazmat's panics (an odd offset, too much
+        // input for the offset) can be reached.
         hasher.set_input_offset(range.offset);
         Self { hasher, left: u64::from(range.len), whole: range.whole }
     }
@@ -352,9 +354,10 @@ impl Pack {
     /// is listed in [`VerifiedPack::mismatched`], and only it has to be sent again.
     pub fn verify(self) -> Result<VerifiedPack, PackError> {
         let count = self.payload.first_chunk().map(|count| u32::from_le_bytes(*count));
-        let count = count.filter(|count| *count <= MAX_PACK_MEMBERS).ok_or(PackError::Table)?;
+        // Until the digest has been compared, a strange count is damage and no lie.
+        let count = count.filter(|count| *count <= MAX_PACK_MEMBERS).ok_or(PackError::Digest)?;
         let table_len = Self::table_len(count as usize);
-        let table = self.payload.get(..table_len).ok_or(PackError::Table)?;
+        let table = self.payload.get(..table_len).ok_or(PackError::Digest)?;
         if Digest::of(table) != self.digest {
             return Err(PackError::Digest);
         }
@@ -434,7 +437,7 @@ pub enum RangeError {
     Length { len: u32 },
     #[error("a chunk of {len} bytes at offset {offset} ends past the largest file size")]
     Overflow { offset: u64, len: u32 },
-    #[error("no chunk starts at offset {offset}")]
+    #[error("no chunk of this length starts at offset {offset}")]
     Misaligned { offset: u64 },
 }
 

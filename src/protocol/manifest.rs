@@ -62,9 +62,7 @@ impl fmt::Display for Escaped<'_> {
             for c in part.valid().chars() {
                 match c {
                     '\\' => f.write_str("\\\\")?,
-                    c if c.is_control() || is_format_control(c) => {
-                        write!(f, "{}", c.escape_default())?
-                    }
+                    c if is_obeyed(c) => write!(f, "{}", c.escape_default())?,
                     c => fmt::Write::write_char(f, c)?,
                 }
             }
@@ -74,10 +72,13 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// Characters that reorder or hide the text around them (Unicode's bidirectional controls and
-/// zero-width characters), with which a name could pose as another.
-fn is_format_control(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+/// Whether a terminal would act on a character instead of showing it: control characters, and the
+/// ones that reorder or hide the text around them, with which a name could pose as another
+/// (Unicode's bidirectional controls, zero-width characters and soft hyphens).
+pub fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 /// A point in time as file systems keep it: seconds since 1970, which may be negative, and
@@ -222,7 +223,9 @@ mod tests {
         };
         let sum = |entries: &[FinalEntry<'_>]| {
             let mut totals = Totals::default();
-            entries.iter().for_each(|entry| totals.add(entry));
+            for entry in entries {
+                totals.add(entry);
+            }
             totals
         };
         let (a, b) = (entry(0, Fate::Done), entry(1, Fate::Skipped));

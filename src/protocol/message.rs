@@ -12,8 +12,8 @@ use bincode::{BorrowDecode, Decode, Encode};
 use thiserror::Error;
 
 use super::buffer::Pool;
-use super::chunk::{ChunkSize, Digest, EntryId};
-use super::manifest::{Name, Timestamp, Totals};
+use super::chunk::{ChunkSize, Digest, EntryId, MAX_FILE_LEN};
+use super::manifest::{Name, Timestamp, Totals, is_obeyed};
 
 /// What one end says to the other. The table of who may say what when is in [`super::session`].
 #[derive(Clone, Debug, Encode, Decode, Eq, PartialEq)]
@@ -149,6 +149,11 @@ impl Options {
     pub fn pool(&self) -> Pool {
         let count = usize::try_from(self.buffer_size).unwrap_or(usize::MAX) / self.max_payload();
         Pool::new(count.clamp(2, MAX_BUFFERS), self.max_payload())
+    }
+
+    /// Whether a file of this size has more chunks than an end keeps count of (ENTRY-12).
+    pub fn is_too_large(&self, size: u64) -> bool {
+        size > MAX_FILE_LEN || self.chunk_size.count(size) > MAX_CHUNKS
     }
 
     /// Names the first setting that no correct client asks for (SES-6).
@@ -302,22 +307,37 @@ pub enum Unit {
 }
 
 /// Why something did not happen, for programs and for people.
-#[derive(Clone, Debug, Encode, Decode, Eq, PartialEq, Error)]
+#[derive(Clone, Debug, Eq, PartialEq, Error)]
 #[error("{text}")]
 pub struct Failure {
     pub code: FailureCode,
-    /// One sentence with operation, path and cause. Escaped before it is shown.
-    pub text: String,
+    /// One sentence with operation, path and cause, and nothing that a terminal obeys (ERR-2).
+    text: String,
 }
 
 impl Failure {
+    /// Paths in the text should be [`Escaped`] already: here only control characters are, so
+    /// that a peer's text shows as what it was.
+    ///
+    /// [`Escaped`]: super::manifest::Escaped
     pub fn new(code: FailureCode, text: impl Into<String>) -> Self {
-        let mut text = text.into();
+        let text: String = text.into();
+        let mut text = if text.chars().any(is_obeyed) {
+            let show = |c: char| if is_obeyed(c) { c.escape_default().collect() } else { c.into() };
+            text.chars().map(show).collect::<Vec<String>>().concat()
+        } else {
+            text
+        };
         if text.len() > MAX_TEXT_LEN {
             let end = (0..=MAX_TEXT_LEN).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
             text.truncate(end);
         }
         Self { code, text }
+    }
+
+    /// The sentence.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 }
 
@@ -432,6 +452,9 @@ pub enum MessageError {
 /// The longest message, in bytes: 1 MiB.
 pub const MAX_MESSAGE_LEN: usize = 1 << 20;
 
+/// The most chunks of one file: 512 TiB of the default size.
+const MAX_CHUNKS: u64 = 1 << 26;
+
 /// The most data channels of a session.
 pub const MAX_STREAMS: u16 = 512;
 
@@ -483,9 +506,422 @@ checked!(Digest, [u8; 32], |digest| digest.0, |raw| Some(Self(raw)));
 checked!(Name, Vec<u8>, |name| name.as_bytes(), |raw| Self::new(&raw).ok());
 checked!(ChunkSize, u8, |size| size.log2(), |raw| Self::from_log2(raw));
 checked!(Mode, u16, |mode| mode.0, |raw| (raw <= 0o7777).then_some(Self(raw)));
+checked!(Failure, (FailureCode, String), |failure| (failure.code, &failure.text), |raw| {
+    Some(Self::new(raw.0, raw.1))
+});
 checked!(Timestamp, (i64, u32), |time| (time.seconds, time.nanoseconds()), |raw| {
     Self::new(raw.0, raw.1)
 });
 
 /// How many entries may be announced and not ended, at the most (ENTRY-4).
 pub const MAX_OPEN_ENTRIES: u32 = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn digest() -> impl Strategy<Value = Digest> {
+        any::<[u8; 32]>().prop_map(Digest)
+    }
+
+    fn id() -> impl Strategy<Value = EntryId> {
+        // Both sides of every width that a number can have.
+        let edges = [0, 250, 251, 0xffff, 0x1_0000, 0xffff_ffff, 0x1_0000_0000, u64::MAX];
+        prop_oneof![any::<u64>(), prop::sample::select(edges.to_vec())].prop_map(EntryId)
+    }
+
+    fn time() -> impl Strategy<Value = Timestamp> {
+        (any::<i64>(), 0..1_000_000_000_u32)
+            .prop_filter_map("a time", |(s, n)| Timestamp::new(s, n))
+    }
+
+    fn name() -> impl Strategy<Value = Name> {
+        vec(any::<u8>(), 1..=Name::MAX_LEN)
+            .prop_filter_map("not a name", |bytes| Name::new(&bytes).ok())
+    }
+
+    fn failure() -> impl Strategy<Value = Failure> {
+        let codes = [
+            FailureCode::Permission,
+            FailureCode::Vanished,
+            FailureCode::Changed,
+            FailureCode::Verification,
+            FailureCode::DestinationFull,
+            FailureCode::Io,
+            FailureCode::Conflict,
+            FailureCode::Unsupported,
+            FailureCode::Violation,
+            FailureCode::Version,
+            FailureCode::Startup,
+            FailureCode::Interrupted,
+            FailureCode::Disconnected,
+            FailureCode::NoDataPath,
+            FailureCode::Mismatch,
+        ];
+        (prop::sample::select(codes.to_vec()), any::<String>())
+            .prop_map(|(code, text)| Failure::new(code, text))
+    }
+
+    fn kind() -> impl Strategy<Value = Kind> {
+        prop_oneof![
+            Just(Kind::Directory),
+            (any::<(u64, u64)>(), time()).prop_map(|((size, inode), ctime)| {
+                Kind::File(FileKind { size, stamp: Stamp { inode, ctime } })
+            }),
+            vec(any::<u8>(), 0..300).prop_map(|target| Kind::Symlink { target }),
+            failure().prop_map(Kind::Unsendable),
+        ]
+    }
+
+    fn entry() -> impl Strategy<Value = Entry> {
+        (id(), id(), name(), kind(), 0..=0o7777_u32, time()).prop_map(
+            |(id, parent, name, kind, mode, mtime)| {
+                let mode = Mode::from_raw(mode);
+                Entry { id, parent, name, kind, mode, mtime }
+            },
+        )
+    }
+
+    fn unit() -> impl Strategy<Value = Unit> {
+        prop_oneof![
+            (id(), any::<(u16, u64)>()).prop_map(|(entry, (version, offset))| Unit::Chunk {
+                entry,
+                version,
+                offset
+            }),
+            any::<u64>().prop_map(Unit::Pack),
+            (id(), any::<u16>()).prop_map(|(entry, version)| Unit::Packed { entry, version }),
+        ]
+    }
+
+    fn outcome() -> impl Strategy<Value = Outcome> {
+        prop_oneof![
+            Just(Outcome::Done),
+            Just(Outcome::Skipped),
+            Just(Outcome::Would),
+            failure().prop_map(Outcome::Failed),
+        ]
+    }
+
+    fn verdict() -> impl Strategy<Value = Verdict> {
+        prop_oneof![Just(Verdict::Need), Just(Verdict::Resume), outcome().prop_map(Verdict::Ended),]
+    }
+
+    fn summary() -> impl Strategy<Value = Summary> {
+        any::<([u64; 4], [u8; 32])>().prop_map(|([done, skipped, failed, bytes], digest)| Summary {
+            done,
+            skipped,
+            failed,
+            bytes,
+            digest,
+        })
+    }
+
+    fn sockets() -> impl Strategy<Value = SocketOptions> {
+        any::<(Option<u32>, Option<u32>, Option<String>)>().prop_map(
+            |(send_buffer, receive_buffer, congestion)| SocketOptions {
+                send_buffer,
+                receive_buffer,
+                congestion,
+            },
+        )
+    }
+
+    fn options() -> impl Strategy<Value = Options> {
+        let resume = prop::sample::select(vec![Resume::Trust, Resume::Verify, Resume::Never]);
+        let durability = prop::sample::select(vec![Durability::None, Durability::Batch]);
+        let chunk_size = (16..=26_u8).prop_filter_map("a size", ChunkSize::from_log2);
+        let numbers = any::<(u16, u32, u64, Option<(u16, u16)>)>();
+        (chunk_size, numbers, resume, durability, any::<[bool; 5]>(), sockets()).prop_map(
+            |(chunk_size, numbers, resume, durability, flags, sockets)| {
+                let (streams, pack_threshold, buffer_size, port_range) = numbers;
+                let [encrypt, dry_run, preserve_mode, preserve_times, loopback] = flags;
+                Options {
+                    chunk_size,
+                    streams,
+                    pack_threshold,
+                    buffer_size,
+                    encrypt,
+                    resume,
+                    durability,
+                    dry_run,
+                    preserve_mode,
+                    preserve_times,
+                    port_range,
+                    loopback,
+                    sockets,
+                }
+            },
+        )
+    }
+
+    fn greeting() -> impl Strategy<Value = Hello> {
+        let numbers = any::<((u16, u16), u64, u32)>();
+        let texts = any::<(String, String)>();
+        (numbers, texts, any::<[u8; 32]>(), vec(any::<u8>(), 0..400)).prop_map(
+            |((versions, features, max_open_entries), (build, platform), nonce, certificate)| {
+                Hello { versions, features, build, platform, nonce, certificate, max_open_entries }
+            },
+        )
+    }
+
+    fn opening() -> impl Strategy<Value = Open> {
+        let path = || vec(any::<u8>(), 0..100);
+        let task = prop_oneof![
+            path().prop_map(|destination| Task::Receive { destination }),
+            vec(path(), 0..5).prop_map(|sources| Task::Send { sources }),
+        ];
+        (task, any::<[u8; 32]>(), any::<[u8; 16]>(), options()).prop_map(
+            |(task, secret, job, options)| Open {
+                task,
+                channel_secret: Secret(secret),
+                job,
+                options,
+            },
+        )
+    }
+
+    /// Any message, with any valid values.
+    fn message() -> impl Strategy<Value = Message> {
+        let accept =
+            (options(), any::<(u16, Vec<String>)>()).prop_map(|(options, (port, addresses))| {
+                Message::Accept(Accept { options, port, addresses })
+            });
+        let start = prop_oneof![
+            greeting().prop_map(Message::Hello),
+            opening().prop_map(|open| Message::Open(Box::new(open))),
+            accept,
+            failure().prop_map(Message::Abort),
+            Just(Message::Ping),
+        ];
+        let sender =
+            prop_oneof![
+                any::<bool>().prop_map(|single_file| Message::Sources { single_file }),
+                vec(entry(), 0..8).prop_map(Message::Entries),
+                (id(), any::<u16>(), digest())
+                    .prop_map(|(entry, version, root)| Message::FileEnd { entry, version, root }),
+                (entry(), any::<u16>())
+                    .prop_map(|(entry, version)| Message::Restart { entry, version }),
+                (id(), failure()).prop_map(|(entry, failure)| Message::Withdraw { entry, failure }),
+                summary().prop_map(Message::SourceDone),
+                any::<bool>().prop_map(|agreed| Message::Finish { agreed }),
+            ];
+        let receiver = prop_oneof![
+            vec((id(), verdict()), 0..8).prop_map(Message::Verdicts),
+            (id(), any::<u64>(), vec(digest(), 0..8))
+                .prop_map(|(entry, first, values)| Message::Have { entry, first, values }),
+            vec(unit(), 0..8).prop_map(Message::Written),
+            vec(unit(), 0..8).prop_map(Message::Again),
+            vec((id(), outcome()), 0..8).prop_map(Message::Outcomes),
+            (id(), failure()).prop_map(|(entry, failure)| Message::Complaint { entry, failure }),
+            (summary(), any::<bool>())
+                .prop_map(|(summary, durable)| Message::ReceiverDone { summary, durable }),
+            Just(Message::Closed),
+        ];
+        prop_oneof![start, sender, receiver]
+    }
+
+    proptest! {
+        /// SES-2, SES-10: what we encode, we decode, and every part of it is needed.
+        #[test]
+        fn round_trips(message in message(), cut in any::<prop::sample::Index>()) {
+            let bytes = message.encode().unwrap();
+            let (len, body) = bytes.split_at(4);
+            prop_assert_eq!(u32::from_le_bytes(len.try_into().unwrap()) as usize, body.len());
+            prop_assert_eq!(&Message::decode(body).unwrap(), &message);
+            prop_assert!(Message::decode(&body[..cut.index(body.len())]).is_err());
+            let longer = [body, &[0]].concat();
+            prop_assert!(matches!(Message::decode(&longer), Err(MessageError::Trailing)));
+        }
+
+        /// SES-2: whatever a peer sends, we decide, and what we accept we could have said.
+        #[test]
+        fn any_input_is_decided(kind in 0_u8..22, mut bytes in vec(any::<u8>(), 1..600)) {
+            bytes[0] = kind;
+            if let Ok(message) = Message::decode(&bytes) {
+                let again = message.encode().unwrap();
+                prop_assert!(again.len() - 4 <= bytes.len());
+                prop_assert_eq!(Message::decode(&again[4..]).unwrap(), message);
+            }
+        }
+
+        /// SES-10: a wrong bit is refused or makes a valid message. Numbers have longer forms, so it
+        /// may even be the same message.
+        #[test]
+        fn a_flipped_bit_makes_a_message_or_none(
+            message in message(),
+            bit in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = message.encode().unwrap().split_off(4);
+            let bit = bit.index(bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(other) = Message::decode(&bytes) {
+                let again = other.encode().unwrap();
+                prop_assert_eq!(Message::decode(&again[4..]).unwrap(), other);
+            }
+        }
+    }
+
+    /// SES-3: a count that the message cannot hold costs neither much time nor much memory.
+    #[test]
+    fn counts_that_lie_are_refused_at_once() {
+        let counts = [1_u64 << 20, 1 << 24, 1 << 31, 1 << 32, 1 << 48, u64::MAX / 48, u64::MAX];
+        let mut hostile = Vec::new();
+        for count in counts {
+            let count = [&[253][..], &count.to_le_bytes()].concat();
+            // Entries, Verdicts, Written, Again, Outcomes: a list directly after the number.
+            for kind in [6, 12, 14, 15, 16] {
+                hostile.push([&[kind][..], &count].concat());
+            }
+            hostile.push([&[13, 1, 0][..], &count].concat()); // the values of Have
+            hostile.push([&[1, 1][..], &count].concat()); // the sources of Open
+            hostile.push([&[1, 1, 1][..], &count].concat()); // the first source of Open
+            hostile.push([&[6, 1, 1, 0][..], &count].concat()); // the name of an entry
+            hostile.push([&[3, 0][..], &count].concat()); // the text of a failure
+        }
+        let start = Instant::now();
+        for bytes in &hostile {
+            assert!(Message::decode(bytes).is_err(), "{bytes:?}");
+        }
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
+
+    /// SES-3: a list of the shortest elements that fills a message is not taken for an attack.
+    #[test]
+    fn the_longest_lists_of_the_shortest_elements_are_accepted() {
+        let count = u32::try_from((MAX_MESSAGE_LEN - 6) / 2).unwrap();
+        let mut bytes = vec![12, 252]; // Verdicts: each is an id and Need
+        bytes.extend(count.to_le_bytes());
+        bytes.resize(MAX_MESSAGE_LEN, 0);
+        match Message::decode(&bytes).unwrap() {
+            Message::Verdicts(verdicts) => assert_eq!(verdicts.len(), count as usize),
+            other => panic!("{other:?}"),
+        }
+        let count = u32::try_from(MAX_MESSAGE_LEN - 200).unwrap();
+        let mut bytes = vec![1, 1, 252]; // Open: Send, each source is empty
+        bytes.extend(count.to_le_bytes());
+        bytes.resize(bytes.len() + count as usize, 0);
+        bytes.extend([0; 48]);
+        bytes.extend([16, 1, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]);
+        assert!(matches!(Message::decode(&bytes), Ok(Message::Open(_))));
+        let one = [6, 1, 1, 0, 1, b'a', 0, 0, 0, 0]; // Entries: one directory
+        let count = u32::try_from((MAX_MESSAGE_LEN - 6) / 8).unwrap();
+        assert!(Message::decode(&one).is_ok());
+        let mut bytes = vec![6, 252];
+        bytes.extend(count.to_le_bytes());
+        bytes.extend((0..count).flat_map(|_| one[2..].iter().copied()));
+        assert!(Message::decode(&bytes).is_ok());
+    }
+
+    /// SES-3: both sides of the limit.
+    #[test]
+    fn lengths_are_limited() {
+        for (len, allowed) in
+            [(0, false), (1, true), (MAX_MESSAGE_LEN, true), (MAX_MESSAGE_LEN + 1, false)]
+        {
+            assert_eq!(Message::check_len(len).is_ok(), allowed, "{len}");
+        }
+        assert!(Message::check_len(u32::MAX as usize).is_err());
+        assert!(matches!(Message::decode(&[]), Err(MessageError::Length { len: 0 })));
+        let message =
+            |len| Message::Entries(vec![entry_with(Kind::Symlink { target: vec![0; len] })]);
+        let overhead = message(1 << 16).encode().unwrap().len() - 4 - (1 << 16);
+        assert!(message(MAX_MESSAGE_LEN - overhead).encode().is_ok());
+        let refused = message(MAX_MESSAGE_LEN - overhead + 1).encode();
+        let len = MAX_MESSAGE_LEN + 1;
+        assert!(matches!(refused, Err(MessageError::Length { len: found }) if found == len));
+    }
+
+    fn entry_with(kind: Kind) -> Entry {
+        Entry {
+            id: EntryId(1),
+            parent: EntryId::ROOT,
+            name: Name::new(b"a").unwrap(),
+            kind,
+            mode: Mode::default(),
+            mtime: Timestamp::default(),
+        }
+    }
+
+    /// Entries with one entry of these parts, each already encoded.
+    fn raw_entry(name: &[u8], kind: &[u8], mode: &[u8], mtime: &[u8]) -> Vec<u8> {
+        [&[6, 1, 1, 0][..], name, kind, mode, mtime].concat()
+    }
+
+    /// SES-10, ENTRY-2, ERR-1: a value out of its range makes the message invalid.
+    #[test]
+    fn values_out_of_range_are_refused() {
+        let second = [252, 0x00, 0xca, 0x9a, 0x3b]; // 1,000,000,000
+        let below = [252, 0xff, 0xc9, 0x9a, 0x3b];
+        let ok = |name: &[u8], kind: &[u8], mode: &[u8], mtime: &[u8]| {
+            Message::decode(&raw_entry(name, kind, mode, mtime)).is_ok()
+        };
+        assert!(ok(&[1, b'a'], &[0], &[0], &[0, 0]));
+        let long = [&[251, 0, 1][..], &[b'x'; 256]].concat();
+        for name in [&[0][..], &[1, b'.'], &[2, b'.', b'.'], &[3, b'a', b'/', b'b'], &[1, 0], &long]
+        {
+            assert!(!ok(name, &[0], &[0], &[0, 0]), "name {name:?}");
+        }
+        assert!(ok(&[1, b'a'], &[0], &[251, 0xff, 0x0f], &[0, 0]), "mode 7777");
+        assert!(!ok(&[1, b'a'], &[0], &[251, 0x00, 0x10], &[0, 0]), "mode 10000");
+        assert!(ok(&[1, b'a'], &[0], &[0], &[&[0][..], &below].concat()));
+        assert!(!ok(&[1, b'a'], &[0], &[0], &[&[0][..], &second].concat()), "a whole second");
+        let file = |nanoseconds: &[u8]| [&[1, 0, 0, 0][..], nanoseconds].concat();
+        assert!(ok(&[1, b'a'], &file(&below), &[0], &[0, 0]));
+        assert!(!ok(&[1, b'a'], &file(&second), &[0], &[0, 0]), "a whole second of the ctime");
+        assert!(!ok(&[1, b'a'], &[4], &[0], &[0, 0]), "a kind that does not exist");
+        assert!(Message::decode(&[3, 14, 0]).is_ok(), "Abort with the last code");
+        assert!(Message::decode(&[3, 15, 0]).is_err(), "a code that does not exist");
+        assert!(Message::decode(&[3, 0, 1, 0xff]).is_err(), "a text that is no text");
+        assert!(Message::decode(&[5, 2]).is_err(), "a bool that is neither");
+        assert!(Message::decode(&[20]).is_err(), "a message that does not exist");
+    }
+
+    /// SES-10: the chunk size is refused outside its limits, and nothing else about the message is.
+    #[test]
+    fn chunk_sizes_out_of_range_are_refused() {
+        for log2 in 0..=u8::MAX {
+            let mut bytes = vec![1, 0, 0]; // Open: Receive into ""
+            bytes.extend([0; 48]);
+            bytes.extend([log2, 1, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]);
+            assert_eq!(Message::decode(&bytes).is_ok(), (16..=26).contains(&log2), "{log2}");
+        }
+    }
+
+    /// SES-10: longer forms of a number are read; a number too wide for its field is not.
+    #[test]
+    fn numbers_have_longer_forms_and_limits() {
+        let file_end = |version: &[u8]| [&[7, 1][..], version, &[0; 32]].concat();
+        let plain = Message::decode(&file_end(&[5])).unwrap();
+        assert_eq!(Message::decode(&file_end(&[251, 5, 0])).unwrap(), plain);
+        assert!(Message::decode(&file_end(&[252, 5, 0, 0, 0])).is_err());
+        for first in [254, 255] {
+            assert!(Message::decode(&[&[7, first][..], &[0; 60]].concat()).is_err());
+        }
+    }
+
+    /// ERR-3: a text is cut where a character ends, and is always a text.
+    #[test]
+    fn long_texts_are_cut() {
+        for extra in 0..4 {
+            let text = "x".repeat(extra) + &"€".repeat(MAX_TEXT_LEN);
+            let failure = Failure::new(FailureCode::Io, text);
+            assert!((MAX_TEXT_LEN - 2..=MAX_TEXT_LEN).contains(&failure.text.len()));
+            assert!(failure.text.ends_with('€'));
+        }
+    }
+
+    /// ERR-2: what a peer wrote about a failure is shown on one line, and obeyed by no terminal.
+    #[test]
+    fn a_peers_text_can_be_shown() {
+        let failure = Failure::new(FailureCode::Io, "gone\r\n\u{1b}[2Jall \u{202e}well");
+        let bytes = Message::Abort(failure).encode().unwrap();
+        let Message::Abort(failure) = Message::decode(&bytes[4..]).unwrap() else { panic!() };
+        assert_eq!(failure.text(), "gone\\r\\n\\u{1b}[2Jall \\u{202e}well");
+    }
+}

@@ -54,6 +54,7 @@ impl State {
     ///
     /// There is no `_` arm: a new state or a new message does not compile until each of its pairs
     /// is decided (SES-4).
+    #[expect(clippy::match_same_arms, reason = "the arms follow the table of the specification")]
     pub fn handle(self, message: &Message) -> Result<Self, Unexpected> {
         use Message as M;
         Ok(match (self, message) {
@@ -172,6 +173,263 @@ impl Message {
             Self::Complaint { .. } => "Complaint",
             Self::ReceiverDone { .. } => "ReceiverDone",
             Self::Closed => "Closed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::fmt::Write as _;
+
+    use super::*;
+    use crate::protocol::chunk::{ChunkSize, Digest, EntryId};
+    use crate::protocol::handshake::hello;
+    use crate::protocol::manifest::{Name, Timestamp};
+    use crate::protocol::message::{
+        Accept, Durability, Entry, Failure, FailureCode, Kind, Mode, Open, Options, Resume, Secret,
+        SocketOptions, Summary, Task,
+    };
+
+    const STATES: [State; 11] = [
+        State::AwaitHello { me: End::Client(Role::Sender) },
+        State::AwaitHello { me: End::Client(Role::Receiver) },
+        State::AwaitHello { me: End::Agent },
+        State::AwaitOpen,
+        State::AwaitAccept { role: Role::Sender },
+        State::AwaitAccept { role: Role::Receiver },
+        State::Transferring { role: Role::Sender },
+        State::Transferring { role: Role::Receiver },
+        State::Ending,
+        State::Closing,
+        State::Over,
+    ];
+
+    fn options() -> Options {
+        Options {
+            chunk_size: ChunkSize::DEFAULT,
+            streams: 1,
+            pack_threshold: 0,
+            buffer_size: 0,
+            encrypt: true,
+            resume: Resume::Trust,
+            durability: Durability::Batch,
+            dry_run: false,
+            preserve_mode: true,
+            preserve_times: true,
+            port_range: None,
+            loopback: false,
+            sockets: SocketOptions::default(),
+        }
+    }
+
+    fn open(task: Task) -> Message {
+        let (channel_secret, job) = (Secret([0; 32]), [0; 16]);
+        Message::Open(Box::new(Open { task, channel_secret, job, options: options() }))
+    }
+
+    fn accept() -> Message {
+        Message::Accept(Accept { options: options(), port: 1, addresses: Vec::new() })
+    }
+
+    fn summary() -> Summary {
+        Summary { done: 0, skipped: 0, failed: 0, bytes: 0, digest: [0; 32] }
+    }
+
+    fn failure() -> Failure {
+        Failure::new(FailureCode::Io, "it broke")
+    }
+
+    /// One message of every sort, and of Open both tasks.
+    fn messages() -> Vec<Message> {
+        let entry = EntryId(1);
+        let announced = Entry {
+            id: entry,
+            parent: EntryId::ROOT,
+            name: Name::new(b"a").unwrap(),
+            kind: Kind::Directory,
+            mode: Mode::default(),
+            mtime: Timestamp::default(),
+        };
+        vec![
+            Message::Hello(hello([0; 32], Vec::new())),
+            open(Task::Receive { destination: Vec::new() }),
+            open(Task::Send { sources: Vec::new() }),
+            accept(),
+            Message::Abort(failure()),
+            Message::Ping,
+            Message::Sources { single_file: false },
+            Message::Entries(Vec::new()),
+            Message::FileEnd { entry, version: 0, root: Digest::default() },
+            Message::Restart { entry: announced, version: 1 },
+            Message::Withdraw { entry, failure: failure() },
+            Message::SourceDone(summary()),
+            Message::Finish { agreed: true },
+            Message::Verdicts(Vec::new()),
+            Message::Have { entry, first: 0, values: Vec::new() },
+            Message::Written(Vec::new()),
+            Message::Again(Vec::new()),
+            Message::Outcomes(Vec::new()),
+            Message::Complaint { entry, failure: failure() },
+            Message::ReceiverDone { summary: summary(), durable: true },
+            Message::Closed,
+        ]
+    }
+
+    fn state_name(state: State) -> &'static str {
+        match state {
+            State::AwaitHello { me: End::Client(Role::Sender) } => "AwaitHello client sender",
+            State::AwaitHello { me: End::Client(Role::Receiver) } => "AwaitHello client receiver",
+            State::AwaitHello { me: End::Agent } => "AwaitHello agent",
+            State::AwaitOpen => "AwaitOpen",
+            State::AwaitAccept { role: Role::Sender } => "AwaitAccept sender",
+            State::AwaitAccept { role: Role::Receiver } => "AwaitAccept receiver",
+            State::Transferring { role: Role::Sender } => "Transferring sender",
+            State::Transferring { role: Role::Receiver } => "Transferring receiver",
+            State::Ending => "Ending",
+            State::Closing => "Closing",
+            State::Over => "Over",
+        }
+    }
+
+    fn message_name(message: &Message) -> &'static str {
+        match message {
+            Message::Open(open) if matches!(open.task, Task::Receive { .. }) => "Open Receive",
+            Message::Open(_) => "Open Send",
+            other => other.label(),
+        }
+    }
+
+    /// SES-4: every pair of a state and a message is refused or is in the specification's table, and
+    /// nothing else is in that.
+    #[test]
+    fn every_pair_is_decided() {
+        let mut table = String::new();
+        for state in STATES {
+            let messages = messages();
+            let legal = messages
+                .iter()
+                .filter_map(|message| Some((message_name(message), state.handle(message).ok()?)));
+            for (message, next) in legal {
+                let (from, to) = (state_name(state), state_name(next));
+                let _ = writeln!(table, "    {from:<28} {message:<14} {to}");
+            }
+        }
+        let spec = include_str!("../../protocol-spec/02-session.md");
+        assert!(spec.contains(&table), "02-session.md, section 2.2, should have this:\n{table}");
+        let first = table.lines().next().unwrap();
+        let rows = spec.lines().skip_while(|line| *line != first);
+        let rows = rows.take_while(|line| line.starts_with("    ")).count();
+        assert_eq!(rows, table.lines().count(), "the specification has rows of its own");
+    }
+
+    /// SES-4: a refusal names the state and the message, and changes nothing.
+    #[test]
+    fn a_refusal_says_what_came_when() {
+        let refused = State::Over.handle(&Message::Abort(failure())).unwrap_err();
+        assert_eq!(refused, Unexpected { state: State::Over, message: "Abort" });
+        assert_eq!(refused.to_string(), "unexpected Abort message in state Over");
+        for message in messages() {
+            assert!(State::Over.handle(&message).is_err());
+        }
+    }
+
+    /// One end of a session without files: what it says is decided by what it has heard.
+    struct Peer {
+        state: State,
+        /// What it says, with the state in which it may.
+        script: VecDeque<(State, Message)>,
+    }
+
+    impl Peer {
+        fn new(me: End, script: Vec<(State, Message)>) -> Self {
+            Self { state: State::new(me), script: script.into() }
+        }
+
+        /// Says all that it can in its present state.
+        fn speak(&mut self) -> Vec<Message> {
+            let mut said = Vec::new();
+            while self.script.front().is_some_and(|(state, _)| *state == self.state) {
+                said.extend(self.script.pop_front().map(|(_, message)| message));
+            }
+            said
+        }
+    }
+
+    /// SES-4: two ends, each with nothing but its states, get through a whole session in both
+    /// directions; each message goes through its encoding.
+    #[test]
+    fn two_ends_come_to_an_end() {
+        let sending = State::Transferring { role: Role::Sender };
+        let receiving = State::Transferring { role: Role::Receiver };
+        let send = |messages: &mut Vec<(State, Message)>| {
+            for message in self::messages() {
+                match message {
+                    Message::Sources { .. }
+                    | Message::Entries(_)
+                    | Message::FileEnd { .. }
+                    | Message::Restart { .. }
+                    | Message::Withdraw { .. }
+                    | Message::SourceDone(_)
+                    | Message::Ping => messages.push((sending, message)),
+                    _ => {}
+                }
+            }
+            // Ping comes before SourceDone in the list, as it may.
+            messages.push((State::Closing, Message::Finish { agreed: true }));
+        };
+        let receive = |messages: &mut Vec<(State, Message)>| {
+            for message in self::messages() {
+                match message {
+                    Message::Verdicts(_)
+                    | Message::Have { .. }
+                    | Message::Written(_)
+                    | Message::Again(_)
+                    | Message::Outcomes(_)
+                    | Message::Complaint { .. }
+                    | Message::Ping => messages.push((receiving, message)),
+                    Message::ReceiverDone { .. } => messages.push((State::Ending, message)),
+                    Message::Closed => messages.push((State::Over, message)),
+                    _ => {}
+                }
+            }
+        };
+        for role in [Role::Sender, Role::Receiver] {
+            let me = End::Client(role);
+            let task = match role {
+                Role::Sender => Task::Receive { destination: b"/".to_vec() },
+                Role::Receiver => Task::Send { sources: vec![b"/".to_vec()] },
+            };
+            let greeting = Message::Hello(hello([1; 32], vec![1]));
+            let mut client = vec![
+                (State::AwaitAccept { role }, greeting.clone()),
+                (State::AwaitAccept { role }, open(task)),
+            ];
+            let mut agent = vec![(State::new(End::Agent), greeting)];
+            let agents = if role == Role::Sender { receiving } else { sending };
+            agent.push((agents, accept()));
+            match role {
+                Role::Sender => (send(&mut client), receive(&mut agent)),
+                Role::Receiver => (receive(&mut client), send(&mut agent)),
+            };
+            let mut ends = [Peer::new(me, client), Peer::new(End::Agent, agent)];
+            let mut heard = [VecDeque::new(), VecDeque::new()];
+            for _ in 0..50 {
+                for (speaker, hearer) in [(0, 1), (1, 0)] {
+                    for message in ends[speaker].speak() {
+                        heard[hearer].push_back(message.encode().unwrap());
+                    }
+                }
+                for (end, heard) in ends.iter_mut().zip(&mut heard) {
+                    let Some(bytes) = heard.pop_front() else { continue };
+                    let message = Message::decode(&bytes[4..]).unwrap();
+                    end.state = end.state.handle(&message).unwrap();
+                }
+            }
+            for end in ends {
+                assert_eq!(end.state, State::Over, "{role:?}");
+                assert!(end.script.is_empty(), "{role:?}: not all was said");
+            }
         }
     }
 }

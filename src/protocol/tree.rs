@@ -134,7 +134,7 @@ mod tests {
             len in 0_usize..1_400_000,
             order in any::<u64>(),
         ) {
-            let data: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
+            let data: Vec<u8> = (0..=250).cycle().take(len).collect();
             let values = values(&data);
             let mut builder = RootBuilder::new(values.len() as u64);
             let mut indices: Vec<usize> = (0..values.len()).collect();

@@ -52,10 +52,13 @@ impl Login {
         let mut command = self.command();
         command.arg("-G").arg("--").arg(&self.host).stdin(Stdio::null()).stderr(Stdio::null());
         command.kill_on_drop(true);
-        let output = tokio::time::timeout(Duration::from_secs(5), command.output()).await.ok()?.ok()?;
+        let output =
+            tokio::time::timeout(Duration::from_secs(5), command.output()).await.ok()?.ok()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let value = |key: &str| {
-            text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')).map(str::to_owned)
+            text.lines()
+                .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
+                .map(str::to_owned)
         };
         // Behind a jump host or a proxy, the name means something only there.
         let is_proxied = ["proxyjump", "proxycommand"]
@@ -204,7 +207,8 @@ mod tests {
     #[tokio::test]
     async fn a_command_is_a_byte_stream_with_complaints() {
         use tokio::io::AsyncWriteExt as _;
-        let mut process = start_locally("sh".as_ref(), &["-c", "cat; echo no >&2; exit 3"]).unwrap();
+        let mut process =
+            start_locally("sh".as_ref(), &["-c", "cat; echo no >&2; exit 3"]).unwrap();
         let (mut stdin, mut stdout) = process.take_streams().unwrap();
         stdin.write_all(b"hello").await.unwrap();
         drop(stdin);

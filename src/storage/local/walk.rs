@@ -342,7 +342,7 @@ mod tests {
                 }
                 b"fifo" | b"socket" => {
                     assert_eq!(failure(entry).code, FailureCode::Unsupported);
-                    assert!(failure(entry).text.contains("special files are not transferred"));
+                    assert!(failure(entry).text().contains("special files are not transferred"));
                 }
                 _ => assert_eq!(entry.kind, Kind::Directory),
             }
@@ -387,7 +387,7 @@ mod tests {
         for (entry, own) in entries[1..].iter().zip(["b/same", "c/same"]) {
             let failure = failure(entry);
             assert_eq!(failure.code, FailureCode::Conflict);
-            assert!(failure.text.contains(own) && failure.text.contains("a/same"), "{failure}");
+            assert!(failure.text().contains(own) && failure.text().contains("a/same"), "{failure}");
         }
     }
 

@@ -23,8 +23,8 @@ use tokio::net::TcpStream;
 
 use self::stream::{FrameReader, FrameWriter};
 use super::tls::Identity;
-use crate::protocol::message::SocketOptions;
 use crate::protocol::handshake::{ChannelKeys, ChannelSlot};
+use crate::protocol::message::SocketOptions;
 
 pub use self::dial::dial;
 pub use self::listen::Listener;

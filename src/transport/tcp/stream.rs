@@ -136,7 +136,7 @@ impl FrameWriter {
         self.sequence += 1;
         match &mut self.protection {
             Sealing::Records { sealer, output } => {
-                output.resize(batch(), 0);
+                output.resize(BATCH, 0);
                 write_records(stream, sealer, output, &header.encode(), payload).await
             }
             Sealing::Codes(key) => {
@@ -357,7 +357,7 @@ impl Input {
         wanted: usize,
     ) -> Result<(), TransportError> {
         while self.raw.len() < wanted {
-            self.buffer.resize(input(), 0);
+            self.buffer.resize(INPUT, 0);
             self.buffer.copy_within(self.raw.clone(), 0);
             self.raw = 0..self.raw.len();
             let room = self.buffer.get_mut(self.raw.end..).unwrap_or_default();
@@ -406,7 +406,3 @@ const INPUT: usize = 512 << 10;
 
 /// From this many bytes on, plain data is read where it shall be, without a copy in between.
 const DIRECT: usize = 64 << 10;
-
-fn env(name: &str, default: usize) -> usize { std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default) }
-fn batch() -> usize { static B: std::sync::OnceLock<usize> = std::sync::OnceLock::new(); *B.get_or_init(|| env("BATCH", 32)*(record::MAX_PLAINTEXT + record::OVERHEAD)) }
-fn input() -> usize { static B: std::sync::OnceLock<usize> = std::sync::OnceLock::new(); *B.get_or_init(|| env("INPUT", 512)<<10) }

@@ -316,8 +316,8 @@ async fn an_idle_sender_notices_a_loss() {
 #[tokio::test]
 async fn a_frame_over_the_limit_takes_no_buffer() {
     for encrypt in [true, false] {
-        let (dialler, config) = configs(encrypt);
-        let session = Session::start_with(dialler, ChannelConfig { max_payload: 1000, ..config });
+        let (near, far) = configs(encrypt);
+        let session = Session::start_with(near, ChannelConfig { max_payload: 1000, ..far });
         for (generation, buffer_len, limit) in [(0, MIB, 1000), (1, 900, 900)] {
             let (dialled, accepted) = session.channel(slot(0, generation)).await;
             let (mut sender, mut receiver) = (dialled.into_sender(), accepted.into_receiver());
@@ -418,8 +418,8 @@ async fn a_changed_record_ends_the_channel() {
     let pool = Pool::new(2, 8 * MIB);
     let refused = loop {
         let frame = chunk(bytes(MIB));
-        let (_, received) = tokio::join!(sender.send(&frame), receiver.receive(&pool));
-        match received {
+        let (_, outcome) = tokio::join!(sender.send(&frame), receiver.receive(&pool));
+        match outcome {
             Ok(found) => assert!(same(&frame, &found)),
             Err(error) => break error,
         }
@@ -505,7 +505,7 @@ async fn the_borders_of_records_do_not_matter() {
             plain.extend(frame.header(n).encode());
             plain.extend(frame.payload());
         }
-        let (mut wire, mut record) = (Vec::new(), [0; 20_000]);
+        let (mut wire, mut record) = (Vec::new(), vec![0; 20_000]);
         for piece in plain.chunks(step) {
             let len = sealer.seal(piece, &mut record).unwrap();
             wire.extend_from_slice(&record[..len]);
@@ -523,7 +523,7 @@ async fn the_borders_of_records_do_not_matter() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
 async fn measure_one_connection() {
-    const CHUNKS: usize = 512;
+    const CHUNKS: u32 = 512;
     let pool = Pool::new(4, 8 * MIB);
     for encrypt in [true, false, true, false, true, false] {
         let session = Session::start(encrypt);
@@ -538,7 +538,7 @@ async fn measure_one_connection() {
         });
         while !matches!(receiver.receive(&pool).await.unwrap(), Frame::End) {}
         sending.await.unwrap();
-        let gib = CHUNKS as f64 * 8.0 / 1024.0;
+        let gib = f64::from(CHUNKS) * 8.0 / 1024.0;
         let (wall, cpu) = (begin.elapsed().as_secs_f64(), cpu_seconds() - cpu);
         println!("encrypt {encrypt}: {:.2} GiB/s, {:.2} CPU-s/GiB", gib / wall, cpu / gib);
         drop(session.tasks);
@@ -547,5 +547,5 @@ async fn measure_one_connection() {
 
 fn cpu_seconds() -> f64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+    Duration::try_from(now).unwrap().as_secs_f64()
 }

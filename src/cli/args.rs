@@ -1,0 +1,197 @@
+//! What was typed: subcommands and flags, and nothing of what they mean together.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use super::settings::Settings;
+use super::units::ProgressMode;
+
+/// Move files between hosts: striped over many connections, verified with BLAKE3, resumable
+#[derive(Debug, Parser)]
+#[command(name = "fastsync", version, max_term_width = 100)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Copy files and directories from this machine
+    ///
+    /// A trailing slash on a source means its contents. A destination without a host is on this
+    /// machine, and `host:` is the home directory there.
+    #[command(override_usage = "fastsync push [OPTIONS] SRC... [USER@]HOST:PATH")]
+    Push(Box<Transfer>),
+    /// Copy files and directories to this machine
+    ///
+    /// All sources are on one host. A trailing slash on a source means its contents.
+    #[command(override_usage = "fastsync pull [OPTIONS] [USER@]HOST:PATH... DST")]
+    Pull(Box<Transfer>),
+    /// Serve one session on standard input and output; started by fastsync itself on the other host
+    #[command(hide = true)]
+    Agent,
+}
+
+/// The flags of push and pull.
+#[derive(Args, Debug, Default)]
+#[command(after_help = AFTER_HELP)]
+pub struct Transfer {
+    /// Sources, and the destination last
+    #[arg(value_name = "LOCATION", required = true)]
+    pub locations: Vec<OsString>,
+    /// Say what would be transferred, and change nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Accepted and needless: directories are always taken whole
+    #[arg(short = 'R', long)]
+    pub recursive: bool,
+    #[command(flatten)]
+    pub settings: Settings,
+    /// Throw away what an interrupted run left
+    #[arg(long, conflicts_with = "resume", help_heading = "Transfer")]
+    pub no_resume: bool,
+    /// Configuration file [default: ~/.config/fastsync/config.toml]
+    #[arg(long, value_name = "FILE", help_heading = "Transfer")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub ssh: Ssh,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// How ssh is called.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "SSH")]
+pub struct Ssh {
+    /// Configuration file of ssh
+    #[arg(short = 'F', value_name = "FILE")]
+    pub config_file: Option<OsString>,
+    /// Hosts to go through
+    #[arg(short = 'J', value_name = "HOST")]
+    pub jump: Option<OsString>,
+    /// Option of ssh; may be repeated
+    #[arg(short = 'o', value_name = "OPTION")]
+    pub option: Vec<OsString>,
+    /// Port of the ssh server
+    #[arg(
+        long = "ssh-port",
+        value_name = "PORT",
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub port: Option<u16>,
+    /// Private key for ssh; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub identity: Vec<OsString>,
+    /// The ssh program [default: ssh, from the search path]
+    #[arg(long = "ssh", value_name = "PROGRAM")]
+    pub program: Option<PathBuf>,
+}
+
+/// What is shown and where.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Output")]
+pub struct Output {
+    /// Show progress even where the environment says otherwise, or with -q
+    #[arg(short = 'P')]
+    pub show_progress: bool,
+    /// How to show progress: auto, tty, plain, json or none [default: auto]
+    #[arg(long, value_name = "HOW")]
+    pub progress: Option<ProgressMode>,
+    /// No progress, notes and summary; errors only
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print each entry as it is done; twice, those that were there already too
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Print the summary, and what -v and -n print, as JSON lines on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Write one JSON line a file: path, size, mtime, root, outcome; `-` is standard output
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<OsString>,
+}
+
+const AFTER_HELP: &str = "\
+Sizes are in binary units: 64K, 8M, 1G. Settings also come from FASTSYNC_* variables and from the \
+configuration file; a flag prevails. Exit codes: 0 all done, 1 usage, 23 some entries failed, \
+24 source vanished or changed, 30 connection lost, 40 verification failed, 41 destination full, \
+42 agent not startable, 43 no data path, 44 authentication; the rest is in docs/CONFIGURATION.md.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::units::ResumeMode;
+    use crate::protocol::message::Resume;
+    use clap::CommandFactory as _;
+
+    fn push(typed: &[&str]) -> Transfer {
+        let typed = ["fastsync", "push"].iter().chain(typed);
+        match Arguments::try_parse_from(typed).unwrap().command {
+            Command::Push(transfer) => *transfer,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn refused(typed: &[&str]) -> String {
+        Arguments::try_parse_from(typed).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_may_stand_anywhere() {
+        let transfer = push(&["a", "-n", "b", "-p", "16", "h:/x", "-rP", "-c", "16M", "-vv"]);
+        assert_eq!(transfer.locations, ["a", "b", "h:/x"]);
+        assert!(transfer.dry_run && transfer.output.show_progress);
+        assert_eq!(transfer.settings.streams.unwrap().0, 16);
+        assert_eq!(transfer.settings.resume, Some(ResumeMode(Resume::Trust)));
+        assert_eq!(transfer.output.verbose, 2);
+        assert_eq!(push(&["--", "-a", "h:"]).locations, ["-a", "h:"]);
+    }
+
+    #[test]
+    fn resume_takes_no_location_for_its_value() {
+        assert_eq!(push(&["-r", "verify", "h:"]).locations, ["verify", "h:"]);
+        assert_eq!(push(&["--resume", "a", "h:"]).locations, ["a", "h:"]);
+        let verify = push(&["--resume=verify", "a", "h:"]);
+        assert_eq!(verify.settings.resume, Some(ResumeMode(Resume::Verify)));
+        assert!(push(&["--no-resume", "a", "h:"]).no_resume);
+        assert!(!refused(&["fastsync", "push", "--no-resume", "-r", "a", "b"]).is_empty());
+    }
+
+    #[test]
+    fn ssh_flags_are_kept_as_they_are() {
+        let ssh =
+            push(&["-F", "f", "-J", "j", "-o", "A=b", "-oC=d", "--identity", "k", "a", "h:"]).ssh;
+        assert_eq!((ssh.config_file.unwrap(), ssh.jump.unwrap()), ("f".into(), "j".into()));
+        assert_eq!(
+            (ssh.option, ssh.identity),
+            (vec!["A=b".into(), "C=d".into()], vec!["k".into()])
+        );
+    }
+
+    #[test]
+    fn errors_say_what_would_be_right() {
+        let error = refused(&["fastsync", "push", "-c", "10M", "a", "h:"]);
+        assert!(error.contains("the nearest are 8M and 16M"), "{error}");
+        assert!(refused(&["fastsync", "push", "--progress=loud", "a", "h:"]).contains("plain"));
+        refused(&["fastsync", "push"]);
+        refused(&["fastsync", "agent", "--option"]);
+    }
+
+    #[test]
+    fn names_need_not_be_utf8() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let name = OsString::from_vec(b"caf\xe9".to_vec());
+        let typed = ["fastsync".into(), "pull".into(), name.clone(), "d".into()];
+        let Command::Pull(transfer) = Arguments::try_parse_from(typed).unwrap().command else {
+            panic!("not a pull");
+        };
+        assert_eq!(transfer.locations[0], name);
+    }
+}

@@ -1,0 +1,334 @@
+//! What was meant: arguments, environment and configuration file become one job.
+
+use std::ffi::OsString;
+use std::io::IsTerminal as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use super::UsageError;
+use super::args::{Output, Ssh, Transfer};
+use super::config::Config;
+use super::location::{Location, absolute};
+use super::settings::{Environment, Settings};
+use super::units::{ProgressMode, ResumeMode};
+use crate::engine::job::{Direction, Host, Job, Launch, Place};
+use crate::protocol::message::Resume;
+
+/// A job, and what to show of it.
+#[derive(Debug)]
+pub struct Plan {
+    pub job: Job,
+    pub display: Display,
+}
+
+/// What to show, with every default filled in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Display {
+    /// Never [`ProgressMode::Auto`].
+    pub progress: ProgressMode,
+    pub quiet: bool,
+    pub verbose: u8,
+    pub json: bool,
+    /// Where the report goes; `-` is standard output.
+    pub report: Option<OsString>,
+}
+
+/// Which subcommand it was.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verb {
+    Push,
+    Pull,
+}
+
+/// Puts a job together.
+pub fn plan(
+    verb: Verb,
+    transfer: Transfer,
+    environment: &Environment<'_>,
+) -> Result<Plan, UsageError> {
+    let named =
+        transfer.config.clone().or_else(|| environment.raw("FASTSYNC_CONFIG").map(Into::into));
+    let config = Config::load(named.as_deref())?;
+    let mut direction = direction(verb, &transfer.locations)?;
+    join_port(&mut direction, &transfer.ssh)?;
+
+    let mut flags = transfer.settings;
+    if transfer.no_resume {
+        flags.resume = Some(ResumeMode(Resume::Never));
+    }
+    let host = host(&direction).map(|host| host.name.as_str());
+    let settings = config.resolve(flags, Settings::from_environment(environment)?, host)?;
+    let launch = launch(transfer.ssh, &settings, environment);
+    let mut config = settings.to_config();
+    config.dry_run = transfer.dry_run;
+    let display = display(transfer.output, environment)?;
+    Ok(Plan { job: Job { direction, launch, config }, display })
+}
+
+/// Which way the data goes, from locations alone.
+fn direction(verb: Verb, typed: &[OsString]) -> Result<Direction, UsageError> {
+    let Some((destination, sources)) = typed.split_last().filter(|(_, rest)| !rest.is_empty())
+    else {
+        let text = "a source and a destination are needed; there is only one location";
+        return Err(UsageError::new(text));
+    };
+    let sources: Result<Vec<_>, _> = sources.iter().map(|typed| Location::parse(typed)).collect();
+    let (sources, destination) = (sources?, Location::parse(destination)?);
+    let far_source = sources.iter().any(|source| matches!(source, Location::Remote { .. }));
+    if far_source && matches!(destination, Location::Remote { .. }) {
+        return Err(UsageError::new(
+            "copying between two other hosts is not possible yet; pull to this machine and push \
+             from here, or run fastsync on one of the two",
+        ));
+    }
+    let current = std::env::current_dir().map_err(|error| {
+        UsageError::new(format!("cannot find out the current directory: {error}"))
+    })?;
+    match verb {
+        Verb::Push => push(sources, destination, &current),
+        Verb::Pull => pull(sources, destination, &current),
+    }
+}
+
+fn push(
+    sources: Vec<Location>,
+    destination: Location,
+    current: &Path,
+) -> Result<Direction, UsageError> {
+    let local = |source| match source {
+        Location::Local(path) => Ok(path),
+        Location::Remote { host, .. } => Err(UsageError::new(format!(
+            "push copies from this machine, and a source is on {}; use `fastsync pull`, or write \
+             ./{}:... if it is a file here",
+            host.name, host.name
+        ))),
+    };
+    let sources = sources.into_iter().map(local).collect::<Result<_, _>>()?;
+    let destination = match destination {
+        Location::Local(path) => Place::Local(absolute(current, &path)),
+        Location::Remote { host, path } => Place::Remote { host, path },
+    };
+    Ok(Direction::Push { sources, destination })
+}
+
+fn pull(
+    sources: Vec<Location>,
+    destination: Location,
+    current: &Path,
+) -> Result<Direction, UsageError> {
+    let destination = match destination {
+        Location::Local(path) => path,
+        Location::Remote { host, .. } => {
+            return Err(UsageError::new(format!(
+                "pull copies to this machine, and the destination is on {}; use `fastsync push`",
+                host.name
+            )));
+        }
+    };
+    let mut hosts = Vec::new();
+    let mut paths = Vec::new();
+    for source in sources {
+        let (host, path) = match source {
+            Location::Local(path) => (None, absolute(current, &path).into_os_string().into_vec()),
+            Location::Remote { host, path } => (Some(host), path),
+        };
+        hosts.push(host);
+        paths.push(path);
+    }
+    if hosts.windows(2).any(|pair| pair[0] != pair[1]) {
+        return Err(UsageError::new(
+            "all sources of a pull are on one host, written alike; run one pull for each host",
+        ));
+    }
+    let host = hosts.into_iter().next().flatten();
+    Ok(Direction::Pull { sources: paths, host, destination })
+}
+
+/// The other host, if there is one.
+fn host(direction: &Direction) -> Option<&Host> {
+    match direction {
+        Direction::Push { destination: Place::Remote { host, .. }, .. } => Some(host),
+        Direction::Push { destination: Place::Local(_), .. } => None,
+        Direction::Pull { host, .. } => host.as_ref(),
+    }
+}
+
+/// The port is given to ssh once: by the URL or by the flag.
+fn join_port(direction: &mut Direction, ssh: &Ssh) -> Result<(), UsageError> {
+    let host = match direction {
+        Direction::Push { destination: Place::Remote { host, .. }, .. }
+        | Direction::Pull { host: Some(host), .. } => host,
+        Direction::Push { .. } | Direction::Pull { .. } => return Ok(()),
+    };
+    let (Some(flag), Some(port)) = (ssh.port, host.port) else { return Ok(()) };
+    if flag != port {
+        let text = format!("the URL says port {port} and --ssh-port says {flag}");
+        return Err(UsageError::new(text));
+    }
+    host.port = None;
+    Ok(())
+}
+
+/// How the agent is started: ssh's flags in the form that ssh wants.
+fn launch(ssh: Ssh, settings: &Settings, environment: &Environment<'_>) -> Launch {
+    let mut arguments = Vec::new();
+    let mut add = |flag: &str, value: OsString| arguments.extend([flag.into(), value]);
+    ssh.config_file.into_iter().for_each(|file| add("-F", file));
+    ssh.jump.into_iter().for_each(|host| add("-J", host));
+    ssh.option.into_iter().for_each(|option| add("-o", option));
+    ssh.port.into_iter().for_each(|port| add("-p", port.to_string().into()));
+    ssh.identity.into_iter().for_each(|file| add("-i", file));
+    Launch {
+        ssh_program: ssh.program.or_else(|| environment.raw("FASTSYNC_SSH").map(PathBuf::from)),
+        ssh_arguments: arguments,
+        agent_path: settings.agent_path.clone().map(|path| path.0),
+        local_program: None,
+    }
+}
+
+fn display(output: Output, environment: &Environment<'_>) -> Result<Display, UsageError> {
+    let from_environment = environment.value("FASTSYNC_PROGRESS")?;
+    let forced = output.progress.or(output.show_progress.then_some(ProgressMode::Auto));
+    let hushed = output.quiet.then_some(ProgressMode::None);
+    let progress = forced.or(hushed).or(from_environment).unwrap_or(ProgressMode::Auto);
+    let dumb = environment.raw("TERM").is_none_or(|term| term.as_bytes() == b"dumb");
+    let progress = match progress {
+        ProgressMode::Auto if std::io::stderr().is_terminal() && !dumb => ProgressMode::Terminal,
+        ProgressMode::Auto => ProgressMode::Plain,
+        other => other,
+    };
+    let Output { quiet, verbose, json, report, .. } = output;
+    Ok(Display { progress, quiet, verbose, json, report })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::{Arguments, Command};
+    use clap::Parser as _;
+
+    fn planned(typed: &[&str], variables: &[(&str, &str)]) -> Result<Plan, UsageError> {
+        let typed = std::iter::once(&"fastsync").chain(typed);
+        // The machine's own configuration file has no say in tests.
+        let lookup = |name: &str| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            let own = found.map(|(_, value)| (*value).into());
+            own.or_else(|| (name == "FASTSYNC_CONFIG").then(|| "/dev/null".into()))
+        };
+        let environment = Environment(&lookup);
+        match Arguments::try_parse_from(typed).unwrap().command {
+            Command::Push(transfer) => plan(Verb::Push, *transfer, &environment),
+            Command::Pull(transfer) => plan(Verb::Pull, *transfer, &environment),
+            Command::Agent => panic!("no transfer"),
+        }
+    }
+
+    #[track_caller]
+    fn refused(typed: &[&str], needle: &str) {
+        let error = planned(typed, &[]).unwrap_err().to_string();
+        assert!(error.contains(needle), "{error}");
+    }
+
+    #[test]
+    fn a_push_to_a_host() {
+        let plan = planned(&["push", "a/", "/b", "u@h:/x"], &[]).unwrap();
+        let Direction::Push { sources, destination } = plan.job.direction else { panic!() };
+        assert_eq!(sources, [PathBuf::from("a/"), "/b".into()]);
+        let host = Host { name: "h".into(), user: Some("u".into()), port: None };
+        assert_eq!(destination, Place::Remote { host, path: b"/x".to_vec() });
+    }
+
+    #[test]
+    fn a_pull_from_a_host_and_from_here() {
+        let plan = planned(&["pull", "h:a", "h:/b/", "d"], &[]).unwrap();
+        let Direction::Pull { sources, host, destination } = plan.job.direction else { panic!() };
+        assert_eq!(sources, [b"a".to_vec(), b"/b/".to_vec()]);
+        assert_eq!((host.unwrap().name, destination), ("h".into(), "d".into()));
+        let plan = planned(&["pull", "a", "/b/", "d"], &[]).unwrap();
+        let Direction::Pull { sources, host, .. } = plan.job.direction else { panic!() };
+        assert!(host.is_none() && sources[0].starts_with(b"/") && sources[0].ends_with(b"/a"));
+        assert_eq!(sources[1], b"/b/");
+    }
+
+    #[test]
+    fn impossible_journeys_are_refused() {
+        refused(&["push", "a"], "destination");
+        refused(&["push", "h:a", "i:b"], "two other hosts is not possible yet");
+        refused(&["pull", "h:a", "h:b"], "two other hosts is not possible yet");
+        refused(&["push", "h:a", "b"], "fastsync pull");
+        refused(&["pull", "a", "h:b"], "fastsync push");
+        refused(&["pull", "h:a", "i:b", "c"], "one host");
+        refused(&["pull", "h:a", "b", "c"], "one host");
+        refused(&["push", "a", "s3://b/x"], "not supported yet");
+        refused(&["push", "--ssh-port", "1", "a", "ssh://h:2/x"], "port 2");
+        refused(&["push", "--profile", "none", "a", "h:"], "profile");
+    }
+
+    #[test]
+    fn ssh_gets_its_flags_in_its_own_form() {
+        let typed = [
+            "push",
+            "-F",
+            "f",
+            "-J",
+            "j",
+            "-o",
+            "A=b",
+            "-o",
+            "C=d",
+            "--ssh-port",
+            "22",
+            "--identity",
+            "k",
+            "--agent-path",
+            "/opt/f",
+            "--ssh",
+            "/s",
+            "a",
+            "ssh://h:22/x",
+        ];
+        let plan = planned(&typed, &[("FASTSYNC_SSH", "/t")]).unwrap();
+        let wanted = ["-F", "f", "-J", "j", "-o", "A=b", "-o", "C=d", "-p", "22", "-i", "k"];
+        assert_eq!(plan.job.launch.ssh_arguments, wanted);
+        assert_eq!(plan.job.launch.ssh_program, Some("/s".into()));
+        assert_eq!(plan.job.launch.agent_path.as_deref(), Some("/opt/f"));
+        assert_eq!(host(&plan.job.direction).unwrap().port, None);
+        let plan = planned(&["push", "a", "h:"], &[("FASTSYNC_SSH", "/t")]).unwrap();
+        assert_eq!(plan.job.launch.ssh_program, Some("/t".into()));
+    }
+
+    #[test]
+    fn flags_prevail_over_the_environment() {
+        let variables = [
+            ("FASTSYNC_STREAMS", "3"),
+            ("FASTSYNC_CHUNK_SIZE", "1M"),
+            ("FASTSYNC_ENCRYPT", "off"),
+            ("FASTSYNC_RESUME", "verify"),
+            ("FASTSYNC_PORT_RANGE", "5000:5001"),
+            ("FASTSYNC_RETRIES", ""),
+            ("FASTSYNC_AGENT_PATH", "/opt/f"),
+        ];
+        let plan = planned(&["push", "-p4", "--no-resume", "-n", "a", "h:"], &variables).unwrap();
+        let config = plan.job.config;
+        assert_eq!((config.streams, config.chunk_size.bytes()), (4, 1 << 20));
+        assert_eq!((config.encrypt, config.resume, config.dry_run), (false, Resume::Never, true));
+        assert_eq!((config.port_range, config.retries), (Some((5000, 5001)), 5));
+        assert_eq!(plan.job.launch.agent_path.as_deref(), Some("/opt/f"));
+        let error = planned(&["push", "a", "h:"], &[("FASTSYNC_STREAMS", "many")]).unwrap_err();
+        assert!(error.to_string().starts_with("FASTSYNC_STREAMS in the environment: many"));
+    }
+
+    #[test]
+    fn progress_is_shown_as_asked() {
+        let mode = |typed: &[&str], variables: &[(&str, &str)]| {
+            let typed = [&["push"], typed, &["a", "h:"]].concat();
+            planned(&typed, variables).unwrap().display.progress
+        };
+        let environment = [("FASTSYNC_PROGRESS", "none")];
+        assert_eq!(mode(&[], &environment), ProgressMode::None);
+        assert_eq!(mode(&["-P"], &environment), ProgressMode::Plain);
+        assert_eq!(mode(&["-q"], &[]), ProgressMode::None);
+        assert_eq!(mode(&["-q", "--progress=json"], &[]), ProgressMode::Json);
+        assert_eq!(mode(&["--progress=tty"], &environment), ProgressMode::Terminal);
+    }
+}

@@ -1,0 +1,383 @@
+//! `[user@]host:path`, `ssh://user@host:port/path`, or a path on this machine.
+//!
+//! As scp and rsync read it: a `/` before the first `:` means local, `./a:b` escapes, IPv6
+//! addresses stand in brackets. Paths are bytes; hosts are checked here once, because ssh and the
+//! commands of its configuration get them as arguments (R2).
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
+
+use super::UsageError;
+use crate::engine::job::Host;
+use crate::protocol::manifest::Escaped;
+
+/// Where something is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Location {
+    Local(PathBuf),
+    /// A path on another host; relative paths begin at the user's home directory.
+    Remote {
+        host: Host,
+        path: Vec<u8>,
+    },
+}
+
+impl Location {
+    /// Reads what was typed.
+    pub fn parse(typed: &OsStr) -> Result<Self, UsageError> {
+        let bytes = typed.as_bytes();
+        if bytes.is_empty() || bytes.contains(&0) {
+            return Err(refuse(bytes, "a location is not empty and has no zero bytes"));
+        }
+        if let Some((scheme, rest)) = split_scheme(bytes) {
+            return Self::parse_url(bytes, scheme, rest);
+        }
+        let Some(colon) = host_end(bytes) else {
+            reject_bare_address(bytes)?;
+            return Ok(Self::Local(typed.into()));
+        };
+        let (user, name) = split_user(&bytes[..colon]);
+        let host =
+            Host { name: host_name(bytes, name)?, user: user_name(bytes, user)?, port: None };
+        let path = &bytes[colon + 1..];
+        if path.starts_with(b":") {
+            return Err(refuse(
+                bytes,
+                "the path begins with a colon; write HOST:./:NAME for such a path, and \
+                 [ADDRESS]:PATH for an IPv6 address",
+            ));
+        }
+        Ok(Self::Remote { host, path: home_relative(bytes, path)? })
+    }
+
+    fn parse_url(typed: &[u8], scheme: &[u8], rest: &[u8]) -> Result<Self, UsageError> {
+        if !scheme.eq_ignore_ascii_case(b"ssh") {
+            let scheme = Escaped(scheme);
+            let text = format!(
+                "{scheme}:// locations are not supported yet by push and pull; they take paths, \
+                 [user@]host:path and ssh://user@host:port/path"
+            );
+            return Err(UsageError::new(text));
+        }
+        let slash = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(slash);
+        let (user, name_and_port) = split_user(authority);
+        let user = user.map(|user| percent_decode(typed, user)).transpose()?;
+        if user.as_deref().is_some_and(|user| user.contains(&b':')) {
+            return Err(refuse(
+                typed,
+                "a password has no place on a command line; ssh asks for it",
+            ));
+        }
+        let (name, port) = split_port(typed, name_and_port)?;
+        let host =
+            Host { name: host_name(typed, name)?, user: user_name(typed, user.as_deref())?, port };
+        let path = percent_decode(typed, path)?;
+        let path = match path.strip_prefix(b"/~") {
+            Some(rest) if rest.is_empty() || rest.starts_with(b"/") => without_slashes(rest).into(),
+            Some(_) => return Err(refuse(typed, OTHER_HOME)),
+            None => path,
+        };
+        if path.contains(&0) {
+            return Err(refuse(typed, "a path has no zero bytes"));
+        }
+        Ok(Self::Remote { host, path })
+    }
+}
+
+/// `SCHEME` and what follows `SCHEME://`.
+fn split_scheme(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = bytes.windows(3).position(|window| window == b"://")?;
+    let in_scheme = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
+    let valid = bytes[0].is_ascii_alphabetic() && bytes[..end].iter().all(in_scheme);
+    valid.then(|| (&bytes[..end], &bytes[end + 3..]))
+}
+
+/// Where the colon is that ends the host, if there is one.
+fn host_end(bytes: &[u8]) -> Option<usize> {
+    let bracketed = bytes.starts_with(b"[")
+        || bytes
+            .windows(2)
+            .position(|window| window == b"@[")
+            .is_some_and(|at| !bytes[..at].iter().any(|byte| matches!(byte, b'/' | b':')));
+    let before_slash = bytes.split(|byte| *byte == b'/').next()?;
+    if bracketed {
+        return before_slash.windows(2).position(|window| window == b"]:").map(|at| at + 1);
+    }
+    before_slash.iter().position(|byte| *byte == b':')
+}
+
+/// `[::1]` without a colon after it would be a local name, which nobody means.
+fn reject_bare_address(bytes: &[u8]) -> Result<(), UsageError> {
+    let inside = bytes.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
+    let inside = inside.and_then(|inside| std::str::from_utf8(inside).ok());
+    if inside.is_some_and(|text| text.parse::<std::net::Ipv6Addr>().is_ok()) {
+        return Err(refuse(bytes, "write [ADDRESS]:PATH for a host, ./[ADDRESS] for a file"));
+    }
+    Ok(())
+}
+
+/// Splits at the last `@`, since names of users may contain one.
+fn split_user(bytes: &[u8]) -> (Option<&[u8]>, &[u8]) {
+    match bytes.iter().rposition(|byte| *byte == b'@') {
+        Some(at) => (Some(&bytes[..at]), &bytes[at + 1..]),
+        None => (None, bytes),
+    }
+}
+
+/// Splits `host:port` and `[address]:port`.
+fn split_port<'a>(typed: &[u8], bytes: &'a [u8]) -> Result<(&'a [u8], Option<u16>), UsageError> {
+    let after_address = bytes.iter().rposition(|byte| *byte == b']').unwrap_or(0);
+    let Some(colon) = bytes[after_address..].iter().position(|byte| *byte == b':') else {
+        return Ok((bytes, None));
+    };
+    let colon = after_address + colon;
+    let digits = std::str::from_utf8(&bytes[colon + 1..]).unwrap_or_default();
+    let port = digits.parse().ok().filter(|port| *port != 0 && !digits.starts_with('+'));
+    let port = port.ok_or_else(|| refuse(typed, "the port is not a number from 1 to 65535"))?;
+    Ok((&bytes[..colon], Some(port)))
+}
+
+/// A host without its brackets, refused where ssh or a shell could take it for something else.
+fn host_name(typed: &[u8], name: &[u8]) -> Result<String, UsageError> {
+    let inside = name.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
+    let name = inside.unwrap_or(name);
+    let text = std::str::from_utf8(name).unwrap_or_default();
+    if text.is_empty() {
+        return Err(refuse(typed, "there is no host before the colon; write ./PATH for a file"));
+    }
+    if text.starts_with('-') || text.chars().any(|c| is_unsafe(c) || "\\[]@".contains(c)) {
+        return Err(refuse(
+            typed,
+            "a host does not begin with - and has no blanks, quotes or signs of a shell",
+        ));
+    }
+    if text.contains(':') && inside.is_none() {
+        return Err(refuse(typed, "an IPv6 address stands in brackets: [ADDRESS]:PATH"));
+    }
+    Ok(text.into())
+}
+
+/// The user, likewise. A backslash is allowed: `DOMAIN\user`.
+fn user_name(typed: &[u8], user: Option<&[u8]>) -> Result<Option<String>, UsageError> {
+    let Some(user) = user else { return Ok(None) };
+    let text = std::str::from_utf8(user).unwrap_or_default();
+    if text.is_empty()
+        || text.starts_with('-')
+        || text.ends_with('\\')
+        || text.chars().any(is_unsafe)
+    {
+        return Err(refuse(
+            typed,
+            "a user does not begin with - and has no blanks, quotes or signs of a shell",
+        ));
+    }
+    Ok(Some(text.into()))
+}
+
+fn is_unsafe(c: char) -> bool {
+    c.is_control() || c.is_whitespace() || "'\"`$;&<>|(){}*?!#,".contains(c)
+}
+
+/// Takes a leading `~/` away, which no remote shell will.
+fn home_relative(typed: &[u8], path: &[u8]) -> Result<Vec<u8>, UsageError> {
+    match path.strip_prefix(b"~") {
+        Some(rest) if rest.is_empty() || rest.starts_with(b"/") => Ok(without_slashes(rest).into()),
+        Some(_) => Err(refuse(typed, OTHER_HOME)),
+        None => Ok(path.into()),
+    }
+}
+
+fn without_slashes(path: &[u8]) -> &[u8] {
+    let slashes = path.iter().take_while(|byte| **byte == b'/').count();
+    &path[slashes..]
+}
+
+fn percent_decode(typed: &[u8], bytes: &[u8]) -> Result<Vec<u8>, UsageError> {
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((first, tail)) = rest.split_first() {
+        rest = tail;
+        if *first != b'%' {
+            out.push(*first);
+            continue;
+        }
+        let digits = tail.get(..2).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+        let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let wrong = || refuse(typed, "in a URL, % begins two hexadecimal digits; write %25 for it");
+        out.push(byte.ok_or_else(wrong)?);
+        rest = &tail[2..];
+    }
+    Ok(out)
+}
+
+fn refuse(typed: &[u8], why: &str) -> UsageError {
+    UsageError::new(format!("{}: {why}", Escaped(typed)))
+}
+
+/// A path from this machine's current directory, spelled out: an agent that runs here may start
+/// elsewhere. A trailing slash, which has a meaning, stays.
+pub fn absolute(current: &std::path::Path, path: &std::path::Path) -> PathBuf {
+    if path.is_absolute() {
+        return path.into();
+    }
+    let mut bytes = current.as_os_str().as_bytes().to_vec();
+    if !bytes.ends_with(b"/") {
+        bytes.push(b'/');
+    }
+    bytes.extend_from_slice(path.as_os_str().as_bytes());
+    OsString::from_vec(bytes).into()
+}
+
+const OTHER_HOME: &str = "the home directory of another user is not looked up; write its path, or \
+                          ./~NAME for a file of that name";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(bytes: &[u8]) -> Result<Location, UsageError> {
+        Location::parse(OsStr::from_bytes(bytes))
+    }
+
+    fn remote(name: &str, user: Option<&str>, port: Option<u16>, path: &[u8]) -> Location {
+        let host = Host { name: name.into(), user: user.map(Into::into), port };
+        Location::Remote { host, path: path.into() }
+    }
+
+    #[track_caller]
+    fn is_remote(typed: &str, name: &str, user: Option<&str>, port: Option<u16>, path: &str) {
+        assert_eq!(parse(typed.as_bytes()), Ok(remote(name, user, port, path.as_bytes())));
+    }
+
+    #[test]
+    fn local_paths() {
+        for typed in [
+            "a",
+            "/a:b",
+            "./a:b",
+            "../x:y/z",
+            "dir/a:b",
+            "a/",
+            ".",
+            "~x",
+            "[a]",
+            "[a:b].txt",
+            "[a]/b:c",
+            "a@[b]",
+            "-rf",
+            "a//b://c",
+        ] {
+            assert_eq!(parse(typed.as_bytes()), Ok(Location::Local(typed.into())), "{typed}");
+        }
+        let bytes = b"caf\xe9/\xff:x";
+        assert_eq!(parse(bytes), Ok(Location::Local(OsStr::from_bytes(bytes).into())));
+    }
+
+    #[test]
+    fn hosts_with_paths() {
+        is_remote("h:/a", "h", None, None, "/a");
+        is_remote("h:", "h", None, None, "");
+        is_remote("h:a:b", "h", None, None, "a:b");
+        is_remote("C:/x", "C", None, None, "/x");
+        is_remote("u@h:a/b/", "h", Some("u"), None, "a/b/");
+        is_remote("u@x.org@h:/", "h", Some("u@x.org"), None, "/");
+        is_remote("DOM\\u@h:x", "h", Some("DOM\\u"), None, "x");
+        is_remote("h:~/x", "h", None, None, "x");
+        is_remote("h:~", "h", None, None, "");
+        is_remote("h:./~x", "h", None, None, "./~x");
+        is_remote("h:$(id) 'x'\n", "h", None, None, "$(id) 'x'\n");
+        assert_eq!(parse(b"h:\xff/\xfe"), Ok(remote("h", None, None, b"\xff/\xfe")));
+    }
+
+    #[test]
+    fn addresses_in_brackets() {
+        is_remote("[::1]:/a:b", "::1", None, None, "/a:b");
+        is_remote("u@[fe80::1%eth0]:a", "fe80::1%eth0", Some("u"), None, "a");
+        is_remote("[h]:x", "h", None, None, "x");
+        assert!(parse(b"[::1]").is_err());
+        assert!(parse(b"::1:/x").is_err());
+        assert!(parse(b"fe80::1:/x").is_err());
+    }
+
+    #[test]
+    fn urls() {
+        is_remote("ssh://u@h:2222/a/b", "h", Some("u"), Some(2222), "/a/b");
+        is_remote("SSH://h/", "h", None, None, "/");
+        is_remote("ssh://h", "h", None, None, "");
+        is_remote("ssh://h/~/x", "h", None, None, "x");
+        is_remote("ssh://h/~", "h", None, None, "");
+        is_remote("ssh://u@[::1]:22/x", "::1", Some("u"), Some(22), "/x");
+        is_remote("ssh://[::1]/x", "::1", None, None, "/x");
+        is_remote("ssh://h/a%20b%25", "h", None, None, "/a b%");
+        for wrong in [
+            "ssh://",
+            "ssh:///x",
+            "ssh://h:0/x",
+            "ssh://h:x/",
+            "ssh://h:99999/x",
+            "ssh://u:pw@h/x",
+            "ssh://h/~u/x",
+            "ssh://h/%zz",
+            "ssh://h/%2",
+            "ssh://h/%00",
+            "ssh://::1/x",
+            "ssh://-oProxyCommand=x/y",
+            "ssh://h:+5/x",
+            "ssh://u%0a@h/x",
+            "ssh://h/%+1",
+        ] {
+            assert!(parse(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn other_schemes_are_for_later() {
+        for typed in ["s3://bucket/x", "sftp://h/x", "https://h/x", "gs://b", "host://x"] {
+            let error = parse(typed.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("not supported yet by push and pull"), "{error}");
+        }
+    }
+
+    /// R2, T83.
+    #[test]
+    fn hosts_that_ssh_or_a_shell_would_misread_are_refused() {
+        for wrong in [
+            "-oProxyCommand=x:/y",
+            "u@-h:/y",
+            "-u@h:/y",
+            "a b:/y",
+            "a'b:/y",
+            "a\"b:/y",
+            "a\nb:/y",
+            "$(id):/y",
+            "a`id`:/y",
+            "h;id:/y",
+            "u$x@h:/y",
+            "u'@h:/y",
+            "@h:/y",
+            "u@:/y",
+            ":/y",
+            ":",
+            "a\x1b:/y",
+            "a\u{a0}b:/y",
+            "[]:x",
+            "",
+        ] {
+            assert!(parse(wrong.as_bytes()).is_err(), "{wrong:?}");
+        }
+        assert!(parse(b"h\xff:/x").is_err());
+        assert!(parse(b"h:~user/x").is_err());
+        assert!(parse(b"a\0b").is_err());
+    }
+
+    #[test]
+    fn relative_paths_keep_their_trailing_slash() {
+        let current = std::path::Path::new("/w");
+        assert_eq!(absolute(current, "a/".as_ref()).as_os_str(), "/w/a/");
+        assert_eq!(absolute(current, ".".as_ref()).as_os_str(), "/w/.");
+        assert_eq!(absolute(current, "/x".as_ref()).as_os_str(), "/x");
+    }
+}

@@ -1,0 +1,473 @@
+//! Watches a transfer from a thread of its own: counters ten times a second, events as they come.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use flume::{Receiver, RecvTimeoutError};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::report::{EntryLine, ReportError, ReportFile, json_line, json_path};
+use super::screen::{Line, Screen};
+use super::text::{bytes, duration, plural, rate};
+use super::units::ProgressMode;
+use crate::engine::event::{Connection, EntryReport, Event, Progress};
+use crate::protocol::manifest::Escaped;
+use crate::protocol::message::{Failure, Outcome};
+
+/// Shows a transfer, and counts what the end needs to know.
+#[derive(Debug)]
+pub struct Monitor {
+    pub screen: Screen,
+    pub report: Option<ReportFile>,
+    pub progress: Arc<Progress>,
+    pub events: Receiver<Event>,
+    /// Whether the user asked to stop.
+    pub stop: watch::Receiver<bool>,
+    /// Whether the engine has returned: its tasks may hold a sender of events a little longer.
+    pub finished: Arc<AtomicBool>,
+    pub tally: Tally,
+    pub pacing: Pacing,
+}
+
+/// What a monitor has seen.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// How many error lines were shown.
+    pub errors: u64,
+    /// Entries that a dry run would transfer, and their bytes.
+    pub would: u64,
+    pub bytes_would: u64,
+    /// The last connection.
+    pub connection: Option<Connection>,
+    /// Why the report is incomplete.
+    pub report_error: Option<ReportError>,
+}
+
+/// How far the showing is.
+#[derive(Debug, Default)]
+pub struct Pacing {
+    meter: Meter,
+    /// Whether data channels are open: before, ssh may be asking for a password, and nothing may
+    /// be drawn over that.
+    connected: bool,
+    stop_shown: bool,
+    /// When something was drawn last, since the start.
+    drawn: Duration,
+}
+
+impl Monitor {
+    /// Watches until the engine has returned and every event is shown.
+    pub fn run(mut self) -> (Screen, Tally) {
+        let start = Instant::now();
+        let mut next_tick = start + TICK;
+        loop {
+            match self.events.recv_deadline(next_tick) {
+                Ok(event) => self.handle(event),
+                Err(RecvTimeoutError::Timeout) if self.finished.load(Ordering::Acquire) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            let now = Instant::now();
+            if now >= next_tick {
+                next_tick = now + TICK;
+                self.tick(now - start);
+            }
+        }
+        if self.screen.is_json() {
+            let view = self.pacing.meter.view(start.elapsed(), &self.progress);
+            self.screen.draw(&view);
+        }
+        self.close()
+    }
+
+    fn tick(&mut self, elapsed: Duration) {
+        self.screen.flush();
+        if *self.stop.borrow() && !self.pacing.stop_shown {
+            self.pacing.stop_shown = true;
+            self.show_stopping();
+        }
+        let view = self.pacing.meter.view(elapsed, &self.progress);
+        if self.pacing.connected && elapsed >= self.pacing.drawn + self.draw_interval() {
+            self.pacing.drawn = elapsed;
+            self.screen.draw(&view);
+        }
+    }
+
+    fn close(mut self) -> (Screen, Tally) {
+        self.screen.close();
+        if let Some(Err(error)) = self.report.take().map(ReportFile::finish) {
+            self.tally.report_error.get_or_insert(error);
+        }
+        (self.screen, self.tally)
+    }
+
+    fn draw_interval(&self) -> Duration {
+        match self.screen.display.progress {
+            ProgressMode::Plain => Duration::from_secs(5),
+            ProgressMode::Json => Duration::from_secs(1),
+            ProgressMode::Auto | ProgressMode::Terminal | ProgressMode::None => TICK,
+        }
+    }
+
+    fn show_stopping(&mut self) {
+        let text = "stopping; press Ctrl-C again to leave at once";
+        if self.screen.is_json() {
+            self.screen.note(text);
+        } else {
+            self.screen.err_line(text);
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Connected(connection) => self.connected(connection),
+            Event::Ended(entry) => self.ended(&entry),
+            Event::Complaint { path, failure } => self.complaint(&path, &failure),
+            Event::Retrying { cause, attempt, pause } => self.retrying(&cause, attempt, pause),
+            Event::ChannelLost { channel, cause } => {
+                if self.screen.display.verbose > 0 || self.screen.is_json() {
+                    let text =
+                        format!("data channel {channel} was lost and is made again: {cause}");
+                    self.screen.warning(&text);
+                }
+            }
+            Event::Mismatch { what } => {
+                self.screen.warning(&format!("{what} did not match its digest and is sent again"));
+            }
+            Event::Note(text) => {
+                text.lines().filter(|line| !line.is_empty()).for_each(|it| self.screen.note(it));
+            }
+        }
+    }
+
+    fn connected(&mut self, connection: Connection) {
+        let Connection { transport, streams, ref peer, encrypted } = connection;
+        if self.screen.is_json() {
+            self.screen.json(&Line::Connected { peer, transport, streams, encrypted });
+        } else if self.screen.display.verbose > 0 {
+            let streams = plural(streams.into(), "stream");
+            let open = if encrypted { "" } else { ", not encrypted" };
+            self.screen.note(&format!("connected to {peer}: {streams} over {transport}{open}"));
+        }
+        self.tally.connection = Some(connection);
+        self.pacing.connected = true;
+        self.screen.open();
+    }
+
+    fn ended(&mut self, entry: &EntryReport) {
+        if let Some(Err(error)) = self.report.as_mut().map(|report| report.add(entry)) {
+            self.report = None;
+            self.tally.report_error.get_or_insert(error);
+        }
+        let display = &self.screen.display;
+        let (verbose, json) = (display.verbose, self.screen.is_json());
+        match &entry.outcome {
+            Outcome::Failed(failure) => {
+                self.tally.errors += 1;
+                if !json {
+                    self.screen.error(failure.text());
+                }
+            }
+            Outcome::Would => {
+                self.tally.would += 1;
+                self.tally.bytes_would += entry.size;
+                self.print(entry);
+            }
+            Outcome::Done if verbose > 0 && !json => self.print(entry),
+            Outcome::Skipped if verbose > 1 && !json => self.print(entry),
+            Outcome::Done | Outcome::Skipped => {}
+        }
+        if json && (verbose > 0 || matches!(entry.outcome, Outcome::Failed(_))) {
+            self.screen.json(&Line::Entry(&EntryLine::new(entry)));
+        }
+    }
+
+    /// An entry on standard output.
+    fn print(&mut self, entry: &EntryReport) {
+        if self.screen.display.json {
+            if let Ok(line) = json_line(&EntryLine::new(entry)) {
+                self.screen.out_line(line.trim_end());
+            }
+            return;
+        }
+        let there = if entry.outcome == Outcome::Skipped { " is there already" } else { "" };
+        self.screen.out_line(&format!("{}{there}", Escaped(&entry.path)));
+    }
+
+    fn complaint(&mut self, path: &[u8], failure: &Failure) {
+        self.tally.errors += 1;
+        if self.screen.is_json() {
+            let (path, _) = json_path(path);
+            self.screen.json(&Line::Complaint { path: &path, error: failure.text() });
+        } else {
+            self.screen.error(failure.text());
+        }
+    }
+
+    fn retrying(&mut self, cause: &str, attempt: u32, pause: Duration) {
+        self.pacing.connected = false;
+        self.screen.close();
+        if self.screen.is_json() {
+            let pause_seconds = pause.as_secs_f64();
+            self.screen.json(&Line::Retrying { cause, attempt, pause_seconds });
+        } else {
+            let pause = duration(pause);
+            let text = format!("connection lost: {cause}; attempt {attempt} begins in {pause}");
+            self.screen.warning(&text);
+        }
+    }
+}
+
+/// Where a transfer is. Bytes are those that the receiver has verified, or had already.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct View {
+    pub files_ended: u64,
+    pub files_found: u64,
+    pub bytes_done: u64,
+    pub bytes_found: u64,
+    /// Whether everything has been found.
+    pub walk_done: bool,
+    pub bytes_per_second: u64,
+    pub eta_seconds: Option<u64>,
+    pub streams: u64,
+}
+
+impl fmt::Display for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let more = if self.walk_done { "" } else { "+" };
+        write!(f, "{}/{}{more} files, ", self.files_ended, self.files_found)?;
+        write!(f, "{} of {}{more}, ", bytes(self.bytes_done), bytes(self.bytes_found))?;
+        write!(f, "{}/s, ", bytes(self.bytes_per_second))?;
+        if let Some(seconds) = self.eta_seconds {
+            let (minutes, seconds) = (seconds / 60, seconds % 60);
+            match minutes {
+                0..60 => write!(f, "{minutes}:{seconds:02} left, ")?,
+                _ => write!(f, "{}:{:02}:{seconds:02} left, ", minutes / 60, minutes % 60)?,
+            }
+        }
+        f.write_str(&plural(self.streams, "stream"))
+    }
+}
+
+/// Turns counters into a view that never goes backwards, though a new attempt may count again.
+#[derive(Debug, Default)]
+struct Meter {
+    view: View,
+    /// When how many bytes were verified, over the last seconds.
+    samples: VecDeque<(Duration, u64)>,
+}
+
+impl Meter {
+    fn view(&mut self, now: Duration, progress: &Progress) -> View {
+        let verified = progress.bytes_verified.get();
+        let there = progress.bytes_skipped.get().saturating_add(progress.bytes_resumed.get());
+        let bytes_per_second = self.rate(now, verified);
+        let view = &mut self.view;
+        view.walk_done |= progress.walk_done.load(Ordering::Relaxed);
+        view.files_found = view.files_found.max(progress.files_found.get());
+        view.bytes_found = view.bytes_found.max(progress.bytes_found.get());
+        let ended = progress.files_ended.get().min(view.files_found);
+        let done = verified.saturating_add(there).min(view.bytes_found);
+        view.files_ended = view.files_ended.max(ended);
+        view.bytes_done = view.bytes_done.max(done);
+        view.streams = progress.streams.get();
+        view.bytes_per_second = bytes_per_second;
+        let left = view.bytes_found - view.bytes_done;
+        let known = view.walk_done && view.bytes_per_second > 0;
+        view.eta_seconds = known.then(|| left.div_ceil(view.bytes_per_second.max(1)));
+        view.clone()
+    }
+
+    /// Bytes a second over the last few seconds.
+    fn rate(&mut self, now: Duration, verified: u64) -> u64 {
+        self.samples.push_back((now, verified));
+        while self.samples.len() > MAX_SAMPLES {
+            self.samples.pop_front();
+        }
+        let (since, before) = self.samples.front().copied().unwrap_or((Duration::ZERO, 0));
+        let (since, before) = if since == now { (Duration::ZERO, 0) } else { (since, before) };
+        rate(verified.saturating_sub(before), now.saturating_sub(since))
+    }
+}
+
+/// How often counters are read.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Five seconds of ticks, over which the rate is taken.
+const MAX_SAMPLES: usize = 50;
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+    use std::sync::Mutex;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::cli::job::Display;
+    use crate::engine::event::EntryKind;
+    use crate::protocol::manifest::Timestamp;
+    use crate::protocol::message::FailureCode;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Buffer {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(data);
+            Ok(data.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Buffer {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    fn display(progress: ProgressMode, verbose: u8) -> Display {
+        Display { progress, quiet: false, verbose, json: false, report: None }
+    }
+
+    /// What a monitor writes to standard output and standard error for these events.
+    fn shown(display: Display, events: Vec<Event>) -> (String, String, Tally) {
+        let (out, err) = (Buffer::default(), Buffer::default());
+        let (sender, receiver) = flume::unbounded();
+        for event in events {
+            sender.send(event).unwrap();
+        }
+        drop(sender);
+        let monitor = Monitor {
+            screen: Screen::on(display, Box::new(out.clone()), Box::new(err.clone())),
+            report: None,
+            progress: Arc::default(),
+            events: receiver,
+            stop: watch::channel(false).1,
+            finished: Arc::default(),
+            tally: Tally::default(),
+            pacing: Pacing::default(),
+        };
+        let (_, tally) = monitor.run();
+        (out.text(), err.text(), tally)
+    }
+
+    fn ended(path: &[u8], outcome: Outcome) -> Event {
+        let (kind, mtime) = (EntryKind::File, Timestamp::default());
+        Event::Ended(EntryReport { path: path.into(), kind, size: 5, mtime, root: None, outcome })
+    }
+
+    fn failure() -> Failure {
+        Failure::new(FailureCode::Io, "cannot write a\x1b: no")
+    }
+
+    fn all_kinds() -> Vec<Event> {
+        let connection =
+            Connection { transport: "tcp", streams: 2, peer: "h".into(), encrypted: false };
+        vec![
+            Event::Connected(connection),
+            ended(b"a\n", Outcome::Done),
+            ended(b"b", Outcome::Skipped),
+            ended(b"c\xff", Outcome::Would),
+            ended(b"d", Outcome::Failed(failure())),
+            Event::Complaint { path: b"e".into(), failure: failure() },
+            Event::Retrying { cause: "gone".into(), attempt: 1, pause: Duration::from_secs(2) },
+            Event::ChannelLost { channel: 1, cause: "reset".into() },
+            Event::Mismatch { what: "a chunk of f".into() },
+            Event::Note("motd\x07\nline".into()),
+        ]
+    }
+
+    #[test]
+    fn errors_are_shown_even_with_quiet() {
+        let quiet = Display { quiet: true, ..display(ProgressMode::None, 0) };
+        let (out, err, tally) = shown(quiet, all_kinds());
+        assert_eq!(out, "c\\xff\n");
+        assert_eq!(err, "fastsync: cannot write a\\u{1b}: no\n".repeat(2));
+        assert_eq!((tally.errors, tally.would, tally.bytes_would), (2, 1, 5));
+        assert_eq!(tally.connection.unwrap().peer, "h");
+    }
+
+    #[test]
+    fn paths_are_data_and_messages_are_not() {
+        let (out, err, _) = shown(display(ProgressMode::Plain, 2), all_kinds());
+        assert_eq!(out, "a\\n\nb is there already\nc\\xff\n");
+        assert!(err.contains("note: motd\\u{7}\nnote: line\n"), "{err}");
+        assert!(
+            err.contains("warning: connection lost: gone; attempt 1 begins in 2.0 s\n"),
+            "{err}"
+        );
+        assert!(err.contains("note: connected to h: 2 streams over tcp, not encrypted\n"), "{err}");
+        let (out, err, _) = shown(display(ProgressMode::Plain, 0), all_kinds());
+        assert_eq!(out, "c\\xff\n");
+        assert!(!err.contains("connected") && !err.contains("channel"), "{err}");
+    }
+
+    #[test]
+    fn json_progress_is_json_on_every_line() {
+        let (out, err, _) = shown(display(ProgressMode::Json, 0), all_kinds());
+        assert_eq!(out, "c\\xff\n");
+        let lines: Vec<Value> =
+            err.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let events: Vec<_> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
+        let wanted = "connected entry complaint retrying warning warning note note progress";
+        assert_eq!(events.join(" "), wanted);
+        assert_eq!((&lines[1]["path"], &lines[1]["outcome"]), (&"d".into(), &"failed".into()));
+        let (_, err, _) = shown(display(ProgressMode::Json, 1), all_kinds());
+        assert_eq!(err.matches("\"event\":\"entry\"").count(), 4);
+    }
+
+    #[test]
+    fn data_is_json_if_asked_for() {
+        let json = Display { json: true, ..display(ProgressMode::None, 1) };
+        let (out, _, _) = shown(json, all_kinds());
+        let lines: Vec<Value> =
+            out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!((&lines[0]["path"], &lines[1]["path_bytes"]), (&"a\n".into(), &"63ff".into()));
+    }
+
+    #[test]
+    fn nothing_goes_backwards_and_nothing_exceeds_what_was_found() {
+        let (progress, mut meter) = (Progress::default(), Meter::default());
+        progress.bytes_found.add(100);
+        progress.files_found.add(2);
+        progress.bytes_verified.add(60);
+        progress.files_ended.add(1);
+        let first = meter.view(Duration::from_secs(1), &progress);
+        assert_eq!((first.bytes_done, first.bytes_per_second, first.eta_seconds), (60, 60, None));
+        progress.bytes_verified.subtract(30);
+        let second = meter.view(Duration::from_secs(2), &progress);
+        assert_eq!((second.bytes_done, second.files_ended), (60, 1));
+        // A new attempt finds what the first one transferred, and counts it as skipped.
+        progress.bytes_verified.add(70);
+        progress.bytes_skipped.add(60);
+        progress.walk_done.store(true, Ordering::Relaxed);
+        let third = meter.view(Duration::from_secs(3), &progress);
+        assert_eq!((third.bytes_done, third.bytes_found, third.eta_seconds), (100, 100, Some(0)));
+    }
+
+    #[test]
+    fn a_view_reads_as_a_line() {
+        let mut view = View {
+            files_ended: 3,
+            files_found: 40,
+            bytes_done: 1_070_000_000,
+            bytes_found: 4_200_000_000,
+            walk_done: true,
+            bytes_per_second: 509_000_000,
+            eta_seconds: Some(67),
+            streams: 8,
+        };
+        let line = "3/40 files, 1.07 GB of 4.20 GB, 509 MB/s, 1:07 left, 8 streams";
+        assert_eq!(view.to_string(), line);
+        (view.walk_done, view.eta_seconds) = (false, None);
+        assert_eq!(view.to_string(), "3/40+ files, 1.07 GB of 4.20 GB+, 509 MB/s, 8 streams");
+    }
+}

@@ -1,0 +1,247 @@
+//! How to transfer, as far as somebody has said so: one struct for flags, environment and
+//! configuration file, and the order in which they prevail.
+
+use std::ffi::OsString;
+use std::str::FromStr;
+
+use clap::Args;
+use serde::Deserialize;
+
+use super::UsageError;
+use super::units::{
+    AgentPath, ByteSize, Checksum, ChunkBytes, Congestion, DurabilityMode, Limited, PackThreshold,
+    PortRange, ResumeMode, Retries, SocketSize, Streams, Switch, ValueError,
+};
+use crate::engine::job::TransferConfig;
+
+/// Every setting is optional: `None` leaves it to the next layer.
+#[derive(Args, Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+#[command(next_help_heading = "Transfer")]
+pub struct Settings {
+    /// How many data channels to open [default: 8]
+    #[arg(short = 'p', long, value_name = "N")]
+    #[serde(rename = "parallel_streams")]
+    pub streams: Option<Streams>,
+    /// Chunk size, a power of two from 64K to 64M [default: 8M]
+    #[arg(short, long, value_name = "SIZE")]
+    pub chunk_size: Option<ChunkBytes>,
+    /// Memory for chunks at each end [default: four chunks more than streams]
+    #[arg(long, value_name = "SIZE")]
+    pub buffer_size: Option<ByteSize>,
+    /// Files below this size travel in packs [default: 256K]
+    #[arg(long, value_name = "SIZE")]
+    pub pack_threshold: Option<PackThreshold>,
+    /// Encrypt data channels with TLS 1.3, on or off [default: on]
+    #[arg(long, value_name = "SWITCH")]
+    pub encrypt: Option<Switch>,
+    /// Go on from what an interrupted run left: on, verify (reads it again) or off [default: on]
+    #[arg(
+        short,
+        long,
+        value_name = "WHEN",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "on"
+    )]
+    pub resume: Option<ResumeMode>,
+    /// Sync data to stable storage before success is reported: batch or none [default: batch]
+    #[arg(long, value_name = "WHEN")]
+    pub durability: Option<DurabilityMode>,
+    /// How often to make a lost connection again without progress in between [default: 5]
+    #[arg(long, value_name = "N")]
+    pub retries: Option<Retries>,
+    /// Ports on which the other host may listen for data channels
+    #[arg(long, value_name = "LO:HI")]
+    pub port_range: Option<PortRange>,
+    /// Send buffer of data channels [default: left to the kernel]
+    #[arg(long, value_name = "SIZE")]
+    pub tcp_send_buffer: Option<SocketSize>,
+    /// Receive buffer of data channels [default: left to the kernel]
+    #[arg(long, value_name = "SIZE")]
+    pub tcp_recv_buffer: Option<SocketSize>,
+    /// Congestion control of data channels, such as bbr [default: left to the kernel]
+    #[arg(long, value_name = "NAME")]
+    pub congestion: Option<Congestion>,
+    /// Settings by name: lan, wan, small-files, low-memory, max-throughput, or your own
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// The fastsync program on the other host [default: fastsync, from its search path]
+    #[arg(long, value_name = "PATH")]
+    pub agent_path: Option<AgentPath>,
+    /// Files only: there is one checksum, and so no flag for it.
+    #[arg(skip)]
+    pub checksum: Option<Checksum>,
+}
+
+impl Settings {
+    /// What `FASTSYNC_*` variables say.
+    pub fn from_environment(environment: &Environment<'_>) -> Result<Self, UsageError> {
+        Ok(Self {
+            streams: environment.value("FASTSYNC_STREAMS")?,
+            chunk_size: environment.value("FASTSYNC_CHUNK_SIZE")?,
+            buffer_size: environment.value("FASTSYNC_BUFFER_SIZE")?,
+            pack_threshold: environment.value("FASTSYNC_PACK_THRESHOLD")?,
+            encrypt: environment.value("FASTSYNC_ENCRYPT")?,
+            resume: environment.value("FASTSYNC_RESUME")?,
+            durability: environment.value("FASTSYNC_DURABILITY")?,
+            retries: environment.value("FASTSYNC_RETRIES")?,
+            port_range: environment.value("FASTSYNC_PORT_RANGE")?,
+            tcp_send_buffer: environment.value("FASTSYNC_TCP_SEND_BUFFER")?,
+            tcp_recv_buffer: environment.value("FASTSYNC_TCP_RECV_BUFFER")?,
+            congestion: environment.value("FASTSYNC_CONGESTION")?,
+            profile: environment.text("FASTSYNC_PROFILE")?,
+            agent_path: environment.value("FASTSYNC_AGENT_PATH")?,
+            checksum: None,
+        })
+    }
+
+    /// What a built-in profile says: its streams and chunk size always, the rest where it is not
+    /// what everybody gets.
+    pub fn from_profile(profile: &TransferConfig) -> Self {
+        let default = TransferConfig::default();
+        let threshold = profile.pack_threshold;
+        Self {
+            streams: Some(Streams(profile.streams)),
+            chunk_size: Some(ChunkBytes(profile.chunk_size)),
+            buffer_size: profile.buffer_size.map(ByteSize),
+            pack_threshold: (threshold != default.pack_threshold).then_some(Limited(threshold)),
+            tcp_send_buffer: profile.sockets.send_buffer.map(Limited),
+            tcp_recv_buffer: profile.sockets.receive_buffer.map(Limited),
+            ..Self::default()
+        }
+    }
+
+    /// These settings, and where they are silent the lower layer's.
+    #[must_use]
+    pub fn or(self, lower: Self) -> Self {
+        Self {
+            streams: self.streams.or(lower.streams),
+            chunk_size: self.chunk_size.or(lower.chunk_size),
+            buffer_size: self.buffer_size.or(lower.buffer_size),
+            pack_threshold: self.pack_threshold.or(lower.pack_threshold),
+            encrypt: self.encrypt.or(lower.encrypt),
+            resume: self.resume.or(lower.resume),
+            durability: self.durability.or(lower.durability),
+            retries: self.retries.or(lower.retries),
+            port_range: self.port_range.or(lower.port_range),
+            tcp_send_buffer: self.tcp_send_buffer.or(lower.tcp_send_buffer),
+            tcp_recv_buffer: self.tcp_recv_buffer.or(lower.tcp_recv_buffer),
+            congestion: self.congestion.or(lower.congestion),
+            profile: self.profile.or(lower.profile),
+            agent_path: self.agent_path.or(lower.agent_path),
+            checksum: self.checksum.or(lower.checksum),
+        }
+    }
+
+    /// The engine's configuration, with the defaults where nothing was said.
+    pub fn to_config(&self) -> TransferConfig {
+        let mut config = TransferConfig::default();
+        set(&mut config.streams, self.streams.map(|streams| streams.0));
+        set(&mut config.chunk_size, self.chunk_size.map(|size| size.0));
+        set(&mut config.pack_threshold, self.pack_threshold.map(|size| size.0));
+        set(&mut config.encrypt, self.encrypt.map(|switch| switch.0));
+        set(&mut config.resume, self.resume.map(|mode| mode.0));
+        set(&mut config.durability, self.durability.map(|mode| mode.0));
+        set(&mut config.retries, self.retries.map(|retries| retries.0));
+        config.buffer_size = self.buffer_size.map(|size| size.0);
+        config.port_range = self.port_range.map(|range| (range.0, range.1));
+        config.sockets.send_buffer = self.tcp_send_buffer.map(|size| size.0);
+        config.sockets.receive_buffer = self.tcp_recv_buffer.map(|size| size.0);
+        config.sockets.congestion = self.congestion.clone().map(|name| name.0);
+        config
+    }
+}
+
+fn set<T>(target: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *target = value;
+    }
+}
+
+/// The environment, behind a function so that tests have their own.
+pub struct Environment<'a>(pub &'a dyn Fn(&str) -> Option<OsString>);
+
+impl std::fmt::Debug for Environment<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Environment")
+    }
+}
+
+impl Environment<'_> {
+    /// A variable's bytes. An empty variable is one that is not set.
+    pub fn raw(&self, name: &str) -> Option<OsString> {
+        (self.0)(name).filter(|value| !value.is_empty())
+    }
+
+    /// A variable's value, parsed as the flag's would be.
+    pub fn value<T: FromStr<Err = ValueError>>(&self, name: &str) -> Result<Option<T>, UsageError> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        let wrong = |error| UsageError::new(format!("{name} in the environment: {error}"));
+        text.parse().map(Some).map_err(wrong)
+    }
+
+    fn text(&self, name: &str) -> Result<Option<String>, UsageError> {
+        let wrong = |_| UsageError::new(format!("{name} in the environment is not valid UTF-8"));
+        self.raw(name).map(|value| value.into_string().map_err(wrong)).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::message::{Durability, Resume, SocketOptions};
+
+    #[test]
+    fn every_variable_reaches_its_setting() {
+        let variables = [
+            ("FASTSYNC_STREAMS", "3"),
+            ("FASTSYNC_CHUNK_SIZE", "1M"),
+            ("FASTSYNC_BUFFER_SIZE", "64M"),
+            ("FASTSYNC_PACK_THRESHOLD", "1M"),
+            ("FASTSYNC_ENCRYPT", "off"),
+            ("FASTSYNC_RESUME", "verify"),
+            ("FASTSYNC_DURABILITY", "none"),
+            ("FASTSYNC_RETRIES", "7"),
+            ("FASTSYNC_PORT_RANGE", "5000:5001"),
+            ("FASTSYNC_TCP_SEND_BUFFER", "2M"),
+            ("FASTSYNC_TCP_RECV_BUFFER", "4M"),
+            ("FASTSYNC_CONGESTION", "bbr"),
+            ("FASTSYNC_PROFILE", "wan"),
+            ("FASTSYNC_AGENT_PATH", "/opt/f"),
+        ];
+        let lookup = |name: &str| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).into())
+        };
+        let settings = Settings::from_environment(&Environment(&lookup)).unwrap();
+        assert_eq!(settings.profile.as_deref(), Some("wan"));
+        assert_eq!(settings.agent_path.as_ref().unwrap().0, "/opt/f");
+        let wanted = TransferConfig {
+            streams: 3,
+            chunk_size: "1M".parse::<ChunkBytes>().unwrap().0,
+            buffer_size: Some(64 << 20),
+            pack_threshold: 1 << 20,
+            encrypt: false,
+            resume: Resume::Verify,
+            durability: Durability::None,
+            retries: 7,
+            port_range: Some((5000, 5001)),
+            sockets: SocketOptions {
+                send_buffer: Some(2 << 20),
+                receive_buffer: Some(4 << 20),
+                congestion: Some("bbr".into()),
+            },
+            ..TransferConfig::default()
+        };
+        assert_eq!(settings.to_config(), wanted);
+        // As an upper layer it prevails in everything; as a lower one it fills every gap.
+        assert_eq!(settings.clone().or(Settings::default()), settings);
+        assert_eq!(Settings::default().or(settings.clone()), settings);
+    }
+
+    #[test]
+    fn nothing_said_is_the_default() {
+        let settings = Settings::from_environment(&Environment(&|_| Some("".into()))).unwrap();
+        assert_eq!(settings.to_config(), TransferConfig::default());
+    }
+}
