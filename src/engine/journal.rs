@@ -500,6 +500,61 @@ mod tests {
         }
     }
 
+    /// The bytes of one vector of `protocol-spec/vectors/journal.hex`, or of all.
+    fn vector(name: Option<&str>) -> Vec<u8> {
+        let text = include_str!("../../protocol-spec/vectors/journal.hex");
+        let mut current = "";
+        let mut digits = String::new();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            match line.strip_prefix('@') {
+                Some(label) => current = label,
+                None if name.is_none_or(|name| name == current) => digits.push_str(line.trim()),
+                None => {}
+            }
+        }
+        let pairs = digits.as_bytes().as_chunks::<2>().0;
+        let byte =
+            |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+        pairs.iter().map(byte).collect()
+    }
+
+    /// JRN-1, JRN-10: the bytes of the specification's example, and nothing of them moves when a
+    /// later run goes on behind them.
+    #[test]
+    fn the_bytes_are_those_of_the_specification() {
+        let purpose = Purpose { job: [0x33; 16], chunk_size: ChunkSize::MIN, boot: [0xb0; 16] };
+        let mut file = tempfile::tempfile().unwrap();
+        let journal = open(&file, purpose).journal;
+        assert_eq!(read_all(&file), vector(Some("header")));
+        journal.lock().next_file = 5;
+        let mtime = Timestamp::new(-1, 999_999_999).unwrap();
+        let ctime = Timestamp::new(1_700_000_000, 250).unwrap();
+        let source =
+            SourceIdentity { size: 131_073, mtime, stamp: Stamp { inode: 1 << 32, ctime } };
+        let chunk = |record: &str| {
+            let bytes = vector(Some(record));
+            Digest(bytes[17..49].try_into().unwrap())
+        };
+        let number = journal.begin(b"run7/data", &source, 4711).unwrap();
+        journal.chunk(number, 0, chunk("chunk")).unwrap();
+        journal.barrier(journal.records()).unwrap();
+        journal.append(TYPE_BOOT, &[0xb1; 16]).unwrap();
+        journal.chunk(number, 2, chunk("chunk after boot")).unwrap();
+        let so_far = read_all(&file);
+        let rebooted = Purpose { boot: [0xb1; 16], ..purpose };
+        let opened = open(&file, rebooted);
+        let found = &opened.begun[&b"run7/data"[..]];
+        assert_eq!((found.source, found.temporary), (source, 4711));
+        assert_eq!(found.chunks, [(0, chunk("chunk")), (2, chunk("chunk after boot"))]);
+        assert_eq!(read_all(&file), so_far);
+        opened.journal.end(number).unwrap();
+        assert_eq!(read_all(&file), vector(None));
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.set_len(so_far.len() as u64).unwrap();
+        let elsewhere = Purpose { boot: [0xb2; 16], ..purpose };
+        assert_eq!(open(&file, elsewhere).begun[&b"run7/data"[..]].chunks, [(0, chunk("chunk"))]);
+    }
+
     /// JRN-7.
     #[test]
     fn a_journal_of_another_purpose_is_begun_anew_and_its_leftovers_named() {
