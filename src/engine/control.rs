@@ -172,7 +172,8 @@ async fn write_all(
         };
         // Pings are legal only after the greetings: the first thing said is never one.
         may_ping = true;
-        while let Some(more) = queue.try_recv().ok().filter(|_| bytes.len() < MAX_BATCH) {
+        while bytes.len() < MAX_BATCH {
+            let Ok(more) = queue.try_recv() else { break };
             bytes.extend_from_slice(&more);
         }
         writer.write_all(&bytes).await?;
@@ -251,6 +252,32 @@ mod tests {
     async fn a_message_out_of_order_ends_the_session() {
         let refused = inbox(&Message::Closed.encode().unwrap()).next().await;
         assert!(matches!(refused, Err(ControlError::Unexpected(_))));
+    }
+
+    /// However much is queued at once, and however it is batched for writing.
+    #[tokio::test]
+    async fn nothing_that_was_said_is_lost() {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (outbox, writing) = outbox(near);
+        let count: u64 = 5000;
+        for n in 0..count {
+            let mut message = n.to_le_bytes().to_vec();
+            message.resize(100 + usize::try_from(n % 7000).unwrap(), 0);
+            message.splice(..0, u32::try_from(message.len()).unwrap().to_le_bytes());
+            outbox.say_encoded(message);
+        }
+        drop(outbox);
+        let reading = async {
+            let mut far = tokio::io::BufReader::new(far);
+            for n in 0..count {
+                let len = far.read_u32_le().await.unwrap();
+                let mut message = vec![0; len as usize];
+                far.read_exact(&mut message).await.unwrap();
+                assert_eq!(message[..8], n.to_le_bytes());
+            }
+        };
+        let (written, ()) = tokio::join!(writing, reading);
+        written.unwrap();
     }
 
     /// SES-7.
