@@ -2,12 +2,13 @@
 //!
 //! One task reads and one writes, and neither waits for the other: what is to be said goes into an
 //! [`Outbox`], which never blocks. That cannot fill the memory, because everything said answers or
-//! announces an entry, and the number of open entries is limited (ENTRY-4). So each end always
+//! announces an entry, the number of open entries is limited (ENTRY-4), and a peer that makes this
+//! end say more than that without listening is cut off. So each end always
 //! drains what the other writes, and no cycle of waiting can form.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -131,22 +132,31 @@ impl Pulse {
 
 /// Takes what is to be said to the peer. Never blocks; see the module's documentation.
 #[derive(Clone, Debug)]
-pub struct Outbox(flume::Sender<Vec<u8>>);
+pub struct Outbox {
+    queue: flume::Sender<Vec<u8>>,
+    /// How many bytes wait to be written.
+    waiting: Arc<AtomicUsize>,
+}
 
 impl Outbox {
     /// Says something. If the writer has ended, the session is ending anyway.
     ///
     /// # Errors
     ///
-    /// If the message is too long, which is a bug of ours and better said than hung on.
-    pub fn say(&self, message: &Message) -> Result<(), MessageError> {
+    /// If the message is too long, which is a bug of ours and better said than hung on; or if the
+    /// peer makes this end say more and more, and does not listen.
+    pub fn say(&self, message: &Message) -> Result<(), SayError> {
+        if self.waiting.load(Ordering::Relaxed) > MAX_WAITING {
+            return Err(SayError::NotHeard);
+        }
         self.say_encoded(message.encode()?);
         Ok(())
     }
 
-    /// The same for a message that is encoded already.
+    /// The same for a message that is encoded already, and is said whatever waits before it.
     pub fn say_encoded(&self, message: Vec<u8>) {
-        let _ = self.0.send(message);
+        self.waiting.fetch_add(message.len(), Ordering::Relaxed);
+        let _ = self.queue.send(message);
     }
 }
 
@@ -154,22 +164,26 @@ impl Outbox {
 /// said for a while (SES-7). The future ends when every outbox is dropped and all is written.
 pub fn outbox(writer: impl AsyncWrite + Unpin) -> (Outbox, impl Future<Output = io::Result<()>>) {
     let (sender, queue) = flume::unbounded();
-    (Outbox(sender), write_all(queue, writer))
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let future = write_all(queue, Arc::clone(&waiting), writer);
+    (Outbox { queue: sender, waiting }, future)
 }
 
 async fn write_all(
     queue: flume::Receiver<Vec<u8>>,
+    waiting: Arc<AtomicUsize>,
     mut writer: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
     let ping = Message::Ping.encode().unwrap_or_default();
     let mut may_ping = false;
     loop {
-        let mut bytes = match tokio::time::timeout(PING_INTERVAL, queue.recv_async()).await {
-            Ok(Ok(message)) => message,
-            Ok(Err(_)) => return writer.shutdown().await,
-            Err(_) if may_ping => ping.clone(),
-            Err(_) => continue,
-        };
+        let (mut bytes, is_ping) =
+            match tokio::time::timeout(PING_INTERVAL, queue.recv_async()).await {
+                Ok(Ok(message)) => (message, false),
+                Ok(Err(_)) => return writer.shutdown().await,
+                Err(_) if may_ping => (ping.clone(), true),
+                Err(_) => continue,
+            };
         // Pings are legal only after the greetings: the first thing said is never one.
         may_ping = true;
         while bytes.len() < MAX_BATCH {
@@ -178,7 +192,20 @@ async fn write_all(
         }
         writer.write_all(&bytes).await?;
         writer.flush().await?;
+        waiting.fetch_sub(
+            if is_ping { bytes.len() - ping.len() } else { bytes.len() },
+            Ordering::Relaxed,
+        );
     }
+}
+
+/// Something could not be said.
+#[derive(Debug, Error)]
+pub enum SayError {
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    #[error("the peer does not read what it made this end say")]
+    NotHeard,
 }
 
 /// The control channel cannot go on.
@@ -208,6 +235,10 @@ pub enum ControlError {
 
 /// How often an end says that it is alive when it has nothing else to say.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How much may wait to be written before a peer counts as one that does not listen, in bytes. What
+/// an honest peer asks for is a fraction of it.
+const MAX_WAITING: usize = 96 << 20;
 
 /// How much is written at once, in bytes.
 const MAX_BATCH: usize = 256 << 10;
@@ -278,6 +309,17 @@ mod tests {
         };
         let (written, ()) = tokio::join!(writing, reading);
         written.unwrap();
+    }
+
+    /// R44: a peer that does not listen cannot fill this end's memory.
+    #[test]
+    fn what_waits_to_be_heard_is_bounded() {
+        let (outbox, _writing) = outbox(tokio::io::sink());
+        let values = vec![crate::protocol::chunk::Digest::default(); 16_384];
+        let entry = crate::protocol::chunk::EntryId(1);
+        let message = Message::Have { entry, first: 0, values };
+        let said = (0..1000).take_while(|_| outbox.say(&message).is_ok()).count();
+        assert!((100..300).contains(&said), "{said}");
     }
 
     /// SES-7.

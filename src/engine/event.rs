@@ -95,7 +95,8 @@ pub struct Progress {
     pub bytes_skipped: Counter,
     /// Bytes of partial files that an earlier run had written.
     pub bytes_resumed: Counter,
-    /// Bytes of payload that were handed to data channels, repetitions included.
+    /// Bytes of payload that this end handed to data channels or took from them, repetitions
+    /// included.
     pub bytes_sent: Counter,
     /// Data channels that are up.
     pub streams: Counter,

@@ -203,6 +203,9 @@ impl<F> Plan<F> {
     /// The receiver asks for a unit again, because it did not match its digest.
     pub fn send_again(&self, unit: Unit, packed: Option<SmallFile>) -> Again {
         let mut state = self.lock();
+        if !state.under_way.contains_key(&unit) && packed.is_none() {
+            return Again::Unknown;
+        }
         let mismatches = state.mismatches.entry(unit).or_insert(0);
         *mismatches += 1;
         let is_hopeless = *mismatches > MAX_MISMATCHES;

@@ -540,6 +540,9 @@ impl<K: Sink> Receiver<K> {
                 }
             }
             let received = channel.receive(&self.pool).await;
+            if let Ok(frame) = &received {
+                self.observer.progress.bytes_sent.add(frame.payload().len() as u64);
+            }
             let is_over = match received {
                 Ok(Frame::Ready) => None,
                 Ok(Frame::Chunk(chunk)) => {
