@@ -109,6 +109,9 @@ async fn obey(
             here::receive_into(path, open.job, &mut inbox, outbox, channels, options, observer)
                 .await?;
         }
+        Task::Send { sources } if sources.is_empty() => {
+            return Err(SessionError::violation("there is nothing to send (SES-8)"));
+        }
         Task::Send { sources } => {
             let sources: Vec<PathBuf> = sources.iter().map(|path| from_home(path)).collect();
             let source = LocalSource::open(&sources).map_err(here::startup)?;

@@ -13,13 +13,16 @@ mod receive;
 mod send;
 mod session;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::protocol::message::Failure;
+use crate::protocol::message::{Failure, Resume};
 use crate::storage;
 use event::{Event, Progress, Report};
 use job::Job;
@@ -65,7 +68,7 @@ pub struct Watch {
 /// # Errors
 ///
 /// If the transfer as a whole failed; entries that failed by themselves are counted in the report.
-pub async fn run(job: Job, watch: Watch) -> Result<Report, EngineError> {
+pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
     let started = Instant::now();
     storage::local::raise_file_limit();
     let observer = Observer::new(Arc::clone(&watch.progress), Some(watch.events.clone()));
@@ -86,6 +89,10 @@ pub async fn run(job: Job, watch: Watch) -> Result<Report, EngineError> {
         };
         if watch.progress.bytes_verified.get() > 0 {
             (tries_left, pause) = (job.config.retries, job.config.retry_pause);
+            if job.config.resume == Resume::Never {
+                // What earlier runs left is gone; what this run has written is to go on from.
+                job.config.resume = Resume::Trust;
+            }
         }
         let is_worth_it = matches!(failed.error, EngineError::Disconnected { .. })
             && (failed.established || reconnects > 0)

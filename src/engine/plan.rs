@@ -203,11 +203,13 @@ impl<F> Plan<F> {
     /// The receiver asks for a unit again, because it did not match its digest.
     pub fn send_again(&self, unit: Unit, packed: Option<SmallFile>) -> Again {
         let mut state = self.lock();
-        if !state.under_way.contains_key(&unit) && packed.is_none() {
+        let is_known = packed.is_some() || state.under_way.contains_key(&unit);
+        if !is_known {
+            // Nothing is kept of what a peer makes up.
             return Again::Unknown;
         }
         let mismatches = state.mismatches.entry(unit).or_insert(0);
-        *mismatches += 1;
+        *mismatches = mismatches.saturating_add(1);
         let is_hopeless = *mismatches > MAX_MISMATCHES;
         let entries = |work: &Work<F>| match work {
             Work::Chunk { file, .. } | Work::End { file } => vec![file.entry.id],

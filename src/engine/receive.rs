@@ -4,6 +4,7 @@
 //! same order, without a round trip for each file. One task for each data channel takes what comes.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,9 +16,10 @@ use super::control::{ControlError, Inbox, Outbox};
 use super::event::{EntryReport, Event};
 use super::journal::{Begun, FileNumber, Journal, SourceIdentity};
 use super::plan::lock;
-use super::session::{ChannelEnd, Channels, Observer, SessionError, first_error};
+use super::send::MAX_RESTARTS;
+use super::session::{ChannelEnd, Channels, Newest, Observer, Replaced, SessionError, first_error};
 use crate::protocol::buffer::Pool;
-use crate::protocol::chunk::{Chunk, Digest, EntryId, Pack, PackError, VerifiedFile};
+use crate::protocol::chunk::{Chunk, Digest, EntryId, MAX_FILE_LEN, Pack, PackError, VerifiedFile};
 use crate::protocol::frame::Frame;
 use crate::protocol::handshake::ChannelSlot;
 use crate::protocol::manifest::{Fate, FinalEntry, Totals};
@@ -27,7 +29,7 @@ use crate::protocol::message::{
 };
 use crate::protocol::tree::RootBuilder;
 use crate::storage::{Placed, Sink, StorageError};
-use crate::transport::FrameReceiver;
+use crate::transport::{FrameReceiver, TransportError};
 
 /// Everything that the receiver's tasks share.
 struct Receiver<K: Sink> {
@@ -42,6 +44,8 @@ struct Receiver<K: Sink> {
     observer: Observer,
     /// Entries that are announced and have not ended.
     open: Mutex<HashMap<EntryId, Incoming<K::File>>>,
+    /// The last entry that was announced.
+    last_id: AtomicU64,
     totals: Mutex<Totals>,
     /// Takes what the sink is to look at.
     to_place: flume::Sender<Vec<(Arc<Entry>, u16)>>,
@@ -78,6 +82,8 @@ struct Incomplete<F> {
     claimed: Mutex<HashSet<u64>>,
     /// What the sender says the file's root is.
     end: Mutex<Option<Digest>>,
+    /// Set when nothing more is to come of it, so that no temporary file is made any more.
+    is_abandoned: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -126,32 +132,39 @@ pub async fn run<K: Sink, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
         options,
         observer,
         open: Mutex::default(),
+        last_id: AtomicU64::new(0),
         totals: Mutex::default(),
         to_place,
         fatal,
     });
     receiver.discard_stale(stale).await;
-    let mut listener =
-        Listener { receiver: Arc::clone(&receiver), last_id: 0, directories: HashSet::new() };
+    let mut listener = Listener { receiver: Arc::clone(&receiver), directories: HashSet::new() };
     let mut tasks: JoinSet<Result<(), SessionError>> = JoinSet::new();
     tasks.spawn(Arc::clone(&receiver).place_all(placing));
     tasks.spawn(Arc::clone(&receiver).keep_barriers());
+    let mut chores: JoinSet<Result<(), SessionError>> = JoinSet::new();
+    let mut newest = Newest::default();
     let mut streams: JoinSet<ChannelEnd> = JoinSet::new();
     loop {
         tokio::select! {
             message = inbox.next() => {
-                if let Some(theirs) = listener.hear(message?, &mut tasks)? {
+                if let Some(theirs) = listener.hear(message?, &mut chores)? {
                     // The sender closes its channels; whatever is still on them is of no use.
                     streams.shutdown().await;
+                    while let Some(joined) = chores.join_next().await {
+                        first_error(joined)?;
+                    }
                     return receiver.finish(theirs, inbox).await;
                 }
             }
             Ok(error) = fatalities.recv_async() => return Err(error),
             Some(joined) = tasks.join_next() => first_error(joined)?,
+            Some(joined) = chores.join_next() => first_error(joined)?,
             Some(arrival) = channels.next() => {
                 let (slot, channel) = arrival?;
                 receiver.observer.stream_up();
-                streams.spawn(Arc::clone(&receiver).receive_on(slot, channel));
+                let replaced = newest.replace(slot);
+                streams.spawn(Arc::clone(&receiver).receive_on(slot, channel, replaced));
             }
             Some(joined) = streams.join_next() => {
                 receiver.observer.stream_down();
@@ -164,7 +177,6 @@ pub async fn run<K: Sink, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
 /// Takes the sender's messages. Decides nothing that could make it wait.
 struct Listener<K: Sink> {
     receiver: Arc<Receiver<K>>,
-    last_id: u64,
     directories: HashSet<EntryId>,
 }
 
@@ -173,23 +185,23 @@ impl<K: Sink> Listener<K> {
     fn hear(
         &mut self,
         message: Message,
-        tasks: &mut JoinSet<Result<(), SessionError>>,
+        chores: &mut JoinSet<Result<(), SessionError>>,
     ) -> Result<Option<Summary>, SessionError> {
         match message {
             Message::Entries(entries) => self.announced(entries)?,
             Message::FileEnd { entry, version, root } => {
                 if let Some(file) = self.receiver.file_end(entry, version, root)? {
-                    tasks.spawn(Arc::clone(&self.receiver).complete(file));
+                    chores.spawn(Arc::clone(&self.receiver).complete(file));
                 }
             }
             Message::Restart { entry, version } => {
-                if let Some(old) = self.restarted(entry, version)? {
-                    tasks.spawn(Arc::clone(&self.receiver).discard_old(old));
+                if let Some((old, entry)) = self.restarted(entry, version)? {
+                    chores.spawn(Arc::clone(&self.receiver).begin_anew(old, entry, version));
                 }
             }
             Message::Withdraw { entry, failure } => {
                 if let Some(old) = self.receiver.withdrawn(entry, failure)? {
-                    tasks.spawn(Arc::clone(&self.receiver).discard_old(old));
+                    chores.spawn(Arc::clone(&self.receiver).discard_old(old));
                 }
             }
             Message::SourceDone(summary) => {
@@ -201,9 +213,11 @@ impl<K: Sink> Listener<K> {
                 return Ok(Some(summary));
             }
             Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
+            Message::Sources { .. } => {
+                return Err(SessionError::violation("Sources came twice (ENTRY-1)"));
+            }
             // The state machine lets nothing else through in this role.
             Message::Ping
-            | Message::Sources { .. }
             | Message::Hello(_)
             | Message::Open(_)
             | Message::Accept(_)
@@ -225,7 +239,7 @@ impl<K: Sink> Listener<K> {
         let mut batch = Vec::with_capacity(entries.len());
         let mut open = lock(&self.receiver.open);
         for entry in entries {
-            if entry.id.0 <= self.last_id {
+            if entry.id.0 <= self.receiver.last_id.load(Ordering::Relaxed) {
                 return Err(SessionError::violation(format!(
                     "{} is announced out of order",
                     entry.id
@@ -234,12 +248,12 @@ impl<K: Sink> Listener<K> {
             if entry.parent != EntryId::ROOT && !self.directories.contains(&entry.parent) {
                 return Err(SessionError::violation(format!("{} has no directory", entry.id)));
             }
-            self.last_id = entry.id.0;
+            self.receiver.last_id.store(entry.id.0, Ordering::Relaxed);
             match &entry.kind {
                 Kind::Directory => {
                     self.directories.insert(entry.id);
                 }
-                Kind::File(file) if self.receiver.options.is_too_large(file.size) => {
+                Kind::File(file) if file.size > MAX_FILE_LEN => {
                     return Err(SessionError::violation(format!("{} is too large", entry.id)));
                 }
                 Kind::File(_) | Kind::Symlink { .. } | Kind::Unsendable(_) => {}
@@ -259,19 +273,21 @@ impl<K: Sink> Listener<K> {
         Ok(())
     }
 
-    /// The file is another one now (ENTRY-6). Returns what had come of the earlier one.
+    /// The file is another one now (ENTRY-6). Returns what had come of the earlier one, which has to
+    /// be gone before the new one is looked at: both have the same temporary name.
     fn restarted(
         &self,
         entry: Entry,
         version: u16,
-    ) -> Result<Option<Arc<Incomplete<K::File>>>, SessionError> {
+    ) -> Result<Option<Begin<K::File>>, SessionError> {
         let mut open = lock(&self.receiver.open);
         let Some(known) = open.get_mut(&entry.id) else { return Ok(None) };
         let is_same_place = known.entry.parent == entry.parent && known.entry.name == entry.name;
-        let options = &self.receiver.options;
-        let is_file = matches!(entry.kind, Kind::File(file) if !options.is_too_large(file.size));
+        let was_file = matches!(known.entry.kind, Kind::File(_));
+        let is_file = matches!(entry.kind, Kind::File(file) if file.size <= MAX_FILE_LEN);
         let was_placed = !matches!(known.state, State::Placing);
-        if !is_same_place || !is_file || !was_placed || version != known.version.wrapping_add(1) {
+        let is_next = version <= MAX_RESTARTS && version == known.version + 1;
+        if !is_same_place || !was_file || !is_file || !was_placed || !is_next {
             return Err(SessionError::violation(format!(
                 "{} cannot begin anew like this",
                 entry.id
@@ -286,14 +302,15 @@ impl<K: Sink> Listener<K> {
             return Ok(None);
         }
         let old = std::mem::replace(&mut known.state, State::Placing);
-        drop(open);
-        let _ = self.receiver.to_place.send(vec![(entry, version)]);
-        Ok(match old {
-            State::Chunked(old) => Some(old),
-            State::Placing | State::Packed | State::Committing => None,
-        })
+        Ok(Some(match old {
+            State::Chunked(old) => (Some(old), entry),
+            State::Placing | State::Packed | State::Committing => (None, entry),
+        }))
     }
 }
+
+/// A file that begins anew, and what had come of its earlier version.
+type Begin<F> = (Option<Arc<Incomplete<F>>>, Arc<Entry>);
 
 impl<K: Sink> Receiver<K> {
     fn say(&self, message: &Message) -> Result<(), SessionError> {
@@ -330,6 +347,9 @@ impl<K: Sink> Receiver<K> {
             (_, Err(error)) => {
                 self.check_fatal(&error)?;
                 Outcome::Failed(error.to_failure())
+            }
+            (Kind::File(file), _) if self.options.is_too_large(file.size) => {
+                Outcome::Failed(super::send::too_large(&self.sink.path(entry)))
             }
             (_, Ok(Placed::Same)) => Outcome::Skipped,
             (_, Ok(Placed::Would)) => Outcome::Would,
@@ -404,6 +424,7 @@ impl<K: Sink> Receiver<K> {
             tree: Mutex::new(tree),
             claimed: Mutex::default(),
             end: Mutex::default(),
+            is_abandoned: AtomicBool::new(false),
         };
         Ok((Arc::new(incomplete), verdict))
     }
@@ -480,20 +501,18 @@ impl<K: Sink> Receiver<K> {
         id: EntryId,
         failure: Failure,
     ) -> Result<Option<Arc<Incomplete<K::File>>>, SessionError> {
-        let (version, state) = {
+        let incoming = {
             let mut open = lock(&self.open);
-            let incoming = open.get_mut(&id);
-            let Some(incoming) = incoming.filter(|known| !matches!(known.state, State::Committing))
-            else {
+            if open.get(&id).is_some_and(|known| matches!(known.state, State::Committing)) {
                 return Ok(None);
-            };
-            (incoming.version, std::mem::replace(&mut incoming.state, State::Packed))
+            }
+            let Some(incoming) = open.remove(&id) else { return Ok(None) };
+            incoming
         };
         let outcome = Outcome::Failed(failure);
-        if self.end(id, version, &outcome, None) {
-            self.say(&Message::Outcomes(vec![(id, outcome)]))?;
-        }
-        Ok(match state {
+        self.count(&incoming.entry, &outcome, None);
+        self.say(&Message::Outcomes(vec![(id, outcome)]))?;
+        Ok(match incoming.state {
             State::Chunked(file) => Some(file),
             State::Placing | State::Packed | State::Committing => None,
         })
@@ -531,15 +550,30 @@ impl<K: Sink> Receiver<K> {
         self: Arc<Self>,
         slot: ChannelSlot,
         mut channel: impl FrameReceiver,
+        replaced: Replaced,
     ) -> ChannelEnd {
         let mut work: JoinSet<Result<(), SessionError>> = JoinSet::new();
+        let mut replaced = std::pin::pin!(replaced.wait());
         loop {
             while work.len() >= WORK_PER_CHANNEL {
                 if let Some(Err(error)) = work.join_next().await.map(first_error) {
                     return ChannelEnd::failed(slot, error);
                 }
             }
-            let received = channel.receive(&self.pool).await;
+            let received = channel.receive(&self.pool);
+            let mut received = std::pin::pin!(received);
+            let received = loop {
+                tokio::select! {
+                    received = &mut received => break received,
+                    () = &mut replaced => break Err(TransportError::Closed),
+                    // What failed must be known even if nothing more comes.
+                    Some(joined) = work.join_next() => {
+                        if let Err(error) = first_error(joined) {
+                            return ChannelEnd::failed(slot, error);
+                        }
+                    }
+                }
+            };
             if let Ok(frame) = &received {
                 self.observer.progress.bytes_sent.add(frame.payload().len() as u64);
             }
@@ -610,15 +644,24 @@ impl<K: Sink> Receiver<K> {
     fn chunk_of(&self, chunk: &Chunk) -> Result<Option<Arc<Incomplete<K::File>>>, SessionError> {
         let id = chunk.range.entry();
         let open = lock(&self.open);
-        let Some(incoming) = open.get(&id).filter(|incoming| incoming.version >= chunk.version)
-        else {
+        let Some(incoming) = open.get(&id) else {
+            self.check_announced(id)?;
             return Ok(None);
         };
         if incoming.version > chunk.version {
             return Ok(None);
         }
-        let State::Chunked(file) = &incoming.state else {
-            return Err(SessionError::violation(format!("a chunk of {id} came unasked")));
+        if incoming.version < chunk.version {
+            let text = format!("a chunk of {id} is of a version that was not announced (FRAME-7)");
+            return Err(SessionError::violation(text));
+        }
+        let file = match &incoming.state {
+            State::Chunked(file) => file,
+            // Another copy of it came before, and completed the file.
+            State::Committing => return Ok(None),
+            State::Placing | State::Packed => {
+                return Err(SessionError::violation(format!("a chunk of {id} came unasked")));
+            }
         };
         let size = self.options.chunk_size;
         let index = chunk.range.offset() / size.bytes();
@@ -628,14 +671,25 @@ impl<K: Sink> Receiver<K> {
         Ok(Some(Arc::clone(file)))
     }
 
+    /// What was never announced cannot have ended (FRAME-7).
+    fn check_announced(&self, id: EntryId) -> Result<(), SessionError> {
+        if (1..=self.last_id.load(Ordering::Relaxed)).contains(&id.0) {
+            return Ok(());
+        }
+        Err(SessionError::violation(format!("data came of {id}, which was never announced")))
+    }
+
     async fn temporary(
         &self,
         file: &Incomplete<K::File>,
     ) -> Result<Temporary<K::File>, StorageError> {
         let make = async || {
             let entry = &file.entry;
-            let made = self.sink.create(Arc::clone(entry)).await?;
             let path = self.sink.path(entry);
+            if file.is_abandoned.load(Ordering::Acquire) {
+                return Err(StorageError::Vanished { path });
+            }
+            let made = self.sink.create(Arc::clone(entry)).await?;
             let Kind::File(kind) = entry.kind else {
                 return Err(StorageError::Vanished { path });
             };
@@ -745,7 +799,10 @@ impl<K: Sink> Receiver<K> {
 
     /// Throws away what had come of a file.
     async fn discard(&self, file: &Incomplete<K::File>) -> Result<(), SessionError> {
-        if let Some(temporary) = file.temporary.get().cloned() {
+        file.is_abandoned.store(true, Ordering::Release);
+        // One that is just being made is waited for; after that none is made any more.
+        let made = file.temporary.get_or_try_init(async || Err(())).await;
+        if let Ok(temporary) = made.cloned() {
             // It may be gone already; what cannot be removed is found again by the next run.
             let _ = self.sink.discard(temporary.file).await;
             self.record(|journal| journal.end(temporary.number))?;
@@ -758,6 +815,20 @@ impl<K: Sink> Receiver<K> {
         file: Arc<Incomplete<K::File>>,
     ) -> Result<(), SessionError> {
         self.discard(&file).await
+    }
+
+    /// Throws away what had come of an earlier version, and looks at the new one after that.
+    async fn begin_anew(
+        self: Arc<Self>,
+        old: Option<Arc<Incomplete<K::File>>>,
+        entry: Arc<Entry>,
+        version: u16,
+    ) -> Result<(), SessionError> {
+        if let Some(old) = old {
+            self.discard(&old).await?;
+        }
+        let _ = self.to_place.send(vec![(entry, version)]);
+        Ok(())
     }
 
     async fn take_pack(self: Arc<Self>, pack: Pack) -> Result<(), SessionError> {
@@ -811,7 +882,10 @@ impl<K: Sink> Receiver<K> {
     fn claim_packed(&self, file: &VerifiedFile) -> Result<Option<Arc<Entry>>, SessionError> {
         let member = file.member();
         let mut open = lock(&self.open);
-        let Some(incoming) = open.get(&member.entry) else { return Ok(None) };
+        let Some(incoming) = open.get(&member.entry) else {
+            self.check_announced(member.entry)?;
+            return Ok(None);
+        };
         if incoming.version > member.version {
             return Ok(None);
         }

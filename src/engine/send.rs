@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::io::AsyncRead;
 use tokio::sync::{Notify, OnceCell, Semaphore};
@@ -15,18 +16,19 @@ use tokio::task::JoinSet;
 use super::control::{ControlError, Inbox, Outbox};
 use super::event::{EntryReport, Event};
 use super::plan::{Again, FileWork, Plan, SmallFile, Work, lock};
-use super::session::{ChannelEnd, Channels, Observer, SessionError, first_error};
+use super::session::{ChannelEnd, Channels, Newest, Observer, Replaced, SessionError, first_error};
 use crate::protocol::buffer::{BufferError, Pool};
 use crate::protocol::chunk::{Digest, EntryId};
 use crate::protocol::frame::Frame;
 use crate::protocol::handshake::ChannelSlot;
 use crate::protocol::manifest::{Fate, FinalEntry, Totals};
 use crate::protocol::message::{
-    Entry, Failure, FailureCode, Kind, Message, Options, Outcome, Summary, Unit, Verdict,
+    Entry, Failure, FailureCode, Kind, MAX_OPEN_ENTRIES, Message, Options, Outcome, Summary, Unit,
+    Verdict,
 };
 use crate::protocol::tree::RootBuilder;
 use crate::storage::{Source, StorageError};
-use crate::transport::FrameSender;
+use crate::transport::{FrameSender, TransportError};
 
 /// Everything that the sender's tasks share.
 pub struct Sender<S: Source> {
@@ -40,6 +42,8 @@ pub struct Sender<S: Source> {
     open: Mutex<HashMap<EntryId, Announced<S::File>>>,
     /// One permit for each entry that may still be announced (ENTRY-4).
     window: Semaphore,
+    /// How many entries one message announces at the most: never more than the window has.
+    max_batch: usize,
     totals: Mutex<Totals>,
     /// Every entry has been announced.
     walk_done: AtomicBool,
@@ -62,6 +66,19 @@ struct Announced<F> {
     root: Option<Digest>,
     /// Where its chunks are counted, from the first [`Message::Have`] or the verdict on.
     file: Option<Arc<FileWork<F>>>,
+    /// The receiver has said what it wants of this version: it says so once.
+    is_placed: bool,
+    /// It is only waited for the receiver to end it (ENTRY-7).
+    is_withdrawn: bool,
+    /// What it was, and amounted to, before it was announced anew: that may cross with its end.
+    before: Option<(Arc<Entry>, Option<Digest>)>,
+}
+
+impl<F> Announced<F> {
+    fn new(entry: Arc<Entry>) -> Self {
+        let (is_placed, is_withdrawn) = (false, false);
+        Self { entry, version: 0, root: None, file: None, is_placed, is_withdrawn, before: None }
+    }
 }
 
 /// Sends everything of a source, to its end. Returns what both ends agree was done.
@@ -74,6 +91,11 @@ pub async fn run<S: Source, R: AsyncRead + Unpin + Send, C: FrameSender>(
     max_open_entries: u32,
     observer: Observer,
 ) -> Result<SenderEnd, SessionError> {
+    if !(1..=MAX_OPEN_ENTRIES).contains(&max_open_entries) {
+        let text = format!("the receiver would keep {max_open_entries} entries open (SES-8)");
+        return Err(SessionError::violation(text));
+    }
+    let max_batch = MAX_BATCH_ENTRIES.min(max_open_entries as usize);
     let sender = Arc::new(Sender {
         source,
         plan: Plan::new(options.max_payload()),
@@ -82,7 +104,8 @@ pub async fn run<S: Source, R: AsyncRead + Unpin + Send, C: FrameSender>(
         options,
         observer,
         open: Mutex::default(),
-        window: Semaphore::new(max_open_entries.max(1) as usize),
+        window: Semaphore::new(max_open_entries as usize),
+        max_batch,
         totals: Mutex::default(),
         walk_done: AtomicBool::new(false),
         ended: Notify::new(),
@@ -91,13 +114,20 @@ pub async fn run<S: Source, R: AsyncRead + Unpin + Send, C: FrameSender>(
     let mut tasks: JoinSet<Result<(), SessionError>> = JoinSet::new();
     tasks.spawn(Arc::clone(&sender).announce_all());
     let mut streams: JoinSet<ChannelEnd> = JoinSet::new();
+    let mut newest = Newest::default();
     let mut source_done = false;
     loop {
         tokio::select! {
             message = inbox.next() => {
                 if let Some(end) = sender.hear(message?)? {
-                    sender.plan.close();
-                    while streams.join_next().await.is_some() {}
+                    if !source_done {
+                        let text = "the receiver is done before the sender is (END-2)";
+                        return Err(SessionError::violation(text));
+                    }
+                    // All has ended, so that nothing of worth can be on them any more; a receiver
+                    // that does not read must not keep us.
+                    let all_ended = async { while streams.join_next().await.is_some() {} };
+                    let _ = tokio::time::timeout(STREAMS_PATIENCE, all_ended).await;
                     return sender.agree(end, inbox).await;
                 }
             }
@@ -105,7 +135,8 @@ pub async fn run<S: Source, R: AsyncRead + Unpin + Send, C: FrameSender>(
             Some(arrival) = channels.next() => {
                 let (slot, channel) = arrival?;
                 sender.observer.stream_up();
-                streams.spawn(Arc::clone(&sender).send_on(slot, channel));
+                let replaced = newest.replace(slot);
+                streams.spawn(Arc::clone(&sender).send_on(slot, channel, replaced));
             }
             Some(joined) = streams.join_next() => {
                 sender.observer.stream_down();
@@ -143,7 +174,7 @@ impl<S: Source> Sender<S> {
             while let Ok(first) = entries.recv_async().await {
                 let mut batch = vec![first];
                 let mut len = batch[0].estimated_len();
-                while batch.len() < MAX_BATCH_ENTRIES && len < MAX_BATCH_LEN {
+                while batch.len() < self.max_batch && len < MAX_BATCH_LEN {
                     let Ok(entry) = entries.try_recv() else { break };
                     len += entry.estimated_len();
                     batch.push(entry);
@@ -178,7 +209,7 @@ impl<S: Source> Sender<S> {
             for entry in &batch {
                 self.observer.found(entry);
                 let entry = Arc::new(entry.clone());
-                open.insert(entry.id, Announced { entry, version: 0, root: None, file: None });
+                open.insert(entry.id, Announced::new(entry));
             }
         }
         self.say(&Message::Entries(batch))
@@ -214,6 +245,7 @@ impl<S: Source> Sender<S> {
             }
             Message::Outcomes(outcomes) => {
                 for (id, outcome) in outcomes {
+                    self.crossed(id);
                     self.end(id, outcome)?;
                 }
             }
@@ -249,6 +281,9 @@ impl<S: Source> Sender<S> {
                 let mut open = lock(&self.open);
                 let known = open.get_mut(&id).ok_or_else(|| unknown(id))?;
                 let Kind::File(kind) = known.entry.kind else { return Err(unknown(id)) };
+                if std::mem::replace(&mut known.is_placed, true) {
+                    return Err(SessionError::violation(format!("{id} has two verdicts")));
+                }
                 if self.options.is_packed(kind.size) {
                     let entry = Arc::clone(&known.entry);
                     self.plan.add_small(SmallFile { entry, version: known.version });
@@ -265,8 +300,9 @@ impl<S: Source> Sender<S> {
     fn has(&self, id: EntryId, first: u64, values: &[Digest]) -> Result<(), SessionError> {
         let mut open = lock(&self.open);
         let known = open.get_mut(&id).ok_or_else(|| unknown(id))?;
-        if self.options.is_packed(known.entry.size()) {
-            return Err(unknown(id));
+        let is_chunked = !self.options.is_packed(known.entry.size());
+        if !is_chunked || known.is_placed || first >= known.entry.size() {
+            return Err(SessionError::violation(format!("{id} has nothing to resume (ENTRY-11)")));
         }
         let file = self.file_work(known);
         let mut tree = lock(&file.tree);
@@ -311,7 +347,12 @@ impl<S: Source> Sender<S> {
         let packed = match unit {
             Unit::Packed { entry, version } => lock(&self.open)
                 .get(&entry)
-                .filter(|known| known.version == version)
+                // It was read, and so maybe sent, if its root is known.
+                .filter(|known| {
+                    let is_packed = self.options.is_packed(known.entry.size());
+                    is_packed && known.version == version && known.root.is_some()
+                })
+                .filter(|known| !known.is_withdrawn)
                 .map(|known| SmallFile { entry: Arc::clone(&known.entry), version }),
             Unit::Chunk { .. } | Unit::Pack(_) => None,
         };
@@ -336,6 +377,17 @@ impl<S: Source> Sender<S> {
     fn path_of(&self, id: EntryId) -> Vec<u8> {
         let entry = lock(&self.open).get(&id).map(|known| Arc::clone(&known.entry));
         entry.map(|entry| self.source.path(&entry)).unwrap_or_default()
+    }
+
+    /// An outcome that comes in place of the verdict on a new version crossed with its
+    /// announcement: it is about the version before, the last that the receiver took note of.
+    fn crossed(&self, id: EntryId) {
+        let mut open = lock(&self.open);
+        if let Some(known) = open.get_mut(&id).filter(|known| !known.is_placed)
+            && let Some((entry, root)) = known.before.take()
+        {
+            (known.entry, known.root) = (entry, root);
+        }
     }
 
     /// An entry is over: the receiver says so, and only it does (ENTRY-5).
@@ -367,7 +419,14 @@ impl<S: Source> Sender<S> {
 
     /// Asks the receiver to end an entry as failed (ENTRY-7).
     fn withdraw(&self, id: EntryId, failure: Failure) -> Result<(), SessionError> {
-        let file = lock(&self.open).get(&id).and_then(|known| known.file.clone());
+        let file = {
+            let mut open = lock(&self.open);
+            let Some(known) = open.get_mut(&id).filter(|known| !known.is_withdrawn) else {
+                return Ok(());
+            };
+            known.is_withdrawn = true;
+            known.file.clone()
+        };
         if let Some(file) = file {
             self.plan.cancel(&file);
         }
@@ -379,8 +438,9 @@ impl<S: Source> Sender<S> {
         self: Arc<Self>,
         slot: ChannelSlot,
         mut channel: impl FrameSender,
+        replaced: Replaced,
     ) -> ChannelEnd {
-        let end = self.send_units(slot, &mut channel).await;
+        let end = self.send_units(slot, &mut channel, replaced).await;
         self.plan.channel_lost(slot);
         match end {
             Ok(()) => ChannelEnd::finished(slot),
@@ -393,7 +453,9 @@ impl<S: Source> Sender<S> {
         &self,
         slot: ChannelSlot,
         channel: &mut impl FrameSender,
+        replaced: Replaced,
     ) -> Result<(), SendError> {
+        let mut replaced = std::pin::pin!(replaced.wait());
         loop {
             if channel.is_worn() {
                 return channel.finish().await.map_err(SendError::Channel);
@@ -401,12 +463,16 @@ impl<S: Source> Sender<S> {
             let work = tokio::select! {
                 work = self.plan.next(slot) => work,
                 error = channel.closed() => return Err(SendError::Channel(error)),
+                () = &mut replaced => return Err(SendError::Channel(TransportError::Closed)),
             };
             let Some(work) = work else {
                 return channel.finish().await.map_err(SendError::Channel);
             };
             if let Some(frame) = self.read(work).await.map_err(SendError::Session)? {
-                channel.send(&frame).await.map_err(SendError::Channel)?;
+                tokio::select! {
+                    sent = channel.send(&frame) => sent.map_err(SendError::Channel)?,
+                    () = &mut replaced => return Err(SendError::Channel(TransportError::Closed)),
+                }
                 self.observer.progress.bytes_sent.add(frame.payload().len() as u64);
             }
         }
@@ -510,8 +576,10 @@ impl<S: Source> Sender<S> {
         error: &StorageError,
     ) -> Result<Option<Frame>, SessionError> {
         let id = entry.id;
-        let is_current = || lock(&self.open).get(&id).is_some_and(|known| known.version == version);
-        if !is_current() {
+        let is_current = |known: &Announced<S::File>| {
+            known.version == version && known.is_placed && !known.is_withdrawn
+        };
+        if !lock(&self.open).get(&id).is_some_and(is_current) {
             return Ok(None);
         }
         let is_hopeless = !matches!(error, StorageError::Changed { .. }) || version >= MAX_RESTARTS;
@@ -520,6 +588,14 @@ impl<S: Source> Sender<S> {
             return Ok(None);
         }
         let now = match self.source.look_again(Arc::clone(entry)).await {
+            Ok(now) if self.options.is_too_large(now.size()) => {
+                self.withdraw(id, too_large(&self.source.path(&now)))?;
+                return Ok(None);
+            }
+            Ok(now) if !matches!(now.kind, Kind::File(_)) => {
+                self.withdraw(id, no_file(&self.source.path(&now)))?;
+                return Ok(None);
+            }
             Ok(now) => now,
             Err(error) => {
                 self.withdraw(id, error.to_failure())?;
@@ -529,12 +605,13 @@ impl<S: Source> Sender<S> {
         let old = {
             let mut open = lock(&self.open);
             // Several channels may find the same change: the first announces it.
-            let Some(known) = open.get_mut(&id).filter(|known| known.version == version) else {
+            let Some(known) = open.get_mut(&id).filter(|known| is_current(known)) else {
                 return Ok(None);
             };
             known.version += 1;
-            known.entry = Arc::new(now.clone());
-            known.root = None;
+            let before = std::mem::replace(&mut known.entry, Arc::new(now.clone()));
+            known.before = Some((before, known.root.take()));
+            known.is_placed = false;
             known.file.take()
         };
         if let Some(old) = old {
@@ -573,7 +650,7 @@ struct ReceiverSummary {
 }
 
 enum SendError {
-    Channel(crate::transport::TransportError),
+    Channel(TransportError),
     Session(SessionError),
 }
 
@@ -581,7 +658,12 @@ fn unknown(id: EntryId) -> SessionError {
     SessionError::violation(format!("the receiver speaks of {id}, which is not open"))
 }
 
-fn too_large(path: &[u8]) -> Failure {
+fn no_file(path: &[u8]) -> Failure {
+    let path = crate::protocol::manifest::Escaped(path);
+    Failure::new(FailureCode::Changed, format!("{path} is no regular file any more"))
+}
+
+pub(super) fn too_large(path: &[u8]) -> Failure {
     let path = crate::protocol::manifest::Escaped(path);
     let text = format!("{path} has too many chunks of this size; choose a larger one with -c");
     Failure::new(FailureCode::Unsupported, text)
@@ -610,7 +692,10 @@ impl Entry {
 }
 
 /// How often a file that changes while it is read is begun anew (ENTRY-6).
-const MAX_RESTARTS: u16 = 2;
+pub(super) const MAX_RESTARTS: u16 = 2;
+
+/// How long data channels may take to end when there is nothing left to send.
+const STREAMS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How many entries one message announces at the most, and about how long it may get, in bytes.
 const MAX_BATCH_ENTRIES: usize = 512;

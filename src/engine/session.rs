@@ -1,9 +1,11 @@
 //! What both ends of a session share: the channels that arrive, what is observed, how it fails.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
+use tokio::sync::oneshot;
 use tokio::task::JoinError;
 
 use super::control::ControlError;
@@ -57,6 +59,29 @@ impl<C> Channels<C> {
             let _ = gone.send(end.slot);
         }
         Ok(())
+    }
+}
+
+/// The newest connection of each channel: an older one gives way to it (SEC-5).
+#[derive(Debug, Default)]
+pub struct Newest(HashMap<u16, oneshot::Sender<()>>);
+
+impl Newest {
+    /// Notes a connection, and ends the one before it.
+    pub fn replace(&mut self, slot: ChannelSlot) -> Replaced {
+        let (newest, replaced) = oneshot::channel();
+        self.0.insert(slot.channel, newest);
+        Replaced(replaced)
+    }
+}
+
+/// Tells a connection that there is a newer one of its channel.
+#[derive(Debug)]
+pub struct Replaced(oneshot::Receiver<()>);
+
+impl Replaced {
+    pub async fn wait(self) {
+        let _ = self.0.await;
     }
 }
 
