@@ -114,7 +114,8 @@ async fn obey(
         }
         Task::Send { sources } => {
             let sources: Vec<PathBuf> = sources.iter().map(|path| from_home(path)).collect();
-            let source = LocalSource::open(&sources).map_err(here::startup)?;
+            let source = LocalSource::open(&sources)
+                .map_err(|error| SessionError::Local(error.to_failure()))?;
             outbox.say(&Message::Accept(accept)).map_err(SessionError::bug)?;
             let mut tasks = JoinSet::new();
             let channels = accepted(listener, config, &mut tasks, Channel::into_sender);

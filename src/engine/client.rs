@@ -442,12 +442,13 @@ fn job_name(names: &[Vec<u8>]) -> [u8; 16] {
     job
 }
 
-/// The path from the root on, with its trailing slash if it has one: that means something.
+/// The path from the root on. A slash or a dot at its end stays, as a slash: they mean something.
 fn absolute(path: &std::path::Path) -> PathBuf {
     let mut absolute =
         std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).into_os_string();
     let bytes = path.as_os_str().as_bytes();
-    if bytes.ends_with(b"/") && !absolute.as_bytes().ends_with(b"/") {
+    let means_contents = bytes == b"." || bytes.ends_with(b"/.") || bytes.ends_with(b"/");
+    if means_contents && !absolute.as_bytes().ends_with(b"/") {
         absolute.push("/");
     }
     absolute.into()

@@ -69,6 +69,9 @@ impl Dialler {
         }
         let mut up = 0_u32;
         let mut ever_up = false;
+        // Since a channel came up last. Those that failed are dialled again at once, so "none is
+        // being dialled" is never true, and cannot tell that all of them failed.
+        let mut failures = 0_u32;
         let mut down_since = Instant::now();
         let mut pauses = vec![FIRST_PAUSE; self.config.channels.into()];
         loop {
@@ -80,13 +83,15 @@ impl Dialler {
                         (Ok(channel), pause) => {
                             up += 1;
                             ever_up = true;
+                            failures = 0;
                             if let Some(pause) = pause {
                                 *pause = FIRST_PAUSE;
                             }
                             arrived(slot, channel);
                         }
                         (Err(error), Some(pause)) => {
-                            if up == 0 && dialling.is_empty() {
+                            failures = failures.saturating_add(1);
+                            if up == 0 && failures >= u32::from(self.config.channels) {
                                 self.check_hope(ever_up, down_since, &error)?;
                             }
                             let next = ChannelSlot { generation: slot.generation + 1, ..slot };

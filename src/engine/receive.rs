@@ -314,7 +314,7 @@ type Begin<F> = (Option<Arc<Incomplete<F>>>, Arc<Entry>);
 
 impl<K: Sink> Receiver<K> {
     fn say(&self, message: &Message) -> Result<(), SessionError> {
-        self.outbox.say(message).map_err(SessionError::bug)
+        self.outbox.say(message).map_err(SessionError::from)
     }
 
     /// Lets the sink look at announced entries, batch by batch, and answers with verdicts.
@@ -412,6 +412,7 @@ impl<K: Sink> Receiver<K> {
                 }
                 let bytes = values.len() as u64 * self.options.chunk_size.bytes();
                 self.observer.resumed(bytes.min(entry.size()));
+                self.outbox.room().await;
                 self.say(&Message::Have { entry: entry.id, first, values })?;
             }
             verdict = Verdict::Resume;

@@ -162,7 +162,7 @@ pub struct SenderEnd {
 
 impl<S: Source> Sender<S> {
     fn say(&self, message: &Message) -> Result<(), SessionError> {
-        self.outbox.say(message).map_err(SessionError::bug)
+        self.outbox.say(message).map_err(SessionError::from)
     }
 
     /// Announces what the walk finds, as far ahead as the window allows.

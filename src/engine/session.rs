@@ -8,7 +8,7 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
 
-use super::control::ControlError;
+use super::control::{ControlError, SayError};
 use super::event::{EntryReport, Event, Progress};
 use crate::protocol::handshake::ChannelSlot;
 use crate::protocol::message::{Entry, Failure, FailureCode, Kind, Outcome, Summary};
@@ -244,6 +244,15 @@ impl Clone for SessionError {
 impl From<ControlError> for SessionError {
     fn from(error: ControlError) -> Self {
         Self::Control(Arc::new(error))
+    }
+}
+
+impl From<SayError> for SessionError {
+    fn from(error: SayError) -> Self {
+        match error {
+            SayError::Message(error) => Self::bug(error),
+            SayError::NotHeard => Self::violation(error.to_string()),
+        }
     }
 }
 

@@ -195,6 +195,7 @@ mod tests {
         StateDir::open_within(Some(&root(path)), path, [job; 16], patience).await
     }
 
+    /// JRN-9.
     #[tokio::test]
     async fn only_one_process_has_the_journal() {
         let temp = tempfile::tempdir().unwrap();
@@ -215,6 +216,7 @@ mod tests {
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
     }
 
+    /// JRN-9: the lock is worth nothing on a file that has lost its name.
     #[tokio::test]
     async fn who_waits_while_it_is_removed_starts_over() {
         let temp = tempfile::tempdir().unwrap();

@@ -139,7 +139,7 @@ async fn frames_of_all_lengths_arrive() {
     }
 }
 
-/// T65: TLS itself stops them, and the listener goes on.
+/// SEC-7: TLS itself stops them, and the listener goes on.
 #[tokio::test]
 async fn a_wrong_pin_is_refused() {
     let (_, stranger) = configs(true);
@@ -312,7 +312,7 @@ async fn an_idle_sender_notices_a_loss() {
     assert!(!sender.closed().await.is_violation());
 }
 
-/// T68: a length over the limit is refused though not one byte of it came, and with the pool empty.
+/// FRAME-3: a length over the limit is refused though not one byte of it came, and with the pool empty.
 #[tokio::test]
 async fn a_frame_over_the_limit_takes_no_buffer() {
     for encrypt in [true, false] {
@@ -450,7 +450,7 @@ async fn tamper(relay: TcpListener, far: SocketAddr) -> io::Result<()> {
     there
 }
 
-/// The format is TLS': a peer that lets rustls do everything understands us, and we understand it.
+/// SEC-7: the format is TLS': a peer that lets rustls do everything understands us, and we understand it.
 #[tokio::test]
 async fn a_stock_rustls_peer_speaks_with_us() {
     let session = Session::start(true);

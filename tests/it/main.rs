@@ -1,0 +1,14 @@
+//! Runs the `fastsync` program as a user would: over real files, real sockets and a real sshd.
+//!
+//! One binary holds all of these tests: it links once, and shares [`support`] and [`sshd`]. Nothing
+//! is skipped: where a program is missing, its tests fail and say how to get it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // clippy.toml covers only #[test] functions
+
+mod cli;
+mod journal;
+mod local;
+mod resume;
+mod ssh;
+mod sshd;
+mod support;
