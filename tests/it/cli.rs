@@ -84,9 +84,9 @@ fn json_is_for_programs() {
     let entry = ran.events().into_iter().find(|event| event["event"] == "entry").unwrap();
     assert_eq!((&entry["path"], &entry["outcome"]), (&"small".into(), &"failed".into()));
     assert_eq!(number(&ran.summary(), "exit_code"), 23);
-    let ran = world.run(["pull", "missing", "new", "--json", "--progress=json"]).exits(5);
+    let ran = world.run(["pull", "missing", "new", "--json", "--progress=json"]).exits(11);
     assert_eq!(ran.events().pop().unwrap()["event"], "error");
-    assert_eq!(number(&ran.summary(), "exit_code"), 5);
+    assert_eq!(number(&ran.summary(), "exit_code"), 11);
 }
 
 #[test]
