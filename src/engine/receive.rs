@@ -204,6 +204,9 @@ impl<K: Sink> Listener<K> {
                     chores.spawn(Arc::clone(&self.receiver).discard_old(old));
                 }
             }
+            Message::Complaint { entry, failure } => {
+                self.receiver.observer.complain(format!("{entry}").into_bytes(), failure);
+            }
             Message::SourceDone(summary) => {
                 if !lock(&self.receiver.open).is_empty() {
                     return Err(SessionError::violation(
@@ -227,7 +230,6 @@ impl<K: Sink> Listener<K> {
             | Message::Written(_)
             | Message::Again(_)
             | Message::Outcomes(_)
-            | Message::Complaint { .. }
             | Message::ReceiverDone { .. }
             | Message::Closed => {}
         }

@@ -187,7 +187,9 @@ impl<S: Source> Sender<S> {
         announced?;
         if let Err(error) = walked {
             // What could not be listed has no entry of its own, so the session cannot be a success.
-            self.observer.listing_failed(&error);
+            let failure = error.to_failure();
+            self.say(&Message::Complaint { entry: EntryId::ROOT, failure: failure.clone() })?;
+            self.observer.complain(Vec::new(), failure);
         }
         self.walk_done.store(true, Ordering::Release);
         self.observer.progress.walk_done.store(true, Ordering::Relaxed);

@@ -12,7 +12,6 @@ use super::control::{ControlError, SayError};
 use super::event::{EntryReport, Event, Progress};
 use crate::protocol::handshake::ChannelSlot;
 use crate::protocol::message::{Entry, Failure, FailureCode, Kind, Outcome, Summary};
-use crate::storage::StorageError;
 use crate::transport::TransportError;
 
 /// The data channels of a session as they come up, whoever dials them.
@@ -205,11 +204,6 @@ impl Observer {
     pub fn complain(&self, path: Vec<u8>, failure: Failure) {
         self.tally.complaints.fetch_add(1, Ordering::Relaxed);
         self.tell(Event::Complaint { path, failure });
-    }
-
-    /// A directory could not be listed to its end: what is missing has no entry of its own.
-    pub fn listing_failed(&self, error: &StorageError) {
-        self.complain(Vec::new(), error.to_failure());
     }
 
     pub fn stream_up(&self) {

@@ -673,6 +673,8 @@ struct SenderByHand {
     channel: MemorySender,
     arrive: flume::Sender<Result<(ChannelSlot, MemoryReceiver), SessionError>>,
     receiver: JoinHandle<Result<ReceiverEnd, SessionError>>,
+    /// The receiver's.
+    observer: Observer,
 }
 
 impl SenderByHand {
@@ -692,15 +694,17 @@ impl SenderByHand {
         greet(&mut half, &mut agent, &options()).await;
         let (arrive, arriving) = flume::unbounded();
         let path = ground.path("dst");
+        let observer = Observer::new(Arc::default(), None);
+        let notes = observer.clone();
         let receiver = tokio::spawn(agent.run(async move |inbox, outbox| {
             let channels: Channels<MemoryReceiver> = Channels::new(arriving, None);
-            let observer = Observer::new(Arc::default(), None);
+            let observer = notes;
             let path = path.as_os_str().as_bytes();
             here::receive_into(path, JOB, inbox, outbox, channels, options(), observer).await
         }));
         let (channel, far) = memory::pair(64);
         arrive.send(Ok((ChannelSlot { channel: 0, generation: 1 }, far))).unwrap();
-        Self { ground, half, channel, arrive, receiver }
+        Self { ground, half, channel, arrive, receiver, observer }
     }
 
     fn announce(&self, entries: &[Entry]) {
@@ -1011,6 +1015,17 @@ async fn an_older_version_is_dropped_and_never_put_in_place() {
     assert_eq!(hand.outcome().await, (EntryId(3), Outcome::Failed(failure)));
     // END-3, END-4: and totals that are not the receiver's are no end.
     assert_eq!(hand.finish(NOTHING, true).await.err(), Some(FailureCode::Mismatch));
+}
+
+/// ENTRY-14: what the sender could not list is no success for the receiver either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_receiver_is_told_of_a_listing_that_failed() {
+    let hand = SenderByHand::new().await;
+    let failure = Failure::new(FailureCode::Io, "cannot list src/dir: Input/output error");
+    hand.half.say(&Message::Complaint { entry: EntryId::ROOT, failure });
+    let observer = hand.observer.clone();
+    hand.finish(NOTHING, true).await.unwrap();
+    assert_eq!(observer.tally().complaints.load(Ordering::Relaxed), 1);
 }
 
 /// SEC-5: a newer connection of a channel takes the older one's place.

@@ -53,7 +53,8 @@ pub enum Message {
     Again(Vec<Unit>),
     /// Receiver: these entries have ended.
     Outcomes(Vec<(EntryId, Outcome)>),
-    /// Receiver: something about an entry could not be kept, though its content is there.
+    /// Receiver: something about an entry could not be kept, though its content is there. Sender:
+    /// something could not be listed, and so has no entry (ENTRY-14).
     Complaint { entry: EntryId, failure: Failure },
     /// Receiver: all is in its place; this is what I count.
     ReceiverDone { summary: Summary, durable: bool },

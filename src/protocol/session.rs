@@ -80,6 +80,7 @@ impl State {
                 | M::FileEnd { .. }
                 | M::Restart { .. }
                 | M::Withdraw { .. }
+                | M::Complaint { .. }
                 | M::Ping,
             ) => self,
             (Self::Transferring { role: Role::Receiver }, M::SourceDone(_)) => Self::Ending,
