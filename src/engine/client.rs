@@ -18,7 +18,7 @@ use super::job::{Direction, Host, Job, Place};
 use super::receive::ReceiverEnd;
 use super::send::SenderEnd;
 use super::session::{Observer, SessionError};
-use super::{EngineError, Watch, here, send};
+use super::{EngineError, here, receive, send};
 use crate::protocol::handshake::{self, ChannelKeys, VERSIONS, common_version, transcript};
 use crate::protocol::manifest::{Escaped, Totals};
 use crate::protocol::message::{
@@ -46,11 +46,7 @@ pub struct Failed {
 }
 
 /// Runs one session of a job.
-pub async fn run_session(
-    job: &Job,
-    watch: &Watch,
-    observer: &Observer,
-) -> Result<SessionEnd, Failed> {
+pub async fn run_session(job: &Job, observer: &Observer) -> Result<SessionEnd, Failed> {
     let early = |error| Failed { error, established: false };
     let plan = Plan::new(job).map_err(early)?;
     let (mut process, login) = plan.start(job).map_err(early)?;
@@ -63,12 +59,18 @@ pub async fn run_session(
     let inbox = Inbox::new(stdout, End::Client(plan.role()), LOGIN_PATIENCE, Pulse::new());
     let mut session =
         Session { plan, inbox, outbox, login, observer: observer.clone(), established: false };
-    let mut stop = watch.stop.clone();
+    // A receiver stops by itself, because it has something to put in order first.
+    let grace = match session.plan.role() {
+        Role::Sender => Duration::ZERO,
+        Role::Receiver => receive::CHECKPOINT_PATIENCE + Duration::from_secs(1),
+    };
+    let stopped = async {
+        observer.asked_to_stop().await;
+        tokio::time::sleep(grace).await;
+    };
     let result = tokio::select! {
         result = session.run() => result,
-        () = stopped(&mut stop) => {
-            Err(SessionError::local(FailureCode::Interrupted, "interrupted by the user"))
-        }
+        () = stopped => Err(SessionError::interrupted()),
     };
     let established = session.established;
     if let Some(failure) = result.as_ref().err().and_then(SessionError::to_tell) {
@@ -93,13 +95,6 @@ pub async fn run_session(
             let exit = status.and_then(|status| status.code());
             Err(failed(plan.explain(&error, exit, &process.complaints())))
         }
-    }
-}
-
-async fn stopped(stop: &mut tokio::sync::watch::Receiver<bool>) {
-    if stop.wait_for(|stop| *stop).await.is_err() {
-        // Nobody is left who could say so.
-        std::future::pending::<()>().await;
     }
 }
 

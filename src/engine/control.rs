@@ -96,7 +96,9 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
         self.buffer.drain(..self.start);
         self.start = 0;
         self.buffer.reserve(64 << 10);
-        let read = tokio::time::timeout(self.silence, self.reader.read_buf(&mut self.buffer)).await;
+        // Counted from the last sign of life: whoever waits for this may begin to wait anew.
+        let left = self.silence.saturating_sub(self.pulse.silence());
+        let read = tokio::time::timeout(left, self.reader.read_buf(&mut self.buffer)).await;
         let len =
             read.map_err(|_| ControlError::Silent(self.silence))?.map_err(ControlError::Read)?;
         self.pulse.beat();

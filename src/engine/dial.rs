@@ -91,8 +91,8 @@ impl Dialler {
                         }
                         (Err(error), Some(pause)) => {
                             failures = failures.saturating_add(1);
-                            if up == 0 && failures >= u32::from(self.config.channels) {
-                                self.check_hope(ever_up, down_since, &error)?;
+                            if up == 0 {
+                                self.check_hope(ever_up, failures, down_since, &error)?;
                             }
                             let next = ChannelSlot { generation: slot.generation + 1, ..slot };
                             self.dial(&mut dialling, next, *pause);
@@ -109,6 +109,8 @@ impl Dialler {
                     let next = ChannelSlot { generation: slot.generation + 1, ..slot };
                     self.dial(&mut dialling, next, FIRST_PAUSE);
                 }
+                // The session is over, and nobody would take another channel.
+                else => return Ok(()),
             }
         }
     }
@@ -121,16 +123,20 @@ impl Dialler {
         });
     }
 
-    /// Without any channel: gives up at once if there never was one, after a while otherwise.
+    /// Without any channel: gives up soon if there never was one, and later otherwise. A stranger
+    /// who crowds the port out for a moment must not be the end of a session (SEC-8).
     fn check_hope(
         &self,
         ever_up: bool,
+        failures: u32,
         down_since: Instant,
         error: &TransportError,
     ) -> Result<(), SessionError> {
         let tried: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
         let tried = if tried.is_empty() { "no known address".to_owned() } else { tried.join(", ") };
-        if !ever_up {
+        let rounds = failures / u32::from(self.config.channels.max(1));
+        let is_hopeless = rounds >= 3 || (rounds >= 1 && down_since.elapsed() > FIRST_PATIENCE);
+        if !ever_up && is_hopeless {
             let text = format!(
                 "no data channel to {} could be opened: tried {tried}: {error}; let TCP connections \
                  to that port through, or choose a range that is open with --port-range",
@@ -138,7 +144,7 @@ impl Dialler {
             );
             return Err(SessionError::local(FailureCode::NoDataPath, text));
         }
-        if down_since.elapsed() > GIVE_UP_AFTER {
+        if ever_up && down_since.elapsed() > GIVE_UP_AFTER {
             let text = format!("no data channel to {tried} could be made again: {error}");
             return Err(SessionError::local(FailureCode::Disconnected, text));
         }
@@ -149,6 +155,9 @@ impl Dialler {
 /// How long to wait before a lost channel is dialled anew; it doubles with each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long it may take until the first channel is up, if each has failed at least once.
+const FIRST_PATIENCE: Duration = Duration::from_secs(9);
 
 /// How long a session may be without any channel.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30);

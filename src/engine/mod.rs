@@ -71,7 +71,8 @@ pub struct Watch {
 pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
     let started = Instant::now();
     storage::local::raise_file_limit();
-    let observer = Observer::new(Arc::clone(&watch.progress), Some(watch.events.clone()));
+    let observer = Observer::new(Arc::clone(&watch.progress), Some(watch.events.clone()))
+        .stoppable(watch.stop.clone());
     let mut bytes_sent = 0;
     let mut bytes_resumed = None;
     let mut reconnects = 0;
@@ -79,7 +80,7 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
     let mut pause = job.config.retry_pause;
     let end = loop {
         observer.begin_session();
-        let result = client::run_session(&job, &watch, &observer).await;
+        let result = client::run_session(&job, &observer).await;
         bytes_sent += watch.progress.bytes_sent.get();
         // What a later session resumes was written by an earlier one of this very run.
         bytes_resumed.get_or_insert(watch.progress.bytes_resumed.get());
@@ -93,6 +94,10 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
                 // What earlier runs left is gone; what this run has written is to go on from.
                 job.config.resume = Resume::Trust;
             }
+        }
+        if *watch.stop.borrow() {
+            // ssh hears the same Ctrl-C, and may be the first to go.
+            return Err(EngineError::Interrupted);
         }
         let is_worth_it = matches!(failed.error, EngineError::Disconnected { .. })
             && (failed.established || reconnects > 0)

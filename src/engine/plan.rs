@@ -239,6 +239,10 @@ impl<F> Plan<F> {
     /// A channel is lost: what it had under way goes to the others.
     pub fn channel_lost(&self, channel: ChannelSlot) {
         let mut state = self.lock();
+        if state.closed {
+            // Every entry has ended: what was not acknowledged yet is of no use any more.
+            return;
+        }
         let lost: Vec<Unit> = state
             .under_way
             .iter()

@@ -46,6 +46,8 @@ struct Receiver<K: Sink> {
     open: Mutex<HashMap<EntryId, Incoming<K::File>>>,
     /// The last entry that was announced.
     last_id: AtomicU64,
+    /// Whether nothing of earlier runs can be unsynced any more.
+    earlier_synced: AtomicBool,
     totals: Mutex<Totals>,
     /// Takes what the sink is to look at.
     to_place: flume::Sender<Vec<(Arc<Entry>, u16)>>,
@@ -68,7 +70,7 @@ enum State<F> {
     /// It comes in chunks.
     Chunked(Arc<Incomplete<F>>),
     /// It is whole and being put in its place.
-    Committing,
+    Committing(Arc<Incomplete<F>>),
 }
 
 /// A file of which chunks are still to come.
@@ -116,13 +118,14 @@ pub async fn run<K: Sink, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     destination: Destination<K>,
     inbox: &mut Inbox<R>,
     outbox: Outbox,
-    mut channels: Channels<C>,
+    channels: Channels<C>,
     options: Options,
     observer: Observer,
 ) -> Result<ReceiverEnd, SessionError> {
     let (fatal, fatalities) = flume::unbounded();
     let (to_place, placing) = flume::unbounded();
     let stale = destination.stale;
+    let earlier_synced = AtomicBool::new(destination.begun.is_empty());
     let receiver = Arc::new(Receiver {
         sink: destination.sink,
         journal: destination.journal,
@@ -133,15 +136,32 @@ pub async fn run<K: Sink, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
         observer,
         open: Mutex::default(),
         last_id: AtomicU64::new(0),
+        earlier_synced,
         totals: Mutex::default(),
         to_place,
         fatal,
     });
-    receiver.discard_stale(stale).await;
-    let mut listener = Listener { receiver: Arc::clone(&receiver), directories: HashSet::new() };
     let mut tasks: JoinSet<Result<(), SessionError>> = JoinSet::new();
-    tasks.spawn(Arc::clone(&receiver).place_all(placing));
+    tasks.spawn(Arc::clone(&receiver).place_all(stale, placing));
     tasks.spawn(Arc::clone(&receiver).keep_barriers());
+    let ended = receive_all(&receiver, inbox, channels, &mut tasks, &fatalities).await;
+    tasks.shutdown().await;
+    if ended.is_err() {
+        // Whatever happened: what has come holds across a reboot too, if the disk is quick.
+        let _ = tokio::time::timeout(CHECKPOINT_PATIENCE, receiver.checkpoint()).await;
+    }
+    ended
+}
+
+/// Takes messages, channels and what becomes of tasks, until the sender has agreed.
+async fn receive_all<K: Sink, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
+    receiver: &Arc<Receiver<K>>,
+    inbox: &mut Inbox<R>,
+    mut channels: Channels<C>,
+    tasks: &mut JoinSet<Result<(), SessionError>>,
+    fatalities: &flume::Receiver<SessionError>,
+) -> Result<ReceiverEnd, SessionError> {
+    let mut listener = Listener { receiver: Arc::clone(receiver), directories: HashSet::new() };
     let mut chores: JoinSet<Result<(), SessionError>> = JoinSet::new();
     let mut newest = Newest::default();
     let mut streams: JoinSet<ChannelEnd> = JoinSet::new();
@@ -158,13 +178,14 @@ pub async fn run<K: Sink, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
                 }
             }
             Ok(error) = fatalities.recv_async() => return Err(error),
+            () = receiver.observer.asked_to_stop() => return Err(SessionError::interrupted()),
             Some(joined) = tasks.join_next() => first_error(joined)?,
             Some(joined) = chores.join_next() => first_error(joined)?,
             Some(arrival) = channels.next() => {
                 let (slot, channel) = arrival?;
                 receiver.observer.stream_up();
                 let replaced = newest.replace(slot);
-                streams.spawn(Arc::clone(&receiver).receive_on(slot, channel, replaced));
+                streams.spawn(Arc::clone(receiver).receive_on(slot, channel, replaced));
             }
             Some(joined) = streams.join_next() => {
                 receiver.observer.stream_down();
@@ -298,7 +319,7 @@ impl<K: Sink> Listener<K> {
         let entry = Arc::new(entry);
         known.entry = Arc::clone(&entry);
         known.version = version;
-        if matches!(known.state, State::Committing) {
+        if matches!(known.state, State::Committing(_)) {
             // The earlier version is on its way to its place under the same temporary name: the
             // task that does it goes on with this one afterwards.
             return Ok(None);
@@ -306,7 +327,7 @@ impl<K: Sink> Listener<K> {
         let old = std::mem::replace(&mut known.state, State::Placing);
         Ok(Some(match old {
             State::Chunked(old) => (Some(old), entry),
-            State::Placing | State::Packed | State::Committing => (None, entry),
+            State::Placing | State::Packed | State::Committing(_) => (None, entry),
         }))
     }
 }
@@ -319,11 +340,32 @@ impl<K: Sink> Receiver<K> {
         self.outbox.say(message).map_err(SessionError::from)
     }
 
+    /// Says something about many entries, in messages that are not too long (SES-3).
+    fn say_in_pieces<T>(
+        &self,
+        items: Vec<(EntryId, T)>,
+        len: impl Fn(&T) -> usize,
+        message: impl Fn(Vec<(EntryId, T)>) -> Message,
+    ) -> Result<(), SessionError> {
+        let (mut piece, mut piece_len) = (Vec::new(), 0);
+        for (id, item) in items {
+            piece_len += 16 + len(&item);
+            piece.push((id, item));
+            if piece_len > MAX_PIECE_LEN {
+                self.say(&message(std::mem::take(&mut piece)))?;
+                piece_len = 0;
+            }
+        }
+        if piece.is_empty() { Ok(()) } else { self.say(&message(piece)) }
+    }
+
     /// Lets the sink look at announced entries, batch by batch, and answers with verdicts.
     async fn place_all(
         self: Arc<Self>,
+        stale: Vec<(Vec<u8>, u64)>,
         batches: flume::Receiver<Vec<(Arc<Entry>, u16)>>,
     ) -> Result<(), SessionError> {
+        self.discard_stale(stale).await;
         while let Ok(batch) = batches.recv_async().await {
             let entries = batch.iter().map(|(entry, _)| Arc::clone(entry)).collect();
             let placed = self.sink.place(entries).await;
@@ -333,7 +375,7 @@ impl<K: Sink> Receiver<K> {
                     verdicts.push((entry.id, verdict));
                 }
             }
-            self.say(&Message::Verdicts(verdicts))?;
+            self.say_in_pieces(verdicts, Verdict::estimated_len, Message::Verdicts)?;
         }
         Ok(())
     }
@@ -490,7 +532,7 @@ impl<K: Sink> Receiver<K> {
                 *lock(&file.end) = Some(root);
                 Ok(Some(Arc::clone(file)))
             }
-            State::Committing => Ok(None),
+            State::Committing(_) => Ok(None),
             _ if version < incoming.version => Ok(None),
             State::Chunked(_) | State::Packed | State::Placing => {
                 Err(SessionError::violation(format!("{id} ends before it was asked for")))
@@ -506,7 +548,7 @@ impl<K: Sink> Receiver<K> {
     ) -> Result<Option<Arc<Incomplete<K::File>>>, SessionError> {
         let incoming = {
             let mut open = lock(&self.open);
-            if open.get(&id).is_some_and(|known| matches!(known.state, State::Committing)) {
+            if open.get(&id).is_some_and(|known| matches!(known.state, State::Committing(_))) {
                 return Ok(None);
             }
             let Some(incoming) = open.remove(&id) else { return Ok(None) };
@@ -517,7 +559,7 @@ impl<K: Sink> Receiver<K> {
         self.say(&Message::Outcomes(vec![(id, outcome)]))?;
         Ok(match incoming.state {
             State::Chunked(file) => Some(file),
-            State::Placing | State::Packed | State::Committing => None,
+            State::Placing | State::Packed | State::Committing(_) => None,
         })
     }
 
@@ -661,7 +703,7 @@ impl<K: Sink> Receiver<K> {
         let file = match &incoming.state {
             State::Chunked(file) => file,
             // Another copy of it came before, and completed the file.
-            State::Committing => return Ok(None),
+            State::Committing(_) => return Ok(None),
             State::Placing | State::Packed => {
                 return Err(SessionError::violation(format!("a chunk of {id} came unasked")));
             }
@@ -722,7 +764,7 @@ impl<K: Sink> Receiver<K> {
                 incoming.version == version && matches!(incoming.state, State::Chunked(_))
             });
             match open.get_mut(&id).filter(|_| is_mine) {
-                Some(incoming) => incoming.state = State::Committing,
+                Some(incoming) => incoming.state = State::Committing(Arc::clone(&file)),
                 None => return Ok(()),
             }
         }
@@ -744,8 +786,8 @@ impl<K: Sink> Receiver<K> {
                 crate::protocol::manifest::Escaped(&path)
             );
             let failure = Failure::new(FailureCode::Verification, text);
-            self.finish_file(file, Outcome::Failed(failure), None)?;
-            return self.discard(file).await;
+            self.discard(file).await?;
+            return self.finish_file(file, Outcome::Failed(failure), None);
         }
         let committed = async {
             let temporary = self.temporary(file).await?;
@@ -771,7 +813,7 @@ impl<K: Sink> Receiver<K> {
         else {
             return;
         };
-        if matches!(incoming.state, State::Committing) {
+        if matches!(incoming.state, State::Committing(_)) {
             incoming.state = State::Placing;
             let _ = self.to_place.send(vec![(Arc::clone(&incoming.entry), incoming.version)]);
         }
@@ -796,8 +838,8 @@ impl<K: Sink> Receiver<K> {
         error: &StorageError,
     ) -> Result<(), SessionError> {
         self.check_fatal(error)?;
-        self.finish_file(file, Outcome::Failed(error.to_failure()), None)?;
-        self.discard(file).await
+        self.discard(file).await?;
+        self.finish_file(file, Outcome::Failed(error.to_failure()), None)
     }
 
     /// Throws away what had come of a file.
@@ -878,7 +920,7 @@ impl<K: Sink> Receiver<K> {
             outcomes.push((entry.id, outcome));
         }
         self.say(&Message::Written(vec![unit]))?;
-        self.say(&Message::Outcomes(outcomes))
+        self.say_in_pieces(outcomes, Outcome::estimated_len, Message::Outcomes)
     }
 
     /// Takes a packed file out of those that are awaited; `None` where it comes too late (FRAME-8).
@@ -941,22 +983,38 @@ impl<K: Sink> Receiver<K> {
         }
     }
 
-    async fn barrier(self: &Arc<Self>) -> Result<(), SessionError> {
-        let records = self.journal.as_ref().map_or(0, Journal::records);
-        let files: Vec<K::File> = lock(&self.open)
-            .values()
-            .filter_map(|incoming| match &incoming.state {
-                State::Chunked(file) => file.temporary.get().map(|made| made.file.clone()),
-                State::Placing | State::Packed | State::Committing => None,
-            })
-            .collect();
-        if files.is_empty() {
+    /// A last barrier before the session is given up.
+    async fn checkpoint(self: &Arc<Self>) -> Result<(), SessionError> {
+        if self.journal.is_none() || self.options.durability == Durability::None {
             return Ok(());
         }
-        if let Err(error) = self.sink.sync_files(files).await {
-            // The next run will not rely on what was not synced; this one goes on.
-            self.check_fatal(&error)?;
-            return Ok(());
+        self.barrier().await
+    }
+
+    /// Syncs every file that has chunks in the journal, and only then says so in it.
+    async fn barrier(self: &Arc<Self>) -> Result<(), SessionError> {
+        let records = self.journal.as_ref().map_or(0, Journal::records);
+        let files: Vec<Arc<Incomplete<K::File>>> = lock(&self.open)
+            .values()
+            .filter_map(|incoming| match &incoming.state {
+                State::Chunked(file) | State::Committing(file) => Some(Arc::clone(file)),
+                State::Placing | State::Packed => None,
+            })
+            .collect();
+        if !self.earlier_synced.load(Ordering::Acquire) {
+            // What earlier runs wrote is in files that this one may not have opened yet.
+            if let Err(error) = self.sink.sync_all().await {
+                return self.check_fatal(&error);
+            }
+            self.earlier_synced.store(true, Ordering::Release);
+        }
+        for file in files {
+            let Some(made) = file.temporary.get().map(|made| made.file.clone()) else { continue };
+            if let Err(error) = self.sink.sync_files(vec![made]).await {
+                // The system says this once: a later sync of the same file would seem to succeed.
+                self.fail(&file, &error).await?;
+                return Ok(());
+            }
         }
         let this = Arc::clone(self);
         let write = move || this.record(|journal| journal.barrier(records));
@@ -1041,8 +1099,34 @@ fn runs(chunks: Vec<(u64, Digest)>) -> Vec<(u64, Vec<Digest>)> {
 /// How many chunk values one message carries at the most: half of what its length allows.
 const MAX_RUN: usize = 16_384;
 
+impl Outcome {
+    /// About how long it is when encoded, in bytes.
+    fn estimated_len(&self) -> usize {
+        match self {
+            Self::Done | Self::Skipped | Self::Would => 1,
+            Self::Failed(failure) => 8 + failure.text().len(),
+        }
+    }
+}
+
+impl Verdict {
+    /// About how long it is when encoded, in bytes.
+    fn estimated_len(&self) -> usize {
+        match self {
+            Self::Need | Self::Resume => 1,
+            Self::Ended(outcome) => 1 + outcome.estimated_len(),
+        }
+    }
+}
+
+/// About how long a message about many entries may get, in bytes.
+const MAX_PIECE_LEN: usize = 256 << 10;
+
 /// How many frames of one channel are worked on while the next is received.
 const WORK_PER_CHANNEL: usize = 2;
+
+/// How long a session that is given up may take to make what has come hold across a reboot.
+pub(super) const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often what was written is made to hold across a reboot.
 const BARRIER_INTERVAL: Duration = Duration::from_secs(5);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinError;
 
 use super::control::{ControlError, SayError};
@@ -121,6 +121,7 @@ pub struct Observer {
     pub progress: Arc<Progress>,
     events: Option<flume::Sender<Event>>,
     tally: Arc<Tally>,
+    stop: Option<watch::Receiver<bool>>,
 }
 
 /// What the final report needs and totals do not have.
@@ -136,7 +137,24 @@ pub struct Tally {
 
 impl Observer {
     pub fn new(progress: Arc<Progress>, events: Option<flume::Sender<Event>>) -> Self {
-        Self { progress, events, tally: Arc::default() }
+        Self { progress, events, tally: Arc::default(), stop: None }
+    }
+
+    /// The same, and it hears when the user asks to stop.
+    #[must_use]
+    pub fn stoppable(self, stop: watch::Receiver<bool>) -> Self {
+        Self { stop: Some(stop), ..self }
+    }
+
+    /// Waits until the user asks to stop.
+    pub async fn asked_to_stop(&self) {
+        if let Some(mut stop) = self.stop.clone()
+            && stop.wait_for(|stop| *stop).await.is_ok()
+        {
+            return;
+        }
+        // Nobody is there who could say so.
+        std::future::pending::<()>().await;
     }
 
     /// Another session of the same run begins: what failed in the last one may succeed now.
@@ -257,6 +275,11 @@ impl SessionError {
 
     pub fn local(code: FailureCode, text: impl Into<String>) -> Self {
         Self::Local(Failure::new(code, text))
+    }
+
+    /// The user asked to stop.
+    pub fn interrupted() -> Self {
+        Self::local(FailureCode::Interrupted, "interrupted by the user")
     }
 
     /// Something that cannot be unless this program is wrong: said, and never a panic.

@@ -475,7 +475,7 @@ async fn what_never_matches_fails_after_four_attempts() {
     failed.sort_by(|a, b| a.0.cmp(&b.0));
     let verification = FailureCode::Verification;
     assert_eq!(failed, [("large/5".into(), verification), ("small/39".into(), verification)]);
-    assert_eq!(attempts.load(Ordering::Relaxed), 404);
+    assert_eq!(attempts.load(Ordering::Relaxed), 404, "{:?}", ended.events);
     for gone in ["large/5", "small/39"] {
         fs::remove_file(ground.path("src").join(gone)).unwrap();
     }

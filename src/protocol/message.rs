@@ -322,23 +322,29 @@ impl Failure {
     ///
     /// [`Escaped`]: super::manifest::Escaped
     pub fn new(code: FailureCode, text: impl Into<String>) -> Self {
-        let text: String = text.into();
+        let mut text: String = text.into();
+        truncate(&mut text);
         let mut text = if text.chars().any(is_obeyed) {
             let show = |c: char| if is_obeyed(c) { c.escape_default().collect() } else { c.into() };
             text.chars().map(show).collect::<Vec<String>>().concat()
         } else {
             text
         };
-        if text.len() > MAX_TEXT_LEN {
-            let end = (0..=MAX_TEXT_LEN).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-            text.truncate(end);
-        }
+        truncate(&mut text);
         Self { code, text }
     }
 
     /// The sentence.
     pub fn text(&self) -> &str {
         &self.text
+    }
+}
+
+/// Cuts a text at [`MAX_TEXT_LEN`] (ERR-3).
+fn truncate(text: &mut String) {
+    if text.len() > MAX_TEXT_LEN {
+        let end = (0..=MAX_TEXT_LEN).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
     }
 }
 

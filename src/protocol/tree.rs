@@ -17,6 +17,7 @@ pub struct RootBuilder {
     missing: u64,
     /// Values whose neighbour is not there yet, by level and place in it.
     pending: HashMap<(u32, u64), Digest>,
+    /// One bit for each chunk that has its value, as far as the last of them.
     seen: Vec<u64>,
     root: Option<Digest>,
 }
@@ -24,9 +25,8 @@ pub struct RootBuilder {
 impl RootBuilder {
     /// Begins a file of `chunks` chunks. A file without any has no tree: its root is known.
     pub fn new(chunks: u64) -> Self {
-        let words = usize::try_from(chunks.div_ceil(64)).unwrap_or(usize::MAX);
         let root = (chunks == 0).then(|| Digest::of(&[]));
-        Self { chunks, missing: chunks, pending: HashMap::new(), seen: vec![0; words], root }
+        Self { chunks, missing: chunks, pending: HashMap::new(), seen: Vec::new(), root }
     }
 
     /// How many chunks the file has.
@@ -49,7 +49,7 @@ impl RootBuilder {
     pub fn next_missing(&self, from: u64) -> Option<u64> {
         let mut index = from;
         while index < self.chunks {
-            let word = self.seen.get(usize::try_from(index / 64).ok()?).copied()?;
+            let word = self.seen.get(usize::try_from(index / 64).ok()?).copied().unwrap_or(0);
             let gaps = !word >> (index % 64);
             if gaps != 0 {
                 let found = index + u64::from(gaps.trailing_zeros());
@@ -68,7 +68,12 @@ impl RootBuilder {
         if index >= self.chunks || self.has(index) {
             return false;
         }
-        if let Some(word) = usize::try_from(index / 64).ok().and_then(|n| self.seen.get_mut(n)) {
+        let Ok(word) = usize::try_from(index / 64) else { return false };
+        if word >= self.seen.len() {
+            // Taken as chunks come, not as they are announced (ENTRY-12).
+            self.seen.resize(word + 1, 0);
+        }
+        if let Some(word) = self.seen.get_mut(word) {
             *word |= 1 << (index % 64);
         }
         self.missing -= 1;

@@ -50,6 +50,8 @@ pub struct Inner {
     pub no_unnamed: AtomicBool,
     /// Set when the system was found to refuse giving a name to a bare descriptor.
     pub no_empty_path: AtomicBool,
+    /// The job's lock, once it is held: writes that are still under way when a session ends keep it.
+    lock: OnceLock<std::fs::File>,
 }
 
 /// A file of a [`LocalSink`] under its temporary name.
@@ -119,6 +121,7 @@ impl LocalSink {
             renamed: OnceLock::new(),
             no_unnamed: AtomicBool::new(false),
             no_empty_path: AtomicBool::new(false),
+            lock: OnceLock::new(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -135,7 +138,13 @@ impl LocalSink {
     ///
     /// If another process holds the lock, or the directory cannot be made or trusted.
     pub async fn open_state(&self) -> Result<StateDir, StorageError> {
-        StateDir::open(self.inner.root.as_ref(), &self.inner.root_path, self.inner.job).await
+        let inner = &self.inner;
+        let state = StateDir::open(inner.root.as_ref(), &inner.root_path, inner.job).await?;
+        // A duplicate of the descriptor is the same lock (flock(2)).
+        if let Ok(lock) = state.journal().try_clone() {
+            let _ = inner.lock.set(lock);
+        }
+        Ok(state)
     }
 }
 
