@@ -7,8 +7,8 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(message) = Message::decode(bytes) else { return };
-    let encoded = message.encode().expect("what decodes is no longer when encoded again");
-    assert!(encoded.len() - 4 <= bytes.len(), "the shortest spelling is the longest");
+    // A failure's text grows when control characters in it are escaped, and may not fit any more.
+    let Ok(encoded) = message.encode() else { return };
     assert_eq!(Message::decode(&encoded[4..]).expect("our own encoding"), message);
     for me in [End::Agent, End::Client(Role::Sender), End::Client(Role::Receiver)] {
         let _ = State::new(me).handle(&message);
