@@ -351,7 +351,7 @@ impl Pack {
     /// # Errors
     ///
     /// If the table cannot be trusted. A member whose bytes are wrong is no error of the pack: it
-    /// is listed in [`VerifiedPack::mismatched`], and only it has to be sent again.
+    /// is listed by [`VerifiedPack::into_parts`], and only it has to be sent again.
     pub fn verify(self) -> Result<VerifiedPack, PackError> {
         let count = self.payload.first_chunk().map(|count| u32::from_le_bytes(*count));
         // Until the digest has been compared, a strange count is damage and no lie.

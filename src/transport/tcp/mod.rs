@@ -1,4 +1,4 @@
-//! Data channels over TCP: [`dial`] makes one, [`Listener`] accepts them, and either gives a
+//! Data channels over TCP: [`dial()`] makes one, [`Listener`] accepts them, and either gives a
 //! [`Channel`], whose two ends have shown each other who they are.
 //!
 //! # Reading order
