@@ -13,7 +13,8 @@ use fastsync::protocol::chunk::{
 };
 use fastsync::protocol::frame::{Frame, Header};
 use fastsync::protocol::manifest::{Name, Timestamp};
-use fastsync::protocol::message::{Entry, FileKind, Kind, Message, Mode, Stamp};
+use fastsync::protocol::message::{Entry, FileKind, Kind, Message, Metadata, Mode, Stamp};
+use fastsync::protocol::sparse::{Extent, Sparse};
 use fastsync::protocol::tree::RootBuilder;
 
 fn main() {
@@ -75,6 +76,28 @@ fn verify_a_chunk(bencher: Bencher<'_, '_>) {
         .bench_local_values(Chunk::verify);
 }
 
+/// The same with every second block a hole, which is hashed as well.
+#[divan::bench]
+fn verify_a_sparse_chunk(bencher: Bencher<'_, '_>) {
+    let ChunkData::Bytes(data) = chunk().data else { return };
+    let range = CHUNK.range(EntryId(1), 3, 1 << 30).expect("a chunk of a large file");
+    let extents: Vec<Extent> = (0..1024).map(|n| Extent { start: n * 8192, len: 4096 }).collect();
+    let len = Sparse::payload_len(range.len(), &extents).expect("holes are worth it");
+    let mut payload = data[..len].to_vec();
+    let mut hasher = RangeHasher::new(range);
+    for block in payload[Sparse::table_len(extents.len())..].chunks(4096) {
+        hasher.update(block);
+        hasher.update_zeros(4096);
+    }
+    let digest = hasher.finish().expect("all of it");
+    Sparse::write_table(range.len(), digest, &extents, &mut payload);
+    let chunk = Chunk::sparse(range, 0, payload.into()).expect("a right table");
+    bencher
+        .counter(BytesCount::new(8_usize << 20))
+        .with_inputs(|| chunk.clone())
+        .bench_local_values(Chunk::verify);
+}
+
 #[divan::bench(args = [0, 1 << 10, 8 << 10, 64 << 10])]
 fn verify_a_pack_of_512_files(bencher: Bencher<'_, '_>, len: usize) {
     let pack = pack(512, len);
@@ -111,8 +134,12 @@ fn announce_512_files(bencher: Bencher<'_, '_>) {
         parent: EntryId::ROOT,
         name: Name::new(format!("frame-{n:08}.dat").as_bytes()).expect("a name"),
         kind: Kind::File(FileKind { size: n << 10, stamp: Stamp::default() }),
-        mode: Mode::from_raw(0o644),
-        mtime: Timestamp::new(1_700_000_000, 123_456_789).expect("a time"),
+        is_linked: false,
+        metadata: Metadata {
+            mode: Mode::from_raw(0o644),
+            mtime: Timestamp::new(1_700_000_000, 123_456_789).expect("a time"),
+            ..Metadata::default()
+        },
     };
     let message = Message::Entries((1..=512).map(entry).collect());
     bencher.bench_local(|| {

@@ -16,9 +16,12 @@ use fastsync::protocol::handshake::{
 };
 use fastsync::protocol::manifest::{Fate, FinalEntry, Name, Timestamp, Totals};
 use fastsync::protocol::message::{
-    Accept, Durability, Entry, Failure, FailureCode, FileKind, Hello, Kind, Message, Mode, Open,
-    Options, Outcome, Resume, Secret, SocketOptions, Stamp, Summary, Task, Unit, Verdict,
+    Accept, Attribute, Backup, Changes, Compare, Delete, Deleted, Deletions, Durability, Entry,
+    Failure, FailureCode, FileKind, Hello, Keep, Kind, Links, MakeRoom, Message, Metadata, Mode,
+    Open, Options, Outcome, Owner, Preserve, Resume, Secret, Select, SocketOptions, Special, Stamp,
+    Summary, Task, Unit, Update, Verdict,
 };
+use fastsync::protocol::sparse::{Extent, Sparse};
 use fastsync::protocol::tree::RootBuilder;
 
 /// FRAME-1, FRAME-6.
@@ -31,6 +34,7 @@ fn frame_headers() {
         ("hole", Frame::Chunk(Chunk::hole(whole_range(), 0)).header(3)),
         ("pack", Frame::Pack(pack()).header(4)),
         ("end", Frame::End.header(5)),
+        ("sparse", Frame::Chunk(sparse()).header(6)),
     ] {
         let bytes = vectors.get(name);
         assert_eq!(hex(&header.encode()), hex(bytes), "{name}");
@@ -39,6 +43,22 @@ fn frame_headers() {
     // INT-5: the digest of a hole is that of its zeros.
     let zeros = Digest::of(&vec![0; 65_536]);
     assert_eq!(vectors.get("hole")[32..], zeros.0);
+}
+
+/// FRAME-10.
+#[test]
+fn the_table_of_a_chunk_with_holes() {
+    let vectors = Vectors::read("frames");
+    let chunk = sparse();
+    let ChunkData::Sparse(sparse) = &chunk.data else { panic!("{chunk:?}") };
+    assert_eq!(hex(sparse.payload()), hex(vectors.get("sparse payload")));
+    let header = Header::decode(vectors.get("sparse").try_into().unwrap()).unwrap();
+    let payload = Bytes::copy_from_slice(vectors.get("sparse payload"));
+    assert_eq!(header.payload_len(), payload.len());
+    let Frame::Chunk(decoded) = header.with(payload).unwrap() else { panic!("{header:?}") };
+    assert_eq!((decoded.range, decoded.version), (chunk.range, chunk.version));
+    let verified = decoded.verify().unwrap();
+    assert_eq!(hex(&verified.digest().0), hex(&chunk.digest.0));
 }
 
 /// FRAME-8, INT-4.
@@ -110,7 +130,7 @@ fn control_messages() {
     assert_eq!(vectors.0.len(), messages.len(), "a vector that nothing is compared with");
     let mut labels: Vec<&str> = messages.iter().map(|(_, message)| message.label()).collect();
     labels.dedup();
-    assert_eq!(labels.len(), 20, "every message has a vector");
+    assert_eq!(labels.len(), 25, "every message has a vector");
 }
 
 /// SES-1.
@@ -179,6 +199,20 @@ fn whole_range() -> ByteRange {
     ByteRange::new(EntryId(8), 0, 65_536, true).unwrap()
 }
 
+/// Seventeen blocks of hole and then five bytes.
+fn sparse() -> Chunk {
+    let range = ByteRange::new(EntryId(9), 1 << 17, 17 * 4096 + 5, false).unwrap();
+    let extents = [Extent { start: 17 * 4096, len: 5 }];
+    let mut hasher = RangeHasher::new(range);
+    hasher.update_zeros(extents[0].start.into());
+    hasher.update(b"hello");
+    let table_len = Sparse::table_len(1);
+    let mut payload = vec![0; table_len];
+    Sparse::write_table(range.len(), hasher.finish().unwrap(), &extents, &mut payload);
+    payload.extend(b"hello");
+    Chunk::sparse(range, 0, payload.into()).unwrap()
+}
+
 fn pack() -> Pack {
     let member = |entry, data: &[u8]| PackMember {
         entry: EntryId(entry),
@@ -215,8 +249,11 @@ fn messages() -> Vec<(&'static str, Message)> {
         resume: Resume::Verify,
         durability: Durability::Batch,
         dry_run: false,
-        preserve_mode: true,
-        preserve_times: true,
+        preserve: Preserve::default(),
+        select: Select::default(),
+        update: Update::default(),
+        delete: None,
+        remove_source_files: false,
         port_range,
         loopback: false,
         sockets: SocketOptions {
@@ -225,13 +262,9 @@ fn messages() -> Vec<(&'static str, Message)> {
             congestion: congestion.map(str::to_owned),
         },
     };
-    let open = |task, port_range, congestion| {
-        Message::Open(Box::new(Open {
-            task,
-            channel_secret: Secret([0x11; 32]),
-            job: [0x33; 16],
-            options: options(port_range, congestion),
-        }))
+    let open = |task, options| {
+        let (channel_secret, job) = (Secret([0x11; 32]), [0x33; 16]);
+        Message::Open(Box::new(Open { task, channel_secret, job, options }))
     };
     let time = |seconds, nanoseconds| Timestamp::new(seconds, nanoseconds).unwrap();
     let entry = |id, parent, name: &[u8], kind| Entry {
@@ -239,8 +272,12 @@ fn messages() -> Vec<(&'static str, Message)> {
         parent: EntryId(parent),
         name: Name::new(name).unwrap(),
         kind,
-        mode: Mode::from_raw(0o644),
-        mtime: time(-1, 999_999_999),
+        is_linked: false,
+        metadata: Metadata {
+            mode: Mode::from_raw(0o644),
+            mtime: time(-1, 999_999_999),
+            ..Metadata::default()
+        },
     };
     let file = |size| {
         Kind::File(FileKind {
@@ -257,11 +294,17 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("Hello client", hello(0xc1)),
         (
             "Open Receive",
-            open(Task::Receive { destination: b"/scratch/".to_vec() }, Some((5000, 5010)), None),
+            open(
+                Task::Receive { destination: b"/scratch/".to_vec() },
+                options(Some((5000, 5010)), None),
+            ),
         ),
         (
             "Open Send",
-            open(Task::Send { sources: vec![b"a".to_vec(), vec![0xff]] }, None, Some("bbr")),
+            open(
+                Task::Send { sources: vec![b"a".to_vec(), vec![0xff]] },
+                unusual(options(None, Some("bbr"))),
+            ),
         ),
         (
             "Accept",
@@ -273,7 +316,8 @@ fn messages() -> Vec<(&'static str, Message)> {
         ),
         ("Abort", Message::Abort(failure(FailureCode::Mismatch, "the ends disagree"))),
         ("Ping", Message::Ping),
-        ("Sources", Message::Sources { single_file: true }),
+        ("Sources", Message::Sources { single_file: true, root: None }),
+        ("Sources root", Message::Sources { single_file: false, root: Some(kept_metadata()) }),
         (
             "Entries",
             Message::Entries(vec![
@@ -286,6 +330,32 @@ fn messages() -> Vec<(&'static str, Message)> {
                     b"tape",
                     Kind::Unsendable(failure(FailureCode::Unsupported, "a FIFO")),
                 ),
+            ]),
+        ),
+        (
+            "Entries kinds",
+            Message::Entries(vec![
+                entry(5, 1, b"pipe", Kind::Special(Special::Fifo)),
+                entry(6, 1, b"gate", Kind::Special(Special::Socket)),
+                entry(
+                    7,
+                    1,
+                    b"null",
+                    Kind::Special(Special::CharacterDevice { major: 1, minor: 3 }),
+                ),
+                entry(
+                    8,
+                    1,
+                    b"disk",
+                    Kind::Special(Special::BlockDevice { major: 259, minor: 1 << 20 }),
+                ),
+                Entry {
+                    is_linked: true,
+                    metadata: kept_metadata(),
+                    ..entry(9, 1, b"one", file(250))
+                },
+                entry(10, 1, b"two", Kind::HardLink { leader: EntryId(9) }),
+                entry(11, 1, b"core", Kind::Unselected),
             ]),
         ),
         ("FileEnd", Message::FileEnd { entry: EntryId(300), version: 1, root: Digest([0xcd; 32]) }),
@@ -302,10 +372,11 @@ fn messages() -> Vec<(&'static str, Message)> {
         (
             "Verdicts",
             Message::Verdicts(vec![
-                (EntryId(1), Verdict::Ended(Outcome::Done)),
+                (EntryId(1), Verdict::Ended(Outcome::Done(Changes::CONTENT))),
                 (EntryId(2), Verdict::Need),
                 (EntryId(251), Verdict::Resume),
-                (EntryId(65_536), Verdict::Ended(Outcome::Would)),
+                (EntryId(65_536), Verdict::Ended(Outcome::Would(all_changes()))),
+                (EntryId(65_537), Verdict::Hash),
             ]),
         ),
         (
@@ -321,9 +392,10 @@ fn messages() -> Vec<(&'static str, Message)> {
         (
             "Outcomes",
             Message::Outcomes(vec![
-                (EntryId(2), Outcome::Done),
+                (EntryId(2), Outcome::Done(Changes::CREATED_WITH_CONTENT)),
                 (EntryId(3), Outcome::Skipped),
                 (EntryId(4), Outcome::Failed(failure(FailureCode::Io, "é"))),
+                (EntryId(5), Outcome::Left),
             ]),
         ),
         (
@@ -333,9 +405,115 @@ fn messages() -> Vec<(&'static str, Message)> {
                 failure: failure(FailureCode::Permission, "cannot set the mode of data"),
             },
         ),
-        ("ReceiverDone", Message::ReceiverDone { summary, durable: true }),
+        (
+            "ReceiverDone",
+            Message::ReceiverDone {
+                summary,
+                durable: true,
+                deletions: Deletions { done: 3, over_limit: 251 },
+            },
+        ),
         ("Closed", Message::Closed),
+        (
+            "Owners",
+            Message::Owners {
+                users: vec![owner(0, b"root"), owner(1000, b"ana")],
+                groups: vec![owner(70_000, b"\xff lab")],
+            },
+        ),
+        ("Listed", Message::Listed(vec![EntryId(1), EntryId::ROOT])),
+        ("Root", Message::Root { entry: EntryId(2), version: 1, root: Digest([0xdc; 32]) }),
+        ("Deleted", Message::Deleted(vec![deleted(b"run7/old", true), deleted(b"\n", false)])),
+        (
+            "Paths",
+            Message::Paths { paths: vec![b"run7/data".to_vec(), b"log".to_vec()], last: true },
+        ),
     ]
+}
+
+/// Options with another value than usual wherever that says something.
+fn unusual(options: Options) -> Options {
+    let preserve = Preserve {
+        permissions: true,
+        special_bits: true,
+        times: true,
+        directory_times: false,
+        owner: Keep::IfAllowed,
+        group: Keep::Always,
+        numeric_ids: true,
+        chown: (Some(b"ana".to_vec()), None),
+        chmod: b"go-w".to_vec(),
+        hard_links: true,
+        attributes: true,
+        acls: true,
+        devices: true,
+        specials: true,
+        root: true,
+    };
+    let select = Select {
+        links: Links::OnlySafe,
+        one_file_system: true,
+        filters: vec![b"- *.o".to_vec(), b"+ /keep/".to_vec()],
+        gitignore: true,
+        min_size: Some(1),
+        max_size: Some(1 << 40),
+        max_depth: Some(300),
+        has_paths: false,
+        whole_directories: true,
+    };
+    let update = Update {
+        compare: Compare::Checksum,
+        modify_window: 2,
+        keep_newer: true,
+        ignore_existing: false,
+        existing_only: true,
+        make_room: MakeRoom::All,
+        in_place: true,
+        backup: Some(Backup { directory: Some(b"../old".to_vec()), suffix: b"~".to_vec() }),
+        link_dest: vec![b"../yesterday".to_vec()],
+    };
+    let delete = Some(Delete { excluded: true, max: Some(1000), allow_empty_source: true });
+    Options { preserve, select, update, delete, remove_source_files: true, ..options }
+}
+
+fn kept_metadata() -> Metadata {
+    let attribute =
+        |name: &[u8], value: &[u8]| Attribute { name: name.to_vec(), value: value.to_vec() };
+    Metadata {
+        mode: Mode::from_raw(0o4755),
+        mtime: Timestamp::new(1_700_000_000, 1).unwrap(),
+        owner: 1000,
+        group: 70_000,
+        attributes: vec![
+            attribute(b"system.posix_acl_access", &[2, 0, 0, 0]),
+            attribute(b"user.empty", b""),
+        ],
+    }
+}
+
+fn all_changes() -> Changes {
+    [
+        Changes::CREATED_WITH_CONTENT,
+        Changes::SIZE,
+        Changes::TIME,
+        Changes::PERMISSIONS,
+        Changes::OWNER,
+        Changes::GROUP,
+        Changes::ACL,
+        Changes::ATTRIBUTES,
+        Changes::LINKED,
+        Changes::CHECKSUM,
+    ]
+    .into_iter()
+    .fold(Changes::NONE, Changes::with)
+}
+
+fn owner(id: u32, name: &[u8]) -> Owner {
+    Owner { id, name: name.to_vec() }
+}
+
+fn deleted(path: &[u8], is_directory: bool) -> Deleted {
+    Deleted { path: path.to_vec(), is_directory }
 }
 
 /// A file of vectors, by name.

@@ -10,6 +10,8 @@ use blake3::hazmat::{ChainingValue, HasherExt as _};
 use bytes::Bytes;
 use thiserror::Error;
 
+use super::sparse::{Part, Sparse};
+
 /// An entry's number in its session, from 1. 0 stands for the destination's root directory.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct EntryId(pub u64);
@@ -179,6 +181,18 @@ impl RangeHasher {
         self.left -= take as u64;
     }
 
+    /// Takes so many bytes of zeros, which need not be anywhere.
+    pub fn update_zeros(&mut self, len: u64) {
+        let mut len = len.min(self.left);
+        while len > 0 {
+            let take = len.min(ZEROS.len() as u64);
+            self.update(
+                usize::try_from(take).ok().and_then(|take| ZEROS.get(..take)).unwrap_or(&ZEROS),
+            );
+            len -= take;
+        }
+    }
+
     /// The digest of the range.
     ///
     /// # Errors
@@ -213,10 +227,12 @@ pub struct Chunk {
     pub data: ChunkData,
 }
 
-/// A chunk's bytes, or the fact that they are all zero and need not travel.
+/// A chunk's bytes, without those that are in holes and need not travel.
 #[derive(Clone, Debug)]
 pub enum ChunkData {
     Bytes(Bytes),
+    /// The source has parts of this chunk only, and the sink may leave holes between them.
+    Sparse(Sparse),
     /// The source has a hole here, and the sink may leave one.
     Hole,
 }
@@ -232,12 +248,16 @@ impl Chunk {
             ChunkData::Bytes(data) if data.len() as u64 == u64::from(self.range.len) => {
                 hasher.update(data);
             }
-            ChunkData::Bytes(_) => return Err(ChunkMismatch { range: self.range }),
-            ChunkData::Hole => {
-                while hasher.left > 0 {
-                    hasher.update(&ZEROS);
-                }
+            ChunkData::Sparse(sparse) if sparse.len() == self.range.len => {
+                sparse.parts().for_each(|part| match part {
+                    Part::Hole(len) => hasher.update_zeros(len.into()),
+                    Part::Data(data) => hasher.update(data),
+                });
             }
+            ChunkData::Bytes(_) | ChunkData::Sparse(_) => {
+                return Err(ChunkMismatch { range: self.range });
+            }
+            ChunkData::Hole => hasher.update_zeros(self.range.len.into()),
         }
         if hasher.finish() == Ok(self.digest) {
             Ok(VerifiedChunk(self))
@@ -249,12 +269,18 @@ impl Chunk {
     /// A hole, with the digest of its zeros.
     pub fn hole(range: ByteRange, version: u16) -> Self {
         let mut hasher = RangeHasher::new(range);
-        while hasher.left > 0 {
-            hasher.update(&ZEROS);
-        }
+        hasher.update_zeros(range.len.into());
         // All of the range was just given, so there is always a digest.
         let digest = hasher.finish().unwrap_or_default();
         Self { range, version, digest, data: ChunkData::Hole }
+    }
+
+    /// A chunk from a table of its extents, its digest among them, and their data; `None` if they
+    /// are not of this range.
+    pub fn sparse(range: ByteRange, version: u16, payload: Bytes) -> Option<Self> {
+        let sparse = Sparse::trusted(payload).filter(|sparse| sparse.len() == range.len)?;
+        let digest = sparse.digest();
+        Some(Self { range, version, digest, data: ChunkData::Sparse(sparse) })
     }
 }
 

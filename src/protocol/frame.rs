@@ -10,6 +10,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use super::chunk::{ByteRange, Chunk, ChunkData, Digest, EntryId, Pack, RangeError};
+use super::sparse::{Sparse, SparseError};
 
 /// What travels on a data channel.
 #[derive(Clone, Debug)]
@@ -31,6 +32,16 @@ impl Frame {
         let body = match self {
             Self::Ready => Body::Ready,
             Self::End => Body::End,
+            Self::Chunk(Chunk { range, version, data: ChunkData::Sparse(sparse), .. }) => {
+                Body::Sparse {
+                    entry: range.entry(),
+                    offset: range.offset(),
+                    whole: range.is_whole(),
+                    version: *version,
+                    digest: Digest::of(sparse.table()),
+                    len: len(sparse.payload()),
+                }
+            }
             Self::Chunk(chunk) => Body::Chunk {
                 range: chunk.range,
                 version: chunk.version,
@@ -48,6 +59,7 @@ impl Frame {
     pub fn payload(&self) -> &[u8] {
         match self {
             Self::Chunk(Chunk { data: ChunkData::Bytes(data), .. }) => data,
+            Self::Chunk(Chunk { data: ChunkData::Sparse(sparse), .. }) => sparse.payload(),
             Self::Pack(pack) => &pack.payload,
             Self::Chunk(Chunk { data: ChunkData::Hole, .. }) | Self::Ready | Self::End => &[],
         }
@@ -66,8 +78,27 @@ pub struct Header {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Body {
     Ready,
-    Chunk { range: ByteRange, version: u16, digest: Digest, hole: bool },
-    Pack { number: u64, digest: Digest, len: u32 },
+    Chunk {
+        range: ByteRange,
+        version: u16,
+        digest: Digest,
+        hole: bool,
+    },
+    /// A chunk with holes. How long it is stands in its table, whose digest this is; `len` is that
+    /// of the payload, in bytes.
+    Sparse {
+        entry: EntryId,
+        offset: u64,
+        whole: bool,
+        version: u16,
+        digest: Digest,
+        len: u32,
+    },
+    Pack {
+        number: u64,
+        digest: Digest,
+        len: u32,
+    },
     End,
 }
 
@@ -80,21 +111,32 @@ impl Header {
         match self.body {
             Body::Ready | Body::End | Body::Chunk { hole: true, .. } => 0,
             Body::Chunk { range, hole: false, .. } => range.len() as usize,
-            Body::Pack { len, .. } => len as usize,
+            Body::Sparse { len, .. } | Body::Pack { len, .. } => len as usize,
         }
     }
 
     /// Joins the header and its payload.
-    pub fn with(self, payload: Bytes) -> Frame {
-        match self.body {
+    ///
+    /// # Errors
+    ///
+    /// If it is a chunk with holes and a table that is not right. [`SparseError::Digest`] is damage
+    /// on the way, and no violation.
+    pub fn with(self, payload: Bytes) -> Result<Frame, FrameError> {
+        Ok(match self.body {
             Body::Ready => Frame::Ready,
             Body::End => Frame::End,
             Body::Chunk { range, version, digest, hole } => {
                 let data = if hole { ChunkData::Hole } else { ChunkData::Bytes(payload) };
                 Frame::Chunk(Chunk { range, version, digest, data })
             }
+            Body::Sparse { entry, offset, whole, version, digest, .. } => {
+                let sparse = Sparse::parse(payload, digest)?;
+                let range = ByteRange::new(entry, offset, sparse.len(), whole)?;
+                let digest = sparse.digest();
+                Frame::Chunk(Chunk { range, version, digest, data: ChunkData::Sparse(sparse) })
+            }
             Body::Pack { number, digest, .. } => Frame::Pack(Pack { number, digest, payload }),
-        }
+        })
     }
 
     /// The bytes that go on the wire (FRAME-1).
@@ -106,6 +148,10 @@ impl Header {
                 let kind = if hole { TYPE_HOLE } else { TYPE_CHUNK };
                 let flags = if range.is_whole() { FLAG_WHOLE } else { 0 };
                 (kind, flags, version, range.len(), range.entry().0, range.offset(), digest)
+            }
+            Body::Sparse { entry, offset, whole, version, digest, len } => {
+                let flags = if whole { FLAG_WHOLE } else { 0 };
+                (TYPE_SPARSE, flags, version, len, entry.0, offset, digest)
             }
             Body::Pack { number, digest, len } => (TYPE_PACK, 0, 0, len, number, 0, digest),
         };
@@ -132,7 +178,8 @@ impl Header {
         let sequence = u64::from_le_bytes(sequence);
         let (entry, offset) = (u64::from_le_bytes(entry), u64::from_le_bytes(offset));
         let digest = Digest(digest.try_into().unwrap_or_default());
-        let allowed = if matches!(kind, TYPE_CHUNK | TYPE_HOLE) { FLAG_WHOLE } else { 0 };
+        let has_range = matches!(kind, TYPE_CHUNK | TYPE_HOLE | TYPE_SPARSE);
+        let allowed = if has_range { FLAG_WHOLE } else { 0 };
         if flags & !allowed != 0 {
             return Err(FrameError::ReservedBitsSet);
         }
@@ -146,6 +193,12 @@ impl Header {
             TYPE_CHUNK | TYPE_HOLE => {
                 let range = ByteRange::new(EntryId(entry), offset, len, flags & FLAG_WHOLE != 0)?;
                 Body::Chunk { range, version, digest, hole: kind == TYPE_HOLE }
+            }
+            TYPE_SPARSE => {
+                // It is shorter than the chunk, so that every right one is a range as well.
+                let (entry, whole) = (EntryId(entry), flags & FLAG_WHOLE != 0);
+                ByteRange::new(entry, offset, len, whole)?;
+                Body::Sparse { entry, offset, whole, version, digest, len }
             }
             TYPE_PACK => {
                 if (version, offset) != (0, 0) {
@@ -167,6 +220,8 @@ impl Header {
 pub enum FrameError {
     #[error(transparent)]
     Range(#[from] RangeError),
+    #[error(transparent)]
+    Sparse(#[from] SparseError),
     #[error("reserved header bits are set")]
     ReservedBitsSet,
     #[error("unknown frame type {0:#04x}")]
@@ -187,6 +242,7 @@ const TYPE_CHUNK: u8 = 0x02;
 const TYPE_HOLE: u8 = 0x03;
 const TYPE_PACK: u8 = 0x04;
 const TYPE_END: u8 = 0x05;
+const TYPE_SPARSE: u8 = 0x06;
 
 /// The range is all of its file, and its digest the file's root.
 const FLAG_WHOLE: u8 = 0x01;
@@ -209,9 +265,16 @@ mod tests {
                         Some(Body::Chunk { range, version, digest: Digest(digest), hole })
                     },
                 );
+        let sparse = (any::<(u64, u16, [u8; 32], bool)>(), 0..1_u64 << 46, 1..=MAX_CHUNK_LEN)
+            .prop_filter_map("not a range", |((entry, version, digest, whole), place, len)| {
+                let (entry, digest) = (EntryId(entry), Digest(digest));
+                let offset = if whole { 0 } else { place << 16 };
+                ByteRange::new(entry, offset, len, whole).ok()?;
+                Some(Body::Sparse { entry, offset, whole, version, digest, len })
+            });
         let pack = (any::<u64>(), 4..=MAX_PACK_LEN, any::<[u8; 32]>())
             .prop_map(|(number, len, digest)| Body::Pack { number, len, digest: Digest(digest) });
-        let body = prop_oneof![Just(Body::Ready), Just(Body::End), chunk, pack];
+        let body = prop_oneof![Just(Body::Ready), Just(Body::End), chunk, sparse, pack];
         (any::<u64>(), body).prop_map(|(sequence, body)| Header { sequence, body })
     }
 
@@ -236,7 +299,7 @@ mod tests {
 
         /// FRAME-2: whatever a peer sends, we decide, and what we accept is canonical.
         #[test]
-        fn any_input_is_decided(mut bytes in any::<[u8; Header::SIZE]>(), kind in 0_u8..8) {
+        fn any_input_is_decided(mut bytes in any::<[u8; Header::SIZE]>(), kind in 0_u8..9) {
             bytes[0] = kind;
             if let Ok(header) = Header::decode(&bytes) {
                 prop_assert_eq!(header.encode(), bytes);

@@ -16,6 +16,7 @@ use super::chunk::{ChunkSize, Digest, EntryId, MAX_FILE_LEN};
 use super::manifest::{Name, Timestamp, Totals, is_obeyed};
 
 /// What one end says to the other. The table of who may say what when is in [`super::session`].
+#[expect(clippy::large_enum_variant, reason = "the large ones come once in a session")]
 #[derive(Clone, Debug, Encode, Decode, Eq, PartialEq)]
 pub enum Message {
     /// Both ends, first: who I am and what I can.
@@ -29,8 +30,9 @@ pub enum Message {
     /// Either end, at any time after Open: I am alive.
     Ping,
     /// Sender, before any entry: whether the only source is something else than a directory, so
-    /// that the destination may be its new name (ENTRY-1).
-    Sources { single_file: bool },
+    /// that the destination may be its new name (ENTRY-1); and what the directory is like whose
+    /// contents are the source, if that is to be kept (META-1).
+    Sources { single_file: bool, root: Option<Metadata> },
     /// Sender: things that exist at the source, parents before their children.
     Entries(Vec<Entry>),
     /// Sender: every chunk of this version has been read and the source did not change meanwhile.
@@ -57,9 +59,19 @@ pub enum Message {
     /// something could not be listed, and so has no entry (ENTRY-14).
     Complaint { entry: EntryId, failure: Failure },
     /// Receiver: all is in its place; this is what I count.
-    ReceiverDone { summary: Summary, durable: bool },
+    ReceiverDone { summary: Summary, durable: bool, deletions: Deletions },
     /// Receiver: nothing of the session is left but the destination's files.
     Closed,
+    /// Sender, before the entries that have them: what owners and groups are called (META-3).
+    Owners { users: Vec<Owner>, groups: Vec<Owner> },
+    /// Sender: all that is in these directories has been announced, without an error (DEL-2).
+    Listed(Vec<EntryId>),
+    /// Sender, in answer to [`Verdict::Hash`]: what the source's data amounts to (ENTRY-15).
+    Root { entry: EntryId, version: u16, root: Digest },
+    /// Receiver: these are not there any more, or in a dry run would not be (DEL-5).
+    Deleted(Vec<Deleted>),
+    /// Client, if it receives: what of the sources is meant (SEL-4). The last one is marked.
+    Paths { paths: Vec<Vec<u8>>, last: bool },
 }
 
 /// Who an end is and what it can.
@@ -125,8 +137,13 @@ pub struct Options {
     pub durability: Durability,
     /// Say what would be done, and do nothing.
     pub dry_run: bool,
-    pub preserve_mode: bool,
-    pub preserve_times: bool,
+    pub preserve: Preserve,
+    pub select: Select,
+    pub update: Update,
+    /// Remove at the destination what the source does not have.
+    pub delete: Option<Delete>,
+    /// Remove files of the source once they are durably at the destination (DEL-6).
+    pub remove_source_files: bool,
     /// The agent listens on a port in this range, both ends included.
     pub port_range: Option<(u16, u16)>,
     /// The agent listens on the loopback address only.
@@ -168,7 +185,17 @@ impl Options {
         if self.port_range.is_some_and(|(low, high)| low == 0 || low > high) {
             return Err("the port range is empty");
         }
-        Ok(())
+        if self.select.filters.iter().map(|rule| rule.len() + 8).sum::<usize>() > MAX_FILTERS_LEN {
+            return Err("the filter rules are longer than 256 KiB");
+        }
+        if self.remove_source_files && self.durability == Durability::None {
+            return Err("sources are removed only after durable copies, and durability is none");
+        }
+        if self.delete.is_some() && self.select.has_paths {
+            return Err("deletion needs whole directories, and a list of paths was given");
+        }
+        self.preserve.check()?;
+        self.update.check()
     }
 }
 
@@ -181,6 +208,205 @@ pub struct SocketOptions {
     pub receive_buffer: Option<u32>,
     /// `TCP_CONGESTION`, such as `cubic` or `bbr`.
     pub congestion: Option<String>,
+}
+
+/// What of an entry is kept beside its content (META-1).
+#[derive(Clone, Debug, Encode, Decode, Eq, PartialEq)]
+pub struct Preserve {
+    /// The permission bits, `0o777`.
+    pub permissions: bool,
+    /// The set-user-id, set-group-id and sticky bits, where permissions are kept.
+    pub special_bits: bool,
+    /// Modification times of what is no directory.
+    pub times: bool,
+    pub directory_times: bool,
+    pub owner: Keep,
+    pub group: Keep,
+    /// Owners and groups by number, even where both hosts know the name.
+    pub numeric_ids: bool,
+    /// Owner and group that everything gets instead of its own: names or numbers at the receiver.
+    pub chown: (Option<Vec<u8>>, Option<Vec<u8>>),
+    /// Changes of permission bits, as `chmod` and `rsync --chmod` take them; made by the sender.
+    pub chmod: Vec<u8>,
+    pub hard_links: bool,
+    /// Extended attributes other than ACLs.
+    pub attributes: bool,
+    pub acls: bool,
+    pub devices: bool,
+    /// FIFOs and sockets.
+    pub specials: bool,
+    /// The metadata of the very directory whose contents are the source.
+    pub root: bool,
+}
+
+impl Preserve {
+    fn check(&self) -> Result<(), &'static str> {
+        let owners = [&self.chown.0, &self.chown.1].into_iter().flatten();
+        if owners.into_iter().any(|name| !is_owner_name(name)) {
+            return Err("the owner or group for everything has no valid name");
+        }
+        if self.chmod.len() > MAX_PATH_LEN {
+            return Err("the changes of permission bits are longer than 4096 bytes");
+        }
+        Ok(())
+    }
+}
+
+/// What is kept without being asked for: permissions and times.
+impl Default for Preserve {
+    fn default() -> Self {
+        Self {
+            permissions: true,
+            special_bits: false,
+            times: true,
+            directory_times: true,
+            owner: Keep::No,
+            group: Keep::No,
+            numeric_ids: false,
+            chown: (None, None),
+            chmod: Vec::new(),
+            hard_links: false,
+            attributes: false,
+            acls: false,
+            devices: false,
+            specials: false,
+            root: false,
+        }
+    }
+}
+
+/// Whether owners are kept.
+#[derive(Clone, Copy, Debug, Default, Encode, Decode, Eq, PartialEq)]
+pub enum Keep {
+    #[default]
+    No,
+    /// As far as the receiver's user may; what is beyond that is no failure, as for `rsync -a`.
+    IfAllowed,
+    /// What cannot be kept is a [`Message::Complaint`].
+    Always,
+}
+
+/// Which of the things at the source are meant (SEL-1).
+#[derive(Clone, Debug, Default, Encode, Decode, Eq, PartialEq)]
+pub struct Select {
+    pub links: Links,
+    /// Do not enter directories on other file systems.
+    pub one_file_system: bool,
+    /// Rules in the syntax of `rsync --filter`, in order.
+    pub filters: Vec<Vec<u8>>,
+    /// Leave out what `.gitignore` files name.
+    pub gitignore: bool,
+    /// Sizes of files, in bytes, both included.
+    pub min_size: Option<u64>,
+    pub max_size: Option<u64>,
+    /// How many levels below ROOT are taken; 1 is what lies directly in it.
+    pub max_depth: Option<u32>,
+    /// Only certain paths are meant; the client has them, or tells them by [`Message::Paths`].
+    pub has_paths: bool,
+    /// Of a directory among those paths, all of it.
+    pub whole_directories: bool,
+}
+
+/// What is done with symlinks.
+#[derive(Clone, Copy, Debug, Default, Encode, Decode, Eq, PartialEq)]
+pub enum Links {
+    /// They are copied as they are.
+    #[default]
+    Keep,
+    /// What they lead to is copied in their place.
+    Follow,
+    /// Likewise for those that lead out of the tree.
+    FollowUnsafe,
+    /// Those that lead out of the tree are left out.
+    OnlySafe,
+}
+
+/// What is done about what the destination has already (UPD-1).
+#[derive(Clone, Debug, Default, Encode, Decode, Eq, PartialEq)]
+pub struct Update {
+    pub compare: Compare,
+    /// By how many seconds modification times may differ and still count as equal.
+    pub modify_window: u32,
+    /// Leave alone what is newer at the destination.
+    pub keep_newer: bool,
+    /// Leave alone what exists at the destination.
+    pub ignore_existing: bool,
+    /// Make nothing new at the destination.
+    pub existing_only: bool,
+    /// What may be removed where something of another type has an entry's name.
+    pub make_room: MakeRoom,
+    /// Write into existing files instead of replacing them.
+    pub in_place: bool,
+    pub backup: Option<Backup>,
+    /// Directories at the receiver, relative to the destination, of which equal files are linked.
+    pub link_dest: Vec<Vec<u8>>,
+}
+
+impl Update {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.link_dest.len() > MAX_LINK_DEST {
+            return Err("there are more than 20 directories to link from");
+        }
+        let backups = self.backup.iter().filter_map(|backup| backup.directory.as_ref());
+        if self.link_dest.iter().chain(backups).any(|path| !is_path(path)) {
+            return Err("a directory at the receiver has no valid path of at most 4096 bytes");
+        }
+        let is_ok = |Backup { directory, suffix }: &Backup| {
+            let shortest = usize::from(directory.is_none());
+            (shortest..=Name::MAX_LEN).contains(&suffix.len())
+                && !suffix.iter().any(|byte| matches!(byte, b'/' | 0))
+        };
+        if !self.backup.iter().all(is_ok) {
+            return Err("the suffix of backups is no part of a name");
+        }
+        Ok(())
+    }
+}
+
+/// When two files count as equal.
+#[derive(Clone, Copy, Debug, Default, Encode, Decode, Eq, PartialEq)]
+pub enum Compare {
+    /// By size and modification time.
+    #[default]
+    Quick,
+    SizeOnly,
+    /// By BLAKE3 root, whatever their times are.
+    Checksum,
+    /// Never.
+    Always,
+}
+
+/// What may be removed to make room for an entry of another type.
+#[derive(Clone, Copy, Debug, Default, Encode, Decode, Eq, PartialEq)]
+pub enum MakeRoom {
+    /// Files, symlinks and special files give way to each other; directories neither give way nor
+    /// are put in their place.
+    #[default]
+    Files,
+    /// A directory is put in the place of a file too, and an empty directory gives way.
+    EmptyDirectories,
+    /// A directory gives way with all that is in it.
+    All,
+}
+
+/// Keeping what is replaced or deleted.
+#[derive(Clone, Debug, Encode, Decode, Eq, PartialEq)]
+pub struct Backup {
+    /// Where it goes, with its path; beside the new one if `None`. Relative to the destination.
+    pub directory: Option<Vec<u8>>,
+    /// What its name ends in: not empty without a directory.
+    pub suffix: Vec<u8>,
+}
+
+/// How what the source does not have is removed (DEL-1).
+#[derive(Clone, Copy, Debug, Default, Encode, Decode, Eq, PartialEq)]
+pub struct Delete {
+    /// Also what filters leave out at the source, unless a rule protects it.
+    pub excluded: bool,
+    /// How many things are removed at the most.
+    pub max: Option<u64>,
+    /// Even if the source has nothing at all.
+    pub allow_empty_source: bool,
 }
 
 /// What to make of a journal that an earlier run of the job left.
@@ -200,9 +426,11 @@ pub enum Resume {
 pub enum Durability {
     /// Whenever the system writes it.
     None,
-    /// Before success is reported.
+    /// Before success is reported, and before a file's new name; many files at a time.
     #[default]
     Batch,
+    /// Each file with its name, before it is reported as done.
+    File,
 }
 
 /// The agent's answer to [`Open`].
@@ -224,9 +452,37 @@ pub struct Entry {
     pub parent: EntryId,
     pub name: Name,
     pub kind: Kind,
+    /// Other entries may be [`Kind::HardLink`]s to it.
+    pub is_linked: bool,
+    pub metadata: Metadata,
+}
+
+/// What is known of an entry beside its content.
+#[derive(Clone, Debug, Default, Encode, Eq, PartialEq)]
+pub struct Metadata {
     /// The permission bits, `0o7777` at most.
     pub mode: Mode,
     pub mtime: Timestamp,
+    /// The numbers of owner and group at the sender.
+    pub owner: u32,
+    pub group: u32,
+    /// Extended attributes, ACLs among them, in the order of their names; empty unless asked for.
+    pub attributes: Vec<Attribute>,
+}
+
+/// An extended attribute: its whole name, such as `user.comment`, and its value (xattr(7)).
+#[derive(Clone, Debug, Encode, Decode, Eq, PartialEq)]
+pub struct Attribute {
+    pub name: Vec<u8>,
+    pub value: Vec<u8>,
+}
+
+/// What a number of a user or group is called at the sender.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Owner {
+    pub id: u32,
+    /// From 1 to 255 bytes, without zero bytes and colons (META-3): any other cannot be sent.
+    pub name: Vec<u8>,
 }
 
 /// Permission bits: at most `0o7777`.
@@ -255,6 +511,22 @@ pub enum Kind {
     },
     /// It is there and cannot be transferred.
     Unsendable(Failure),
+    Special(Special),
+    /// Another name of an entry that was announced before, with [`Entry::is_linked`].
+    HardLink {
+        leader: EntryId,
+    },
+    /// It is there and is not meant: nothing is done with it, and nothing is deleted in its place.
+    Unselected,
+}
+
+/// What is neither a file nor a directory nor a symlink.
+#[derive(Clone, Copy, Debug, Encode, Decode, Eq, PartialEq)]
+pub enum Special {
+    Fifo,
+    Socket,
+    CharacterDevice { major: u32, minor: u32 },
+    BlockDevice { major: u32, minor: u32 },
 }
 
 /// A regular file as it was found.
@@ -282,18 +554,89 @@ pub enum Verdict {
     Resume,
     /// Send nothing: the entry has ended, like this.
     Ended(Outcome),
+    /// Say what the file's data amounts to; another verdict follows (ENTRY-15).
+    Hash,
 }
 
 /// How an entry ended.
 #[derive(Clone, Debug, Encode, Decode, Eq, PartialEq)]
 pub enum Outcome {
-    /// It is in its place.
-    Done,
-    /// It was there already.
+    /// It is in its place, and this had to be changed.
+    Done(Changes),
+    /// It was there already, or is left alone.
     Skipped,
-    /// In a dry run: it would be transferred.
-    Would,
+    /// In a dry run: this would be changed.
+    Would(Changes),
     Failed(Failure),
+    /// The options say that it is left alone, whatever is there.
+    Left,
+}
+
+/// What is different about an entry at the destination.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Changes(u16);
+
+impl Changes {
+    pub const NONE: Self = Self(0);
+    /// There was nothing of this type under its name.
+    pub const CREATED: Self = Self(1 << 0);
+    /// Its content was written: a file's data, a symlink's target, a device's number.
+    pub const CONTENT: Self = Self(1 << 1);
+    pub const SIZE: Self = Self(1 << 2);
+    pub const TIME: Self = Self(1 << 3);
+    pub const PERMISSIONS: Self = Self(1 << 4);
+    pub const OWNER: Self = Self(1 << 5);
+    pub const GROUP: Self = Self(1 << 6);
+    pub const ACL: Self = Self(1 << 7);
+    pub const ATTRIBUTES: Self = Self(1 << 8);
+    /// It was made a hard link: of another entry, or of an equal file (`--link-dest`).
+    pub const LINKED: Self = Self(1 << 9);
+    /// Its data was compared and is different.
+    pub const CHECKSUM: Self = Self(1 << 10);
+    pub const CREATED_WITH_CONTENT: Self = Self(Self::CREATED.0 | Self::CONTENT.0);
+    const ALL: u16 = (1 << 11) - 1;
+
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// These changes if the condition holds, else none.
+    #[must_use]
+    pub fn when(self, condition: bool) -> Self {
+        if condition { self } else { Self::NONE }
+    }
+
+    /// Whether any of the other's changes is among these.
+    pub fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// Something that was removed at the destination.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Deleted {
+    /// Relative to the destination, components joined by slashes, for people and reports only: from 1
+    /// to [`MAX_DELETED_LEN`] bytes, without zero bytes (DEL-5). A longer one is cut.
+    pub path: Vec<u8>,
+    pub is_directory: bool,
+}
+
+/// How many things were removed at the destination.
+#[derive(Clone, Copy, Debug, Default, Encode, Decode, Eq, PartialEq)]
+pub struct Deletions {
+    pub done: u64,
+    /// Left there because of [`Delete::max`].
+    pub over_limit: u64,
 }
 
 /// What the receiver acknowledges or asks for again.
@@ -405,6 +748,59 @@ impl From<Totals> for Summary {
     }
 }
 
+impl Entry {
+    /// The size of a file, in bytes; 0 for anything else.
+    pub fn size(&self) -> u64 {
+        match &self.kind {
+            Kind::File(file) => file.size,
+            _ => 0,
+        }
+    }
+
+    /// What it counts for among the entries that are open: 1, and 1 more for each KiB beyond what
+    /// every entry has (ENTRY-4). An attribute takes memory even if there is nothing in it.
+    pub fn weight(&self) -> u32 {
+        let more = match &self.kind {
+            Kind::Symlink { target } => target.len(),
+            Kind::Unsendable(failure) => failure.text().len(),
+            _ => 0,
+        };
+        let attributes = self.metadata.attributes.len() * ATTRIBUTE_OVERHEAD;
+        let weight = 1 + (more + self.metadata.attributes_len() + attributes) / 1024;
+        u32::try_from(weight).unwrap_or(u32::MAX)
+    }
+}
+
+impl Metadata {
+    /// All names and values of its attributes, in bytes.
+    pub fn attributes_len(&self) -> usize {
+        self.attributes.iter().map(|it| it.name.len() + it.value.len()).sum()
+    }
+
+    /// Names the first thing about it that no correct sender says (META-2). What was decoded has
+    /// been checked.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if self.attributes.len() > MAX_ATTRIBUTES {
+            return Err("it has more than 16,384 attributes");
+        }
+        if self.attributes_len() > MAX_ATTRIBUTES_LEN {
+            return Err("its attributes are longer than 512 KiB");
+        }
+        for Attribute { name, value } in &self.attributes {
+            if !(1..=255).contains(&name.len()) || name.contains(&0) {
+                return Err("an attribute has no valid name");
+            }
+            if value.len() > MAX_ATTRIBUTE_LEN {
+                return Err("an attribute is longer than 64 KiB");
+            }
+        }
+        if self.attributes.windows(2).any(|pair| pair[0].name >= pair[1].name) {
+            return Err("its attributes are not in order");
+        }
+        Ok(())
+    }
+}
+
 impl Message {
     /// The message with its length in front, ready to be written.
     ///
@@ -474,6 +870,46 @@ const MAX_BUFFERS: usize = 1024;
 /// The longest text of a [`Failure`], in bytes.
 pub const MAX_TEXT_LEN: usize = 2048;
 
+/// The longest that all filter rules may be together, in bytes.
+pub const MAX_FILTERS_LEN: usize = 256 << 10;
+
+/// The longest value of an extended attribute, and all names and values of an entry, in bytes.
+pub const MAX_ATTRIBUTE_LEN: usize = 64 << 10;
+pub const MAX_ATTRIBUTES_LEN: usize = 512 << 10;
+
+/// The most extended attributes of an entry: more than Linux can list.
+pub const MAX_ATTRIBUTES: usize = 16_384;
+
+/// What an attribute counts for beside its name and value, in bytes.
+const ATTRIBUTE_OVERHEAD: usize = 128;
+
+/// The longest path in [`Options`], in bytes, and the longest changes of permission bits.
+pub const MAX_PATH_LEN: usize = 4096;
+
+/// The most directories of [`Update::link_dest`].
+pub const MAX_LINK_DEST: usize = 20;
+
+/// The longest path of a [`Deleted`], in bytes.
+pub const MAX_DELETED_LEN: usize = 64 << 10;
+
+/// How many owners, and how many groups, a session tells of at the most (META-3).
+pub const MAX_OWNERS: usize = 65_536;
+
+/// Whether a path in [`Options`] can lead anywhere.
+fn is_path(path: &[u8]) -> bool {
+    (1..=MAX_PATH_LEN).contains(&path.len()) && !path.contains(&0)
+}
+
+/// Whether an owner or group can be called this: what a line of `passwd` has room for.
+fn is_owner_name(name: &[u8]) -> bool {
+    (1..=255).contains(&name.len()) && !name.iter().any(|byte| matches!(byte, b':' | 0))
+}
+
+/// Whether something that was removed can have had this path.
+fn is_deleted_path(path: &[u8]) -> bool {
+    (1..=MAX_DELETED_LEN).contains(&path.len()) && !path.contains(&0)
+}
+
 /// The most memory that decoding one message may claim, in bytes: a short entry takes many times
 /// more room decoded than encoded.
 const MAX_DECODED: usize = 32 << 20;
@@ -513,6 +949,13 @@ checked!(Digest, [u8; 32], |digest| digest.0, |raw| Some(Self(raw)));
 checked!(Name, Vec<u8>, |name| name.as_bytes(), |raw| Self::new(&raw).ok());
 checked!(ChunkSize, u8, |size| size.log2(), |raw| Self::from_log2(raw));
 checked!(Mode, u16, |mode| mode.0, |raw| (raw <= 0o7777).then_some(Self(raw)));
+checked!(Changes, u16, |changes| changes.0, |raw| (raw <= Self::ALL).then_some(Self(raw)));
+checked!(Owner, (u32, Vec<u8>), |owner| (owner.id, &owner.name), |raw| {
+    is_owner_name(&raw.1).then_some(Self { id: raw.0, name: raw.1 })
+});
+checked!(Deleted, (Vec<u8>, bool), |deleted| (&deleted.path, deleted.is_directory), |raw| {
+    is_deleted_path(&raw.0).then_some(Self { path: raw.0, is_directory: raw.1 })
+});
 checked!(Failure, (FailureCode, String), |failure| (failure.code, &failure.text), |raw| {
     Some(Self::new(raw.0, raw.1))
 });
@@ -520,415 +963,34 @@ checked!(Timestamp, (i64, u32), |time| (time.seconds, time.nanoseconds()), |raw|
     Self::new(raw.0, raw.1)
 });
 
-/// How many entries may be announced and not ended, at the most (ENTRY-4).
-pub const MAX_OPEN_ENTRIES: u32 = 65_536;
-
-#[cfg(test)]
-mod tests {
-    use std::time::{Duration, Instant};
-
-    use proptest::collection::vec;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn digest() -> impl Strategy<Value = Digest> {
-        any::<[u8; 32]>().prop_map(Digest)
-    }
-
-    fn id() -> impl Strategy<Value = EntryId> {
-        // Both sides of every width that a number can have.
-        let edges = [0, 250, 251, 0xffff, 0x1_0000, 0xffff_ffff, 0x1_0000_0000, u64::MAX];
-        prop_oneof![any::<u64>(), prop::sample::select(edges.to_vec())].prop_map(EntryId)
-    }
-
-    fn time() -> impl Strategy<Value = Timestamp> {
-        (any::<i64>(), 0..1_000_000_000_u32)
-            .prop_filter_map("a time", |(s, n)| Timestamp::new(s, n))
-    }
-
-    fn name() -> impl Strategy<Value = Name> {
-        vec(any::<u8>(), 1..=Name::MAX_LEN)
-            .prop_filter_map("not a name", |bytes| Name::new(&bytes).ok())
-    }
-
-    fn failure() -> impl Strategy<Value = Failure> {
-        let codes = [
-            FailureCode::Permission,
-            FailureCode::Vanished,
-            FailureCode::Changed,
-            FailureCode::Verification,
-            FailureCode::DestinationFull,
-            FailureCode::Io,
-            FailureCode::Conflict,
-            FailureCode::Unsupported,
-            FailureCode::Violation,
-            FailureCode::Version,
-            FailureCode::Startup,
-            FailureCode::Interrupted,
-            FailureCode::Disconnected,
-            FailureCode::NoDataPath,
-            FailureCode::Mismatch,
-        ];
-        (prop::sample::select(codes.to_vec()), any::<String>())
-            .prop_map(|(code, text)| Failure::new(code, text))
-    }
-
-    fn kind() -> impl Strategy<Value = Kind> {
-        prop_oneof![
-            Just(Kind::Directory),
-            (any::<(u64, u64)>(), time()).prop_map(|((size, inode), ctime)| {
-                Kind::File(FileKind { size, stamp: Stamp { inode, ctime } })
-            }),
-            vec(any::<u8>(), 0..300).prop_map(|target| Kind::Symlink { target }),
-            failure().prop_map(Kind::Unsendable),
-        ]
-    }
-
-    fn entry() -> impl Strategy<Value = Entry> {
-        (id(), id(), name(), kind(), 0..=0o7777_u32, time()).prop_map(
-            |(id, parent, name, kind, mode, mtime)| {
-                let mode = Mode::from_raw(mode);
-                Entry { id, parent, name, kind, mode, mtime }
-            },
-        )
-    }
-
-    fn unit() -> impl Strategy<Value = Unit> {
-        prop_oneof![
-            (id(), any::<(u16, u64)>()).prop_map(|(entry, (version, offset))| Unit::Chunk {
-                entry,
-                version,
-                offset
-            }),
-            any::<u64>().prop_map(Unit::Pack),
-            (id(), any::<u16>()).prop_map(|(entry, version)| Unit::Packed { entry, version }),
-        ]
-    }
-
-    fn outcome() -> impl Strategy<Value = Outcome> {
-        prop_oneof![
-            Just(Outcome::Done),
-            Just(Outcome::Skipped),
-            Just(Outcome::Would),
-            failure().prop_map(Outcome::Failed),
-        ]
-    }
-
-    fn verdict() -> impl Strategy<Value = Verdict> {
-        prop_oneof![Just(Verdict::Need), Just(Verdict::Resume), outcome().prop_map(Verdict::Ended),]
-    }
-
-    fn summary() -> impl Strategy<Value = Summary> {
-        any::<([u64; 4], [u8; 32])>().prop_map(|([done, skipped, failed, bytes], digest)| Summary {
-            done,
-            skipped,
-            failed,
-            bytes,
-            digest,
-        })
-    }
-
-    fn sockets() -> impl Strategy<Value = SocketOptions> {
-        any::<(Option<u32>, Option<u32>, Option<String>)>().prop_map(
-            |(send_buffer, receive_buffer, congestion)| SocketOptions {
-                send_buffer,
-                receive_buffer,
-                congestion,
-            },
-        )
-    }
-
-    fn options() -> impl Strategy<Value = Options> {
-        let resume = prop::sample::select(vec![Resume::Trust, Resume::Verify, Resume::Never]);
-        let durability = prop::sample::select(vec![Durability::None, Durability::Batch]);
-        let chunk_size = (16..=26_u8).prop_filter_map("a size", ChunkSize::from_log2);
-        let numbers = any::<(u16, u32, u64, Option<(u16, u16)>)>();
-        (chunk_size, numbers, resume, durability, any::<[bool; 5]>(), sockets()).prop_map(
-            |(chunk_size, numbers, resume, durability, flags, sockets)| {
-                let (streams, pack_threshold, buffer_size, port_range) = numbers;
-                let [encrypt, dry_run, preserve_mode, preserve_times, loopback] = flags;
-                Options {
-                    chunk_size,
-                    streams,
-                    pack_threshold,
-                    buffer_size,
-                    encrypt,
-                    resume,
-                    durability,
-                    dry_run,
-                    preserve_mode,
-                    preserve_times,
-                    port_range,
-                    loopback,
-                    sockets,
-                }
-            },
-        )
-    }
-
-    fn greeting() -> impl Strategy<Value = Hello> {
-        let numbers = any::<((u16, u16), u64, u32)>();
-        let texts = any::<(String, String)>();
-        (numbers, texts, any::<[u8; 32]>(), vec(any::<u8>(), 0..400)).prop_map(
-            |((versions, features, max_open_entries), (build, platform), nonce, certificate)| {
-                Hello { versions, features, build, platform, nonce, certificate, max_open_entries }
-            },
-        )
-    }
-
-    fn opening() -> impl Strategy<Value = Open> {
-        let path = || vec(any::<u8>(), 0..100);
-        let task = prop_oneof![
-            path().prop_map(|destination| Task::Receive { destination }),
-            vec(path(), 0..5).prop_map(|sources| Task::Send { sources }),
-        ];
-        (task, any::<[u8; 32]>(), any::<[u8; 16]>(), options()).prop_map(
-            |(task, secret, job, options)| Open {
-                task,
-                channel_secret: Secret(secret),
-                job,
-                options,
-            },
-        )
-    }
-
-    /// Any message, with any valid values.
-    fn message() -> impl Strategy<Value = Message> {
-        let accept =
-            (options(), any::<(u16, Vec<String>)>()).prop_map(|(options, (port, addresses))| {
-                Message::Accept(Accept { options, port, addresses })
-            });
-        let start = prop_oneof![
-            greeting().prop_map(Message::Hello),
-            opening().prop_map(|open| Message::Open(Box::new(open))),
-            accept,
-            failure().prop_map(Message::Abort),
-            Just(Message::Ping),
-        ];
-        let sender =
-            prop_oneof![
-                any::<bool>().prop_map(|single_file| Message::Sources { single_file }),
-                vec(entry(), 0..8).prop_map(Message::Entries),
-                (id(), any::<u16>(), digest())
-                    .prop_map(|(entry, version, root)| Message::FileEnd { entry, version, root }),
-                (entry(), any::<u16>())
-                    .prop_map(|(entry, version)| Message::Restart { entry, version }),
-                (id(), failure()).prop_map(|(entry, failure)| Message::Withdraw { entry, failure }),
-                summary().prop_map(Message::SourceDone),
-                any::<bool>().prop_map(|agreed| Message::Finish { agreed }),
-            ];
-        let receiver = prop_oneof![
-            vec((id(), verdict()), 0..8).prop_map(Message::Verdicts),
-            (id(), any::<u64>(), vec(digest(), 0..8))
-                .prop_map(|(entry, first, values)| Message::Have { entry, first, values }),
-            vec(unit(), 0..8).prop_map(Message::Written),
-            vec(unit(), 0..8).prop_map(Message::Again),
-            vec((id(), outcome()), 0..8).prop_map(Message::Outcomes),
-            (id(), failure()).prop_map(|(entry, failure)| Message::Complaint { entry, failure }),
-            (summary(), any::<bool>())
-                .prop_map(|(summary, durable)| Message::ReceiverDone { summary, durable }),
-            Just(Message::Closed),
-        ];
-        prop_oneof![start, sender, receiver]
-    }
-
-    proptest! {
-        /// SES-2, SES-10: what we encode, we decode, and every part of it is needed.
-        #[test]
-        fn round_trips(message in message(), cut in any::<prop::sample::Index>()) {
-            let bytes = message.encode().unwrap();
-            let (len, body) = bytes.split_at(4);
-            prop_assert_eq!(u32::from_le_bytes(len.try_into().unwrap()) as usize, body.len());
-            prop_assert_eq!(&Message::decode(body).unwrap(), &message);
-            prop_assert!(Message::decode(&body[..cut.index(body.len())]).is_err());
-            let longer = [body, &[0]].concat();
-            prop_assert!(matches!(Message::decode(&longer), Err(MessageError::Trailing)));
+/// The parts in order, and then the check, so that no other metadata comes from a peer (META-2).
+impl<Context> Decode<Context> for Metadata {
+    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        let mode = Decode::decode(decoder)?;
+        let mtime = Decode::decode(decoder)?;
+        let owner = Decode::decode(decoder)?;
+        let group = Decode::decode(decoder)?;
+        let count = usize::try_from(u64::decode(decoder)?).ok().filter(|it| *it <= MAX_ATTRIBUTES);
+        let count = count.ok_or(DecodeError::Other("too many attributes"))?;
+        // Claimed beside the bytes that they are read from, since they take far more room.
+        decoder.claim_container_read::<Attribute>(count)?;
+        let mut attributes = Vec::with_capacity(count);
+        for _ in 0..count {
+            attributes.push(Decode::decode(decoder)?);
         }
-
-        /// SES-2: whatever a peer sends, we decide, and what we accept we could have said.
-        #[test]
-        fn any_input_is_decided(kind in 0_u8..22, mut bytes in vec(any::<u8>(), 1..600)) {
-            bytes[0] = kind;
-            if let Ok(message) = Message::decode(&bytes) {
-                let again = message.encode().unwrap();
-                prop_assert!(again.len() - 4 <= bytes.len());
-                prop_assert_eq!(Message::decode(&again[4..]).unwrap(), message);
-            }
-        }
-
-        /// SES-10: a wrong bit is refused or makes a valid message. Numbers have longer forms, so it
-        /// may even be the same message.
-        #[test]
-        fn a_flipped_bit_makes_a_message_or_none(
-            message in message(),
-            bit in any::<prop::sample::Index>(),
-        ) {
-            let mut bytes = message.encode().unwrap().split_off(4);
-            let bit = bit.index(bytes.len() * 8);
-            bytes[bit / 8] ^= 1 << (bit % 8);
-            if let Ok(other) = Message::decode(&bytes) {
-                let again = other.encode().unwrap();
-                prop_assert_eq!(Message::decode(&again[4..]).unwrap(), other);
-            }
-        }
-    }
-
-    /// SES-3: a count that the message cannot hold costs neither much time nor much memory.
-    #[test]
-    fn counts_that_lie_are_refused_at_once() {
-        let counts = [1_u64 << 20, 1 << 24, 1 << 31, 1 << 32, 1 << 48, u64::MAX / 48, u64::MAX];
-        let mut hostile = Vec::new();
-        for count in counts {
-            let count = [&[253][..], &count.to_le_bytes()].concat();
-            // Entries, Verdicts, Written, Again, Outcomes: a list directly after the number.
-            for kind in [6, 12, 14, 15, 16] {
-                hostile.push([&[kind][..], &count].concat());
-            }
-            hostile.push([&[13, 1, 0][..], &count].concat()); // the values of Have
-            hostile.push([&[1, 1][..], &count].concat()); // the sources of Open
-            hostile.push([&[1, 1, 1][..], &count].concat()); // the first source of Open
-            hostile.push([&[6, 1, 1, 0][..], &count].concat()); // the name of an entry
-            hostile.push([&[3, 0][..], &count].concat()); // the text of a failure
-        }
-        let start = Instant::now();
-        for bytes in &hostile {
-            assert!(Message::decode(bytes).is_err(), "{bytes:?}");
-        }
-        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-    }
-
-    /// SES-3: a list of the shortest elements that fills a message is not taken for an attack.
-    #[test]
-    fn the_longest_lists_of_the_shortest_elements_are_accepted() {
-        let count = u32::try_from((MAX_MESSAGE_LEN - 6) / 2).unwrap();
-        let mut bytes = vec![12, 252]; // Verdicts: each is an id and Need
-        bytes.extend(count.to_le_bytes());
-        bytes.resize(MAX_MESSAGE_LEN, 0);
-        match Message::decode(&bytes).unwrap() {
-            Message::Verdicts(verdicts) => assert_eq!(verdicts.len(), count as usize),
-            other => panic!("{other:?}"),
-        }
-        let count = u32::try_from(MAX_MESSAGE_LEN - 200).unwrap();
-        let mut bytes = vec![1, 1, 252]; // Open: Send, each source is empty
-        bytes.extend(count.to_le_bytes());
-        bytes.resize(bytes.len() + count as usize, 0);
-        bytes.extend([0; 48]);
-        bytes.extend([16, 1, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]);
-        assert!(matches!(Message::decode(&bytes), Ok(Message::Open(_))));
-        let one = [6, 1, 1, 0, 1, b'a', 0, 0, 0, 0]; // Entries: one directory
-        let count = u32::try_from((MAX_MESSAGE_LEN - 6) / 8).unwrap();
-        assert!(Message::decode(&one).is_ok());
-        let mut bytes = vec![6, 252];
-        bytes.extend(count.to_le_bytes());
-        bytes.extend((0..count).flat_map(|_| one[2..].iter().copied()));
-        assert!(Message::decode(&bytes).is_ok());
-    }
-
-    /// SES-3: both sides of the limit.
-    #[test]
-    fn lengths_are_limited() {
-        for (len, allowed) in
-            [(0, false), (1, true), (MAX_MESSAGE_LEN, true), (MAX_MESSAGE_LEN + 1, false)]
-        {
-            assert_eq!(Message::check_len(len).is_ok(), allowed, "{len}");
-        }
-        assert!(Message::check_len(u32::MAX as usize).is_err());
-        assert!(matches!(Message::decode(&[]), Err(MessageError::Length { len: 0 })));
-        let message =
-            |len| Message::Entries(vec![entry_with(Kind::Symlink { target: vec![0; len] })]);
-        let overhead = message(1 << 16).encode().unwrap().len() - 4 - (1 << 16);
-        assert!(message(MAX_MESSAGE_LEN - overhead).encode().is_ok());
-        let refused = message(MAX_MESSAGE_LEN - overhead + 1).encode();
-        let len = MAX_MESSAGE_LEN + 1;
-        assert!(matches!(refused, Err(MessageError::Length { len: found }) if found == len));
-    }
-
-    fn entry_with(kind: Kind) -> Entry {
-        Entry {
-            id: EntryId(1),
-            parent: EntryId::ROOT,
-            name: Name::new(b"a").unwrap(),
-            kind,
-            mode: Mode::default(),
-            mtime: Timestamp::default(),
-        }
-    }
-
-    /// Entries with one entry of these parts, each already encoded.
-    fn raw_entry(name: &[u8], kind: &[u8], mode: &[u8], mtime: &[u8]) -> Vec<u8> {
-        [&[6, 1, 1, 0][..], name, kind, mode, mtime].concat()
-    }
-
-    /// SES-10, ENTRY-2, ERR-1: a value out of its range makes the message invalid.
-    #[test]
-    fn values_out_of_range_are_refused() {
-        let second = [252, 0x00, 0xca, 0x9a, 0x3b]; // 1,000,000,000
-        let below = [252, 0xff, 0xc9, 0x9a, 0x3b];
-        let ok = |name: &[u8], kind: &[u8], mode: &[u8], mtime: &[u8]| {
-            Message::decode(&raw_entry(name, kind, mode, mtime)).is_ok()
-        };
-        assert!(ok(&[1, b'a'], &[0], &[0], &[0, 0]));
-        let long = [&[251, 0, 1][..], &[b'x'; 256]].concat();
-        for name in [&[0][..], &[1, b'.'], &[2, b'.', b'.'], &[3, b'a', b'/', b'b'], &[1, 0], &long]
-        {
-            assert!(!ok(name, &[0], &[0], &[0, 0]), "name {name:?}");
-        }
-        assert!(ok(&[1, b'a'], &[0], &[251, 0xff, 0x0f], &[0, 0]), "mode 7777");
-        assert!(!ok(&[1, b'a'], &[0], &[251, 0x00, 0x10], &[0, 0]), "mode 10000");
-        assert!(ok(&[1, b'a'], &[0], &[0], &[&[0][..], &below].concat()));
-        assert!(!ok(&[1, b'a'], &[0], &[0], &[&[0][..], &second].concat()), "a whole second");
-        let file = |nanoseconds: &[u8]| [&[1, 0, 0, 0][..], nanoseconds].concat();
-        assert!(ok(&[1, b'a'], &file(&below), &[0], &[0, 0]));
-        assert!(!ok(&[1, b'a'], &file(&second), &[0], &[0, 0]), "a whole second of the ctime");
-        assert!(!ok(&[1, b'a'], &[4], &[0], &[0, 0]), "a kind that does not exist");
-        assert!(Message::decode(&[3, 14, 0]).is_ok(), "Abort with the last code");
-        assert!(Message::decode(&[3, 15, 0]).is_err(), "a code that does not exist");
-        assert!(Message::decode(&[3, 0, 1, 0xff]).is_err(), "a text that is no text");
-        assert!(Message::decode(&[5, 2]).is_err(), "a bool that is neither");
-        assert!(Message::decode(&[20]).is_err(), "a message that does not exist");
-    }
-
-    /// SES-10: the chunk size is refused outside its limits, and nothing else about the message is.
-    #[test]
-    fn chunk_sizes_out_of_range_are_refused() {
-        for log2 in 0..=u8::MAX {
-            let mut bytes = vec![1, 0, 0]; // Open: Receive into ""
-            bytes.extend([0; 48]);
-            bytes.extend([log2, 1, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]);
-            assert_eq!(Message::decode(&bytes).is_ok(), (16..=26).contains(&log2), "{log2}");
-        }
-    }
-
-    /// SES-10: longer forms of a number are read; a number too wide for its field is not.
-    #[test]
-    fn numbers_have_longer_forms_and_limits() {
-        let file_end = |version: &[u8]| [&[7, 1][..], version, &[0; 32]].concat();
-        let plain = Message::decode(&file_end(&[5])).unwrap();
-        assert_eq!(Message::decode(&file_end(&[251, 5, 0])).unwrap(), plain);
-        assert!(Message::decode(&file_end(&[252, 5, 0, 0, 0])).is_err());
-        for first in [254, 255] {
-            assert!(Message::decode(&[&[7, first][..], &[0; 60]].concat()).is_err());
-        }
-    }
-
-    /// ERR-3: a text is cut where a character ends, and is always a text.
-    #[test]
-    fn long_texts_are_cut() {
-        for extra in 0..4 {
-            let text = "x".repeat(extra) + &"€".repeat(MAX_TEXT_LEN);
-            let failure = Failure::new(FailureCode::Io, text);
-            assert!((MAX_TEXT_LEN - 2..=MAX_TEXT_LEN).contains(&failure.text.len()));
-            assert!(failure.text.ends_with('€'));
-        }
-    }
-
-    /// ERR-2: what a peer wrote about a failure is shown on one line, and obeyed by no terminal.
-    #[test]
-    fn a_peers_text_can_be_shown() {
-        let failure = Failure::new(FailureCode::Io, "gone\r\n\u{1b}[2Jall \u{202e}well");
-        let bytes = Message::Abort(failure).encode().unwrap();
-        let Message::Abort(failure) = Message::decode(&bytes[4..]).unwrap() else { panic!() };
-        assert_eq!(failure.text(), "gone\\r\\n\\u{1b}[2Jall \\u{202e}well");
+        let metadata = Self { mode, mtime, owner, group, attributes };
+        metadata.check().map_err(DecodeError::Other)?;
+        Ok(metadata)
     }
 }
+
+impl<'de, Context> BorrowDecode<'de, Context> for Metadata {
+    fn borrow_decode<D: BorrowDecoder<'de, Context = Context>>(
+        decoder: &mut D,
+    ) -> Result<Self, DecodeError> {
+        <Self as Decode<Context>>::decode(decoder)
+    }
+}
+
+/// How many entries may be announced and not ended, at the most (ENTRY-4).
+pub const MAX_OPEN_ENTRIES: u32 = 65_536;

@@ -6,13 +6,14 @@
 //! # Reading order
 //!
 //! 1. [`chunk`]: what is moved, and how data becomes verified data.
-//! 2. [`buffer`]: the page-aligned memory that chunks live in.
-//! 3. [`tree`]: how the chunks' values merge, in any order, into the file's BLAKE3 root.
-//! 4. [`manifest`]: names that cannot leave their directory, times, the digest of a whole transfer.
-//! 5. [`frame`]: data channels: the fixed header in front of every chunk.
-//! 6. [`message`]: the control channel's messages; the only file that knows a serializer.
-//! 7. [`session`]: which message may come when.
-//! 8. [`handshake`]: the magic, the transcript, and how a data channel proves whose it is.
+//! 2. [`sparse`]: a chunk with holes in it.
+//! 3. [`buffer`]: the page-aligned memory that chunks live in.
+//! 4. [`tree`]: how the chunks' values merge, in any order, into the file's BLAKE3 root.
+//! 5. [`manifest`]: names that cannot leave their directory, times, the digest of a whole transfer.
+//! 6. [`frame`]: data channels: the fixed header in front of every chunk.
+//! 7. [`message`]: the control channel's messages; the only file that knows a serializer.
+//! 8. [`session`]: which message may come when.
+//! 9. [`handshake`]: the magic, the transcript, and how a data channel proves whose it is.
 //!
 //! The specification is in `protocol-spec/`. Where this code and the specification disagree, the
 //! code is wrong.
@@ -23,5 +24,8 @@ pub mod frame;
 pub mod handshake;
 pub mod manifest;
 pub mod message;
+#[cfg(test)]
+mod message_tests;
 pub mod session;
+pub mod sparse;
 pub mod tree;

@@ -81,9 +81,14 @@ impl State {
                 | M::Restart { .. }
                 | M::Withdraw { .. }
                 | M::Complaint { .. }
+                | M::Owners { .. }
+                | M::Listed(_)
+                | M::Root { .. }
                 | M::Ping,
             ) => self,
             (Self::Transferring { role: Role::Receiver }, M::SourceDone(_)) => Self::Ending,
+            // Sources that could not be removed after all else.
+            (Self::Ending, M::Complaint { .. }) => self,
             (Self::Ending, M::Finish { .. }) => Self::Over,
 
             // What the sender hears from the receiver.
@@ -95,6 +100,8 @@ impl State {
                 | M::Again(_)
                 | M::Outcomes(_)
                 | M::Complaint { .. }
+                | M::Deleted(_)
+                | M::Paths { .. }
                 | M::Ping,
             ) => self,
             // The sender's SourceDone is on its way, or it has decided to send it: what it hears
@@ -130,7 +137,12 @@ impl State {
                 | M::Outcomes(_)
                 | M::Complaint { .. }
                 | M::ReceiverDone { .. }
-                | M::Closed,
+                | M::Closed
+                | M::Owners { .. }
+                | M::Listed(_)
+                | M::Root { .. }
+                | M::Deleted(_)
+                | M::Paths { .. },
             ) => return Err(Unexpected::new(self, message)),
         })
     }
@@ -174,6 +186,11 @@ impl Message {
             Self::Complaint { .. } => "Complaint",
             Self::ReceiverDone { .. } => "ReceiverDone",
             Self::Closed => "Closed",
+            Self::Owners { .. } => "Owners",
+            Self::Listed(_) => "Listed",
+            Self::Root { .. } => "Root",
+            Self::Deleted(_) => "Deleted",
+            Self::Paths { .. } => "Paths",
         }
     }
 }
@@ -186,10 +203,10 @@ mod tests {
     use super::*;
     use crate::protocol::chunk::{ChunkSize, Digest, EntryId};
     use crate::protocol::handshake::hello;
-    use crate::protocol::manifest::{Name, Timestamp};
+    use crate::protocol::manifest::Name;
     use crate::protocol::message::{
-        Accept, Durability, Entry, Failure, FailureCode, Kind, Mode, Open, Options, Resume, Secret,
-        SocketOptions, Summary, Task,
+        Accept, Deletions, Durability, Entry, Failure, FailureCode, Kind, Metadata, Open, Options,
+        Preserve, Resume, Secret, Select, SocketOptions, Summary, Task, Update,
     };
 
     const STATES: [State; 11] = [
@@ -216,8 +233,11 @@ mod tests {
             resume: Resume::Trust,
             durability: Durability::Batch,
             dry_run: false,
-            preserve_mode: true,
-            preserve_times: true,
+            preserve: Preserve::default(),
+            select: Select::default(),
+            update: Update::default(),
+            delete: None,
+            remove_source_files: false,
             port_range: None,
             loopback: false,
             sockets: SocketOptions::default(),
@@ -249,8 +269,8 @@ mod tests {
             parent: EntryId::ROOT,
             name: Name::new(b"a").unwrap(),
             kind: Kind::Directory,
-            mode: Mode::default(),
-            mtime: Timestamp::default(),
+            is_linked: false,
+            metadata: Metadata::default(),
         };
         vec![
             Message::Hello(hello([0; 32], Vec::new())),
@@ -259,7 +279,7 @@ mod tests {
             accept(),
             Message::Abort(failure()),
             Message::Ping,
-            Message::Sources { single_file: false },
+            Message::Sources { single_file: false, root: None },
             Message::Entries(Vec::new()),
             Message::FileEnd { entry, version: 0, root: Digest::default() },
             Message::Restart { entry: announced, version: 1 },
@@ -272,8 +292,17 @@ mod tests {
             Message::Again(Vec::new()),
             Message::Outcomes(Vec::new()),
             Message::Complaint { entry, failure: failure() },
-            Message::ReceiverDone { summary: summary(), durable: true },
+            Message::ReceiverDone {
+                summary: summary(),
+                durable: true,
+                deletions: Deletions::default(),
+            },
             Message::Closed,
+            Message::Owners { users: Vec::new(), groups: Vec::new() },
+            Message::Listed(Vec::new()),
+            Message::Root { entry, version: 0, root: Digest::default() },
+            Message::Deleted(Vec::new()),
+            Message::Paths { paths: Vec::new(), last: true },
         ]
     }
 
@@ -364,22 +393,32 @@ mod tests {
         let sending = State::Transferring { role: Role::Sender };
         let receiving = State::Transferring { role: Role::Receiver };
         let send = |messages: &mut Vec<(State, Message)>| {
-            for message in self::messages() {
-                match message {
-                    Message::Sources { .. }
-                    | Message::Entries(_)
-                    | Message::FileEnd { .. }
-                    | Message::Restart { .. }
-                    | Message::Withdraw { .. }
-                    | Message::SourceDone(_)
-                    | Message::Ping => messages.push((sending, message)),
-                    _ => {}
-                }
-            }
-            // Ping comes before SourceDone in the list, as it may.
+            let (before, after): (Vec<_>, Vec<_>) = self::messages()
+                .into_iter()
+                .filter(|message| {
+                    matches!(
+                        message,
+                        Message::Sources { .. }
+                            | Message::Entries(_)
+                            | Message::FileEnd { .. }
+                            | Message::Restart { .. }
+                            | Message::Withdraw { .. }
+                            | Message::Owners { .. }
+                            | Message::Listed(_)
+                            | Message::Root { .. }
+                            | Message::SourceDone(_)
+                            | Message::Ping
+                    )
+                })
+                .partition(|message| !matches!(message, Message::SourceDone(_)));
+            messages.extend(before.into_iter().chain(after).map(|message| (sending, message)));
+            // What could not be removed at the source is told at the very end.
+            let late = Message::Complaint { entry: EntryId(1), failure: failure() };
+            messages.push((State::Closing, late));
             messages.push((State::Closing, Message::Finish { agreed: true }));
         };
         let receive = |messages: &mut Vec<(State, Message)>| {
+            let mut last = Vec::new();
             for message in self::messages() {
                 match message {
                     Message::Verdicts(_)
@@ -388,12 +427,15 @@ mod tests {
                     | Message::Again(_)
                     | Message::Outcomes(_)
                     | Message::Complaint { .. }
+                    | Message::Deleted(_)
+                    | Message::Paths { .. }
                     | Message::Ping => messages.push((receiving, message)),
-                    Message::ReceiverDone { .. } => messages.push((State::Ending, message)),
-                    Message::Closed => messages.push((State::Over, message)),
+                    Message::ReceiverDone { .. } => last.push((State::Ending, message)),
+                    Message::Closed => last.push((State::Over, message)),
                     _ => {}
                 }
             }
+            messages.extend(last);
         };
         for role in [Role::Sender, Role::Receiver] {
             let me = End::Client(role);
