@@ -24,7 +24,7 @@ const LAYERS: &[Layer] = &[
     Layer {
         name: "storage",
         below: &["protocol"],
-        outside: &["blake3", "bytes", "flume", "memmap2", "rustix", "thiserror", "tokio"],
+        outside: &["blake3", "bytes", "flume", "ignore", "memmap2", "rustix", "thiserror", "tokio"],
     },
     Layer {
         name: "transport",

@@ -26,6 +26,15 @@ pub enum StorageError {
     /// The entry's directory could not be made, so nothing can be put into it.
     #[error("cannot write {}: its directory could not be made", Escaped(path))]
     NoParent { path: Vec<u8> },
+    /// An extended attribute or an ACL could not be kept.
+    #[error("cannot set the attribute {} of {}: {cause}", Escaped(name), Escaped(path))]
+    Attribute { name: Vec<u8>, path: Vec<u8>, cause: io::Error },
+    /// The source has nothing, and the destination would lose all that it has.
+    #[error(
+        "the source is empty; nothing was deleted at {}; --allow-empty-source deletes all the same",
+        Escaped(path)
+    )]
+    EmptySource { path: Vec<u8> },
     /// The system refused an operation.
     #[error("cannot {operation} {}: {cause}", Escaped(path))]
     Io { operation: Operation, path: Vec<u8>, cause: io::Error },
@@ -35,6 +44,19 @@ impl StorageError {
     /// For `map_err`: `write(fd).map_err(StorageError::io(Operation::Write, path))`.
     pub fn io<E: Into<io::Error>>(operation: Operation, path: &[u8]) -> impl FnOnce(E) -> Self {
         move |cause| Self::Io { operation, path: path.to_vec(), cause: cause.into() }
+    }
+
+    /// What it is about.
+    pub fn path(&self) -> &[u8] {
+        match self {
+            Self::Changed { path }
+            | Self::Vanished { path }
+            | Self::Conflict { path, .. }
+            | Self::NoParent { path }
+            | Self::Attribute { path, .. }
+            | Self::EmptySource { path }
+            | Self::Io { path, .. } => path,
+        }
     }
 
     /// Whether the destination has no room left, so that going on with other files is pointless.
@@ -48,12 +70,16 @@ impl StorageError {
         match self {
             Self::Changed { .. } => FailureCode::Changed,
             Self::Vanished { .. } => FailureCode::Vanished,
-            Self::Conflict { .. } | Self::NoParent { .. } => FailureCode::Conflict,
+            Self::Conflict { .. } | Self::NoParent { .. } | Self::EmptySource { .. } => {
+                FailureCode::Conflict
+            }
             Self::Io { .. } if self.is_destination_full() => FailureCode::DestinationFull,
-            Self::Io { cause, .. } if cause.kind() == io::ErrorKind::PermissionDenied => {
+            Self::Io { cause, .. } | Self::Attribute { cause, .. }
+                if cause.kind() == io::ErrorKind::PermissionDenied =>
+            {
                 FailureCode::Permission
             }
-            Self::Io { .. } => FailureCode::Io,
+            Self::Io { .. } | Self::Attribute { .. } => FailureCode::Io,
         }
     }
 
@@ -66,15 +92,19 @@ impl StorageError {
 /// What we were doing, named so that the message reads as a sentence: "cannot sync /a/b".
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Operation {
+    BackUp,
     Create,
     Link,
     List,
     Lock,
     Open,
     Read,
+    ReadAttributes,
     Remove,
     Rename,
+    SetGroup,
     SetMode,
+    SetOwner,
     SetTimes,
     Stat,
     Sync,
@@ -84,15 +114,19 @@ pub enum Operation {
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::BackUp => "back up",
             Self::Create => "create",
             Self::Link => "link",
             Self::List => "list",
             Self::Lock => "lock",
             Self::Open => "open",
             Self::Read => "read",
+            Self::ReadAttributes => "read the attributes of",
             Self::Remove => "remove",
             Self::Rename => "rename",
+            Self::SetGroup => "set the group of",
             Self::SetMode => "set the mode of",
+            Self::SetOwner => "set the owner of",
             Self::SetTimes => "set the times of",
             Self::Stat => "stat",
             Self::Sync => "sync",

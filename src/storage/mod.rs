@@ -4,17 +4,20 @@
 //! Storage knows files and nothing of networks.
 
 mod error;
+pub mod filter;
 pub mod local;
+mod names;
 
 use std::sync::Arc;
 
 pub use error::{Operation, StorageError};
+pub use names::NameSet;
 
 use crate::protocol::buffer::{Buffer, Pool};
 use crate::protocol::chunk::{
     ByteRange, Chunk, Digest, EntryId, Pack, VerifiedChunk, VerifiedFile,
 };
-use crate::protocol::message::Entry;
+use crate::protocol::message::{Changes, Deleted, Deletions, Entry, Failure, Metadata, Owner};
 
 /// Gives what exists, and its data, already hashed.
 ///
@@ -26,6 +29,9 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// Whether the only source is something else than a directory (ENTRY-1).
     fn is_single_file(&self) -> bool;
 
+    /// What the directory is like whose contents are the source, if that is to be kept (META-1).
+    fn root(&self) -> Option<Metadata>;
+
     /// Finds every entry and hands it to `found`, parents before their children, with identities
     /// counted from 1. Things that cannot be read become entries too ([`Kind::Unsendable`]).
     ///
@@ -34,7 +40,7 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// [`Kind::Unsendable`]: crate::protocol::message::Kind::Unsendable
     fn walk(
         &self,
-        found: flume::Sender<Entry>,
+        found: flume::Sender<Found>,
     ) -> impl Future<Output = Result<(), StorageError>> + Send;
 
     /// Opens a file, and checks that it still is what the entry says.
@@ -81,9 +87,34 @@ pub trait Source: Clone + Send + Sync + 'static {
         entry: Arc<Entry>,
     ) -> impl Future<Output = Result<Entry, StorageError>> + Send;
 
+    /// Removes files that are durably at the destination, each only if it still is what its entry
+    /// says. The answers are in the order of the entries.
+    fn remove(
+        &self,
+        entries: Vec<Arc<Entry>>,
+    ) -> impl Future<Output = Vec<Result<(), StorageError>>> + Send;
+
     /// The entry's path for people and reports: relative to the destination, components joined by
     /// slashes.
     fn path(&self, entry: &Entry) -> Vec<u8>;
+}
+
+/// What a walk comes across.
+#[derive(Clone, Debug)]
+pub enum Found {
+    Entry(Entry),
+    /// What numbers are called that entries after this have as their owners and groups.
+    Owners {
+        users: Vec<Owner>,
+        groups: Vec<Owner>,
+    },
+    /// All that is in this directory was found, without an error.
+    Listed(EntryId),
+    /// What cannot be told of an entry before this, or of the whole with [`EntryId::ROOT`].
+    Complaint {
+        entry: EntryId,
+        failure: Failure,
+    },
 }
 
 /// What became of reading a pack.
@@ -102,12 +133,45 @@ pub trait Sink: Clone + Send + Sync + 'static {
     /// A file that is being written, under a temporary name. A clone is another handle on it.
     type File: Clone + Send + Sync + 'static;
 
-    /// Looks at what is there for each entry, in order, and makes directories and symlinks.
-    /// The answers are in the order of the entries.
+    /// A small file that is complete and not in its place yet.
+    type Prepared: Send + 'static;
+
+    /// Takes note of what owners and groups are called at the sender, before entries that have them.
+    fn learn_owners(&self, users: Vec<Owner>, groups: Vec<Owner>);
+
+    /// Takes note of what the destination's own directory is to be like in the end.
+    fn keep_root(&self, metadata: Metadata);
+
+    /// Looks at what is there for each entry, in order; makes directories, symlinks and special
+    /// files, and corrects the metadata of files whose content is right. The answers are in the order
+    /// of the entries.
     fn place(
         &self,
         entries: Vec<Arc<Entry>>,
     ) -> impl Future<Output = Vec<Result<Placed, StorageError>>> + Send;
+
+    /// Goes on with a file after [`Placed::Compare`], when it is known whether its data is equal.
+    fn place_compared(
+        &self,
+        entry: Arc<Entry>,
+        is_equal: bool,
+    ) -> impl Future<Output = Result<Placed, StorageError>> + Send;
+
+    /// Opens the file that is in an entry's place, for [`Self::digest`].
+    fn open_existing(
+        &self,
+        entry: Arc<Entry>,
+    ) -> impl Future<Output = Result<Self::File, StorageError>> + Send;
+
+    /// Makes an entry a hard link of another, which is in its place.
+    fn link(
+        &self,
+        entry: Arc<Entry>,
+        leader: Arc<Entry>,
+    ) -> impl Future<Output = Result<Placed, StorageError>> + Send;
+
+    /// What could not be kept of entries whose content is there, since the last call.
+    fn complaints(&self) -> Vec<(EntryId, StorageError)>;
 
     /// Creates the temporary file for an entry, empty of data and of the entry's size. What an
     /// earlier run left under that name is removed.
@@ -157,11 +221,62 @@ pub trait Sink: Clone + Send + Sync + 'static {
     /// announced. `path` is as [`Self::path`] gave it.
     fn discard_left_over(&self, path: Vec<u8>, identity: u64) -> impl Future<Output = ()> + Send;
 
-    /// Writes whole small files and puts each in its place. The answers are in their order.
-    fn write_files(
+    /// Writes whole small files, with their metadata. The answers are in their order.
+    fn prepare_files(
         &self,
         files: Vec<(VerifiedFile, Arc<Entry>)>,
+    ) -> impl Future<Output = Vec<Result<Self::Prepared, StorageError>>> + Send;
+
+    /// Waits until the data of everything that was prepared is on stable storage.
+    fn sync_prepared(&self) -> impl Future<Output = Result<(), StorageError>> + Send;
+
+    /// How many prepared files may wait to be committed.
+    fn max_prepared(&self) -> usize;
+
+    /// Puts small files in their places. The answers are in their order.
+    fn commit_files(
+        &self,
+        files: Vec<(Self::Prepared, Arc<Entry>)>,
     ) -> impl Future<Output = Vec<Result<(), StorageError>>> + Send;
+
+    /// Waits until an entry's name is on stable storage.
+    fn sync_name(&self, entry: Arc<Entry>)
+    -> impl Future<Output = Result<(), StorageError>> + Send;
+
+    /// Whether the sink reaches the source by itself, so that data need not pass through here.
+    fn can_copy(&self) -> bool;
+
+    /// Copies whole small files from the source, with their metadata, if [`Self::can_copy`]. The
+    /// answers are in their order; a source that changed is [`StorageError::Changed`].
+    fn copy_files(
+        &self,
+        entries: Vec<Arc<Entry>>,
+    ) -> impl Future<Output = Vec<Result<Self::Prepared, StorageError>>> + Send;
+
+    /// Copies a range of the source's file into the temporary one, holes as holes. The whole file
+    /// shares the source's blocks afterwards, and `true` comes back, where the file system can do
+    /// that at once.
+    fn copy_range(
+        &self,
+        file: Self::File,
+        range: ByteRange,
+    ) -> impl Future<Output = Result<bool, StorageError>> + Send;
+
+    /// Checks that the source of a copy is what it was when the first range was copied.
+    fn confirm_copy(
+        &self,
+        file: Self::File,
+    ) -> impl Future<Output = Result<(), StorageError>> + Send;
+
+    /// Removes what is in complete directories and is not among the names, as the options say, and
+    /// tells of each. In a dry run it only tells. What could not be removed is in
+    /// [`Self::complaints`].
+    fn delete(
+        &self,
+        complete: Vec<EntryId>,
+        names: NameSet,
+        deleted: flume::Sender<Deleted>,
+    ) -> impl Future<Output = Result<Deletions, StorageError>> + Send;
 
     /// Waits until the data of temporary files is on stable storage.
     fn sync_files(
@@ -169,8 +284,9 @@ pub trait Sink: Clone + Send + Sync + 'static {
         files: Vec<Self::File>,
     ) -> impl Future<Output = Result<(), StorageError>> + Send;
 
-    /// Gives directories their modes and times, the deepest first. Returns what could not be kept.
-    fn finish(&self) -> impl Future<Output = Vec<(EntryId, StorageError)>> + Send;
+    /// Gives directories their metadata, the deepest first. What could not be kept is in
+    /// [`Self::complaints`].
+    fn finish(&self) -> impl Future<Output = ()> + Send;
 
     /// Waits until everything is on stable storage: contents, names, metadata.
     fn sync_all(&self) -> impl Future<Output = Result<(), StorageError>> + Send;
@@ -183,12 +299,12 @@ pub trait Sink: Clone + Send + Sync + 'static {
 /// What a sink found for an entry.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Placed {
-    /// A directory or a symlink was made, or given what it lacked.
-    Made,
-    /// It is there already; a file: with the same size and mtime.
-    Same,
-    /// A file is to be sent: there is none, or another one.
-    Wanted,
-    /// In a dry run: it would be made or sent.
-    Would,
+    /// It is as it is to be, and this had to be changed for it; in a dry run, would have to be.
+    Settled(Changes),
+    /// A file's data is to be sent, and this is different about it.
+    Wanted(Changes),
+    /// Whether a file's data is to be sent shows when both ends have hashed what they have.
+    Compare,
+    /// The options say that it is left alone.
+    Left,
 }

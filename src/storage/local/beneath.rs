@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat, Timestamps};
 use rustix::io::Errno;
 
 /// The longest piece of a path that is given to the kernel at once: below its 4096 with the zero.
@@ -43,13 +43,32 @@ pub fn stat_operator(path: &Path, follow: bool) -> Result<Stat, Errno> {
 ///
 /// `ELOOP` or `ENOTDIR` if a component is a symlink, `EXDEV` if the path would lead out.
 pub fn open_directory(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    open_by_piece(root, path, flags, open_piece)
+}
+
+/// The same, with symlinks on the way followed, wherever they lead: for the operator's own tree, if
+/// the operator wants them followed.
+pub fn open_directory_through(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
+    open_by_piece(root, path, flags | OFlags::DIRECTORY, open_through)
+}
+
+fn open_by_piece(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+    open: fn(BorrowedFd<'_>, &[u8], OFlags) -> Result<OwnedFd, Errno>,
+) -> Result<OwnedFd, Errno> {
     let mut held: Option<OwnedFd> = None;
     let mut rest = path;
     loop {
         let (piece, next) = split_piece(rest);
         let from = held.as_ref().map_or(root, AsFd::as_fd);
         let last = next.is_empty();
-        let opened = open_piece(from, piece, if last { flags } else { OFlags::PATH })?;
+        let opened = open(from, piece, if last { flags } else { OFlags::PATH })?;
         if last {
             return Ok(opened);
         }
@@ -58,9 +77,79 @@ pub fn open_directory(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Resul
     }
 }
 
+/// Opens what a name, or a path that one system call takes, leads to, with symlinks followed. As
+/// with [`open_directory_through`], that is only for who wants it.
+pub fn open_through(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
+    rustix::io::retry_on_intr(|| rustix::fs::openat(dir, path, flags, Mode::empty()))
+}
+
 /// Opens a directory by its name in another.
 pub fn open_child(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
     open_name(dir, name, flags | DIRECTORY, Mode::empty())
+}
+
+/// The same, but never what another file system or another part of one is mounted on.
+///
+/// # Errors
+///
+/// `EXDEV` if something is mounted there.
+pub fn open_child_unmounted(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    if !OPENAT2_MISSING.load(Ordering::Relaxed) {
+        for _ in 0..MAX_ATTEMPTS {
+            match rustix::fs::openat2(dir, name, flags | DIRECTORY, Mode::empty(), resolve) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(Errno::NOSYS | Errno::PERM) => break,
+                answer => return answer,
+            }
+        }
+    }
+    let child = open_child(dir, name, flags)?;
+    let (inside, outside) = (rustix::fs::fstat(&child)?, rustix::fs::fstat(dir)?);
+    if inside.st_dev == outside.st_dev { Ok(child) } else { Err(Errno::XDEV) }
+}
+
+/// Opens the directory that a directory is in, if it is the one with this device and inode. For
+/// going back up a way that was come down.
+///
+/// # Errors
+///
+/// `ESTALE` if it is another.
+pub fn open_parent(dir: BorrowedFd<'_>, expected: (u64, u64)) -> Result<OwnedFd, Errno> {
+    let parent = open_child(dir, b"..", OFlags::PATH)?;
+    let stat = rustix::fs::fstat(&parent)?;
+    if (stat.st_dev, stat.st_ino) == expected { Ok(parent) } else { Err(Errno::STALE) }
+}
+
+/// Opens the operator's directory, which is relative to another one, and makes what is missing of
+/// it if asked to. Symlinks are followed.
+pub fn open_operator_below(
+    base: BorrowedFd<'_>,
+    path: &[u8],
+    make: bool,
+) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = |dir: BorrowedFd<'_>, name: &[u8]| {
+        rustix::io::retry_on_intr(|| rustix::fs::openat(dir, name, flags, Mode::empty()))
+    };
+    let mut held = open(base, if path.starts_with(b"/") { b"/" } else { b"." })?;
+    for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+        held = match open(held.as_fd(), name) {
+            Err(Errno::NOENT) if make => {
+                match rustix::fs::mkdirat(&held, name, Mode::from_raw_mode(0o777)) {
+                    Ok(()) | Err(Errno::EXIST) => open(held.as_fd(), name)?,
+                    Err(cause) => return Err(cause),
+                }
+            }
+            answer => answer?,
+        };
+    }
+    Ok(held)
 }
 
 /// Opens or makes a file by its name in a directory. Symlinks are not followed.
@@ -79,13 +168,29 @@ pub fn set_mode_of_path(file: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
     rustix::fs::chmodat(CWD, proc_path(file), Mode::from_raw_mode(mode), AtFlags::empty())
 }
 
+/// Sets the times of what an `O_PATH` descriptor stands for, be it a symlink.
+pub fn set_times_of_path(file: BorrowedFd<'_>, times: &Timestamps) -> Result<(), Errno> {
+    rustix::fs::utimensat(CWD, proc_path(file), times, AtFlags::empty())
+}
+
 /// Gives a file without a name this one.
 pub fn link_by_proc(file: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     rustix::fs::linkat(CWD, proc_path(file), dir, name, AtFlags::SYMLINK_FOLLOW)
 }
 
+/// Whether the system lets us give a name to a file without one, by its bare descriptor.
+pub fn can_link(file: BorrowedFd<'_>, dir: BorrowedFd<'_>) -> bool {
+    // The name `.` exists in any directory, so that the answer to whoever may link is `EEXIST`.
+    rustix::fs::linkat(file, c"", dir, c".", AtFlags::EMPTY_PATH) == Err(Errno::EXIST)
+}
+
+/// Whether the system lets us give a name to a file without one, by its descriptor in `/proc`.
+pub fn can_link_by_proc(file: BorrowedFd<'_>, dir: BorrowedFd<'_>) -> bool {
+    link_by_proc(file, dir, b".") == Err(Errno::EXIST)
+}
+
 /// The path of an open descriptor. The kernel resolves it to the file itself, not to a name.
-fn proc_path(file: BorrowedFd<'_>) -> String {
+pub fn proc_path(file: BorrowedFd<'_>) -> String {
     use std::os::fd::AsRawFd as _;
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }

@@ -24,6 +24,8 @@ pub struct Destination {
     pub root: Option<OwnedFd>,
     /// What the only source is called there.
     pub rename: Option<Name>,
+    /// The directory was not there before.
+    pub is_new: bool,
 }
 
 impl Destination {
@@ -57,17 +59,19 @@ impl Destination {
     /// Opens the directory, and makes it first if it is missing.
     fn at(path: &Path, rename: Option<Name>, dry_run: bool) -> Result<Self, StorageError> {
         let shown = path.as_os_str().as_bytes();
+        let mut is_new = false;
         let root = match open_root(path) {
             Ok(root) => Some(root),
             Err(Errno::NOENT) if dry_run => None,
             Err(Errno::NOENT) => {
+                is_new = true;
                 std::fs::create_dir_all(path)
                     .map_err(StorageError::io(Operation::Create, shown))?;
                 Some(open_root(path).map_err(StorageError::io(Operation::Open, shown))?)
             }
             Err(cause) => return Err(StorageError::io(Operation::Open, shown)(cause)),
         };
-        Ok(Self { path: path.to_path_buf(), root, rename })
+        Ok(Self { path: path.to_path_buf(), root, rename, is_new })
     }
 }
 

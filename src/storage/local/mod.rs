@@ -10,27 +10,80 @@
 //! | `beneath.rs` | the only system calls that resolve paths |
 //! | `tree.rs` | directories by identity: names, paths, open descriptors |
 //! | `origin.rs` | what the operator's source arguments mean |
+//! | `select.rs` | which of the things at a source are meant |
 //! | `walk.rs` | finding what a source has |
+//! | `visit.rs` | what becomes of one thing that was come across |
+//! | `by_name.rs` | finding only what was asked for |
+//! | `examine.rs` | looking at one thing of a source |
+//! | `links.rs` | hard links by inode; symlinks that lead out |
+//! | `chmod.rs` | changes of permission bits |
+//! | `told.rs` | names of owners, before the entries that have them |
 //! | `read.rs` | [`LocalSource`]: files as chunks and packs |
+//! | `remove.rs` | removing source files that were transferred |
 //! | `destination.rs` | what the operator's destination argument means |
-//! | `place.rs` | directories, symlinks, and which files are wanted; directories' last touches |
+//! | `place.rs` | directories, and which files are wanted; directories' last touches |
+//! | `nodes.rs` | symlinks, special files, hard links |
+//! | `link_dest.rs` | equal files of earlier copies |
+//! | `replace.rs` | putting what is complete in its place |
+//! | `metadata.rs` | what metadata is different, and making it right |
+//! | `attributes.rs` | extended attributes |
+//! | `acl.rs` | POSIX ACLs as the kernel passes them |
+//! | `owners.rs` | users and groups: names and numbers |
+//! | `granularity.rs` | how finely a file system keeps times |
 //! | `write/` | [`LocalSink`]: chunks into files |
 //! | `small.rs` | whole small files |
+//! | `replace.rs` | giving what is complete its final name |
+//! | `backup.rs` | keeping what is replaced or deleted |
+//! | `copy.rs` | copying from a source on this machine |
+//! | `sync.rs` | waiting for stable storage |
+//! | `delete.rs` | what the source does not have |
+//! | `remover.rs` | removing one thing with all that is in it |
 //! | `host.rs` | what the engine must know of this host |
 //! | `state.rs` | the directory and the lock of the journal |
 
+mod acl;
+mod attributes;
+mod backup;
 mod beneath;
+mod by_name;
+pub mod chmod;
+mod copy;
+mod delete;
 mod destination;
+mod examine;
+mod granularity;
 mod host;
+mod link_dest;
+mod links;
+mod metadata;
+mod nodes;
 mod origin;
+mod owners;
 mod place;
 mod read;
+mod remove;
+mod remover;
+mod replace;
+mod select;
 mod small;
 mod state;
+mod sync;
+mod told;
 mod tree;
+mod visit;
 mod walk;
 mod write;
 
+#[cfg(test)]
+mod copy_tests;
+#[cfg(test)]
+mod delete_tests;
+#[cfg(test)]
+mod in_place_tests;
+#[cfg(test)]
+mod replace_tests;
+#[cfg(test)]
+mod source_tests;
 #[cfg(test)]
 mod testing;
 

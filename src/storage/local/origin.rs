@@ -1,17 +1,20 @@
 //! What the operator's source arguments mean.
 //!
 //! In: paths as they were typed. Out: [`Origin`]s. As in rsync, `dir` stands for the directory and
-//! `dir/`, `dir/.`, `.` and `/` for what is in it; a symlink is followed only with a slash behind.
+//! `dir/`, `dir/.`, `.` and `/` for what is in it; a symlink is followed only with a slash behind,
+//! or where symlinks are followed anyway.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{AtFlags, FileType, OFlags};
+use rustix::io::Errno;
 
-use super::beneath;
+use super::{beneath, links};
 use crate::protocol::manifest::Name;
+use crate::protocol::message::Links;
 use crate::storage::{Operation, StorageError};
 
 /// One source argument, opened.
@@ -27,36 +30,87 @@ pub struct Origin {
     pub is_single: bool,
 }
 
-impl Origin {
-    pub fn open(argument: &Path) -> Result<Self, StorageError> {
-        match split(argument.as_os_str().as_bytes()) {
-            Some((parent, name)) => Self::open_named(argument, parent, name),
-            None => Self::open_contents(argument),
+/// A source argument that cannot be opened, among others that can.
+#[derive(Debug)]
+pub struct Missing {
+    pub argument: PathBuf,
+    /// The name that it would have at the destination, if it has one.
+    pub name: Option<Name>,
+    pub cause: Errno,
+}
+
+impl Missing {
+    pub fn error(&self) -> StorageError {
+        StorageError::io(Operation::Open, self.argument.as_os_str().as_bytes())(self.cause)
+    }
+}
+
+/// Opens all arguments.
+///
+/// # Errors
+///
+/// If none can be opened: of the first.
+pub fn open_all(
+    arguments: &[PathBuf],
+    links: Links,
+) -> Result<(Vec<Origin>, Vec<Missing>), StorageError> {
+    let (mut origins, mut missing) = (Vec::new(), Vec::new());
+    for argument in arguments {
+        match Origin::open(argument, links) {
+            Ok(origin) => origins.push(origin),
+            Err(absent) => missing.push(absent),
         }
     }
+    match missing.first().filter(|_| origins.is_empty()) {
+        Some(first) => Err(first.error()),
+        None => Ok((origins, missing)),
+    }
+}
 
-    fn open_contents(argument: &Path) -> Result<Self, StorageError> {
+impl Origin {
+    /// Opens one argument. `links` tells whether a symlink at its end stands for what it leads to.
+    fn open(argument: &Path, links: Links) -> Result<Self, Missing> {
+        let parts = split(argument.as_os_str().as_bytes());
+        let name = parts.and_then(|(_, name)| Name::new(name).ok());
+        let opened = match (parts, &name) {
+            (None, _) => Self::open_contents(argument),
+            (Some((parent, _)), Some(name)) => Self::open_named(argument, parent, name, links),
+            (Some(_), None) => Err(Errno::NAMETOOLONG),
+        };
+        opened.map_err(|cause| Missing { argument: argument.to_path_buf(), name, cause })
+    }
+
+    fn open_contents(argument: &Path) -> Result<Self, Errno> {
         let path = if argument.as_os_str().is_empty() { Path::new(".") } else { argument };
-        let root = beneath::open_operator(path, OFlags::RDONLY)
-            .map_err(StorageError::io(Operation::Open, path.as_os_str().as_bytes()))?;
+        let root = beneath::open_operator(path, OFlags::RDONLY)?;
         let argument = argument.to_path_buf();
         Ok(Self { argument, root: Arc::new(root), name: None, is_single: false })
     }
 
-    fn open_named(argument: &Path, parent: &[u8], name: &[u8]) -> Result<Self, StorageError> {
-        let shown = argument.as_os_str().as_bytes();
-        let invalid = |_| std::io::Error::from(std::io::ErrorKind::InvalidFilename);
-        let name =
-            Name::new(name).map_err(invalid).map_err(StorageError::io(Operation::Open, shown))?;
+    fn open_named(
+        argument: &Path,
+        parent: &[u8],
+        name: &Name,
+        links: Links,
+    ) -> Result<Self, Errno> {
         let parent = Path::new(std::ffi::OsStr::from_bytes(parent));
-        let root = beneath::open_operator(parent, OFlags::PATH)
-            .map_err(StorageError::io(Operation::Open, shown))?;
-        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-        let stat = rustix::fs::statat(&root, name.as_bytes(), flags)
-            .map_err(StorageError::io(Operation::Open, shown))?;
+        let root = beneath::open_operator(parent, OFlags::PATH)?;
+        let mut stat = rustix::fs::statat(&root, name.as_bytes(), AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            let target = rustix::fs::readlinkat(&root, name.as_bytes(), Vec::new())?;
+            let is_followed = match links {
+                Links::Follow => true,
+                Links::FollowUnsafe => links::is_unsafe(target.as_bytes(), name.as_bytes()),
+                Links::Keep | Links::OnlySafe => false,
+            };
+            if is_followed {
+                // That it leads to nothing is found, and told, by the walk.
+                stat = rustix::fs::statat(&root, name.as_bytes(), AtFlags::empty()).unwrap_or(stat);
+            }
+        }
         let is_single = FileType::from_raw_mode(stat.st_mode) != FileType::Directory;
         let argument = argument.to_path_buf();
-        Ok(Self { argument, root: Arc::new(root), name: Some(name), is_single })
+        Ok(Self { argument, root: Arc::new(root), name: Some(name.clone()), is_single })
     }
 }
 
@@ -91,9 +145,31 @@ mod tests {
 
     #[test]
     fn a_missing_source_is_named() {
-        let error = Origin::open(Path::new("/nowhere/at all")).unwrap_err();
+        let open = |paths: &[&str]| {
+            let paths: Vec<_> = paths.iter().map(PathBuf::from).collect();
+            open_all(&paths, Links::Keep)
+        };
+        let error = open(&["/nowhere/at all", "/nowhere/"]).unwrap_err();
         assert!(error.to_string().starts_with("cannot open /nowhere/at all: No such file"));
-        assert!(Origin::open(Path::new("/nowhere/")).is_err());
-        assert!(Origin::open(Path::new("/etc/passwd/")).is_err());
+        assert!(open(&["/etc/passwd/"]).is_err());
+        assert!(open(&[&"x".repeat(256)]).is_err());
+        let (origins, missing) = open(&["/nowhere/at all", "/etc", "/nowhere/"]).unwrap();
+        assert_eq!((origins.len(), missing.len()), (1, 2));
+        assert_eq!(missing[0].name.as_ref().map(Name::as_bytes), Some(&b"at all"[..]));
+        assert!(missing[1].name.is_none());
+    }
+
+    #[test]
+    fn a_followed_symlink_is_what_it_leads_to() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::create_dir(temp.path().join("dir")).unwrap();
+        for (name, target) in [("in", "dir"), ("out", "/etc"), ("dangling", "nowhere")] {
+            std::os::unix::fs::symlink(target, temp.path().join(name)).unwrap();
+        }
+        let is_single =
+            |name: &str, links| Origin::open(&temp.path().join(name), links).unwrap().is_single;
+        assert!(is_single("in", Links::Keep) && is_single("in", Links::FollowUnsafe));
+        assert!(!is_single("in", Links::Follow) && !is_single("out", Links::FollowUnsafe));
+        assert!(is_single("out", Links::OnlySafe) && is_single("dangling", Links::Follow));
     }
 }

@@ -5,22 +5,25 @@
 //! what is known of it when it is opened and again after its last read.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use rustix::fs::{Advice, AtFlags, FileType, Mode as FsMode, OFlags, SeekFrom};
+use rustix::fs::{Advice, AtFlags, FileType, Mode as FsMode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::origin::Origin;
+use super::examine::{Examiner, Target};
+use super::remove::Unlinked;
+use super::select::Selection;
 use super::tree::Tree;
-use super::walk::{self, Found};
-use super::{Look, beneath, blocking, source_error};
+use super::walk::{self, Node, Survey};
+use super::{Look, beneath, blocking, origin, source_error};
 use crate::protocol::buffer::{Buffer, BufferError, Pool};
 use crate::protocol::chunk::{ByteRange, Chunk, ChunkData, Digest, Pack, PackMember, RangeHasher};
 use crate::protocol::manifest::Escaped;
-use crate::protocol::message::{Entry, Failure, FailureCode, Kind};
-use crate::storage::{Operation, PackRead, Source, StorageError};
+use crate::protocol::message::{Entry, Failure, FailureCode, Kind, Metadata, Options};
+use crate::protocol::sparse::{Extent, Sparse};
+use crate::storage::{self, Operation, PackRead, Source, StorageError};
 
 /// How much is read and then hashed at a time, in bytes.
 pub const PIECE_LEN: usize = 1 << 20;
@@ -32,9 +35,11 @@ pub struct LocalSource {
 }
 
 #[derive(Debug)]
-struct Inner {
-    origins: Vec<Origin>,
-    tree: Tree<()>,
+pub(super) struct Inner {
+    pub survey: Survey,
+    pub tree: Tree<Node>,
+    /// What was removed, as far as other names of it may be still to be removed.
+    pub unlinked: Unlinked,
     /// Set when the system refused to leave access times alone: only a file's owner may ask that.
     touches_atime: AtomicBool,
 }
@@ -55,37 +60,120 @@ struct OpenFile {
 }
 
 impl LocalSource {
-    /// Opens the directories that hold the sources.
+    /// Opens the directories that hold the sources. Of what is in them, only `paths` are meant if
+    /// there are any, relative to the top of the transfer.
     ///
     /// # Errors
     ///
-    /// If one of the sources does not exist or cannot be entered.
-    pub fn open(sources: &[PathBuf]) -> Result<Self, StorageError> {
-        let origins =
-            sources.iter().map(|path| Origin::open(path)).collect::<Result<Vec<_>, _>>()?;
+    /// If none of the sources exists and can be entered, or if a filter rule or a change of
+    /// permissions in the options means nothing.
+    pub fn open(
+        sources: &[PathBuf],
+        options: &Options,
+        paths: Option<Vec<Vec<u8>>>,
+    ) -> Result<Self, StorageError> {
+        let preserve = options.preserve.clone();
+        let examiner = Examiner::new(options).map_err(|text| {
+            StorageError::io(Operation::Read, b"--chmod")(std::io::Error::other(text))
+        })?;
+        let selection = Selection::new(options, paths)?;
+        let (origins, missing) = origin::open_all(sources, options.select.links)?;
+        let contents = origins.iter().find(|origin| origin.name.is_none());
+        let root = match contents.filter(|_| selection.has_top()) {
+            Some(origin) => {
+                let shown = origin.argument.as_os_str().as_encoded_bytes();
+                let sight = examiner
+                    .directory(origin.root.as_fd())
+                    .map_err(StorageError::io(Operation::Stat, shown))?;
+                Some((sight.metadata, sight.complaint))
+            }
+            None => None,
+        };
         let roots = origins.iter().map(|origin| Arc::clone(&origin.root)).collect();
-        let tree = Tree::new(roots, OFlags::RDONLY);
-        let touches_atime = AtomicBool::new(false);
-        Ok(Self { inner: Arc::new(Inner { origins, tree, touches_atime }) })
+        // Going through a directory takes fewer rights than listing it.
+        let flags = if selection.is_by_name() { OFlags::PATH } else { OFlags::RDONLY };
+        let tree = Tree::new(roots, flags).following(examiner.follows());
+        let leaders = (options.remove_source_files && preserve.hard_links).then(Mutex::default);
+        let survey = Survey { origins, missing, examiner, selection, preserve, root, leaders };
+        let (touches_atime, unlinked) = (AtomicBool::new(false), Unlinked::default());
+        Ok(Self { inner: Arc::new(Inner { survey, tree, unlinked, touches_atime }) })
+    }
+}
+
+/// For a sink on the same machine.
+impl LocalSource {
+    /// Opens a file as [`Source::open`] does.
+    pub(super) fn open_copied(&self, entry: &Arc<Entry>) -> Result<CopiedFile, StorageError> {
+        let (fd, stat) = self.inner.open(entry)?;
+        let look = Look::new(&stat);
+        let blocks = u64::try_from(stat.st_blocks).unwrap_or_default();
+        let sparse = blocks.saturating_mul(512) < look.size;
+        let file = OpenFile { fd, entry: Arc::clone(entry), look, sparse };
+        Ok(CopiedFile { file, device: stat.st_dev })
+    }
+
+    /// Checks that an open file, and what its name leads to, is still what was opened.
+    pub(super) fn confirm_copied(&self, file: &CopiedFile) -> Result<(), StorageError> {
+        self.inner.confirm(&file.file)
+    }
+
+    /// Checks that an open file is still what was opened.
+    pub(super) fn confirm_content(&self, file: &CopiedFile) -> Result<(), StorageError> {
+        let OpenFile { fd, entry, look, .. } = &file.file;
+        let now = rustix::fs::fstat(fd).map_err(self.inner.error(Operation::Stat, entry))?;
+        if Look::new(&now) == *look { Ok(()) } else { Err(self.inner.changed(entry)) }
+    }
+
+    /// The error for a file that ended before its size.
+    pub(super) fn changed(&self, file: &CopiedFile) -> StorageError {
+        self.inner.changed(&file.file.entry)
+    }
+
+    /// For `map_err` on reading.
+    pub(super) fn read_error(&self, file: &CopiedFile) -> impl FnOnce(Errno) -> StorageError {
+        self.inner.error(Operation::Read, &file.file.entry)
+    }
+}
+
+/// A file of a source that is open for copying.
+#[derive(Debug)]
+pub(super) struct CopiedFile {
+    file: OpenFile,
+    /// The file system that it is on.
+    pub device: u64,
+}
+
+impl CopiedFile {
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.fd.as_fd()
+    }
+
+    pub fn size(&self) -> u64 {
+        self.file.look.size
+    }
+
+    /// Whether it has fewer blocks than its size needs.
+    pub fn is_sparse(&self) -> bool {
+        self.file.sparse
     }
 }
 
 impl Inner {
-    fn path(&self, entry: &Entry) -> Vec<u8> {
+    pub fn path(&self, entry: &Entry) -> Vec<u8> {
         self.tree.path(entry.parent, entry.name.as_bytes())
     }
 
     /// For `map_err` on what was done with an entry.
-    fn error(&self, operation: Operation, entry: &Entry) -> impl FnOnce(Errno) -> StorageError {
+    pub fn error(&self, operation: Operation, entry: &Entry) -> impl FnOnce(Errno) -> StorageError {
         move |cause| source_error(operation, self.path(entry), cause)
     }
 
-    fn changed(&self, entry: &Entry) -> StorageError {
+    pub fn changed(&self, entry: &Entry) -> StorageError {
         StorageError::Changed { path: self.path(entry) }
     }
 
     /// Opens a regular file that is what its entry says, and nothing else.
-    fn open(&self, entry: &Entry) -> Result<(OwnedFd, rustix::fs::Stat), StorageError> {
+    fn open(&self, entry: &Entry) -> Result<(OwnedFd, Stat), StorageError> {
         let dir = self
             .tree
             .parent_of(entry.id, entry.parent)
@@ -106,12 +194,28 @@ impl Inner {
         // Opening a FIFO must not wait for somebody who writes into it.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
         if !self.touches_atime.load(Ordering::Relaxed) {
-            match beneath::open_name(dir, name, flags | OFlags::NOATIME, FsMode::empty()) {
+            match self.open_name(dir, name, flags | OFlags::NOATIME) {
                 Err(Errno::PERM) => self.touches_atime.store(true, Ordering::Relaxed),
                 answer => return answer,
             }
         }
-        beneath::open_name(dir, name, flags, FsMode::empty())
+        self.open_name(dir, name, flags)
+    }
+
+    /// Opens a file, through a symlink only where symlinks are followed.
+    fn open_name(&self, dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        if self.survey.examiner.follows() {
+            beneath::open_through(dir, name, flags)
+        } else {
+            beneath::open_name(dir, name, flags, FsMode::empty())
+        }
+    }
+
+    /// Looks at a name, and through a symlink only where symlinks are followed.
+    pub fn stat_name(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Stat, Errno> {
+        let follows = self.survey.examiner.follows();
+        let flags = if follows { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
+        rustix::fs::statat(dir, name, flags)
     }
 
     /// Checks that a file, and what its name leads to, is still what was opened.
@@ -122,7 +226,8 @@ impl Inner {
             .tree
             .parent_of(entry.id, entry.parent)
             .map_err(self.error(Operation::Stat, entry))?;
-        let named = rustix::fs::statat(&dir, entry.name.as_bytes(), AtFlags::SYMLINK_NOFOLLOW)
+        let named = self
+            .stat_name(dir.as_fd(), entry.name.as_bytes())
             .map_err(self.error(Operation::Stat, entry))?;
         let same_name = (named.st_ino, named.st_dev) == (now.st_ino, now.st_dev);
         if same_name && Look::new(&now) == file.look { Ok(()) } else { Err(self.changed(entry)) }
@@ -135,13 +240,59 @@ impl Inner {
         version: u16,
         mut buffer: Buffer,
     ) -> Result<Chunk, StorageError> {
-        if file.sparse && self.is_hole(file, range)? {
-            drop(buffer);
-            return Ok(Chunk::hole(range, version));
+        let extents = if file.sparse { self.extents(file, range)? } else { None };
+        if let Some(extents) = extents {
+            if extents.is_empty() {
+                drop(buffer);
+                return Ok(Chunk::hole(range, version));
+            }
+            if let Some(len) = Sparse::payload_len(range.len(), &extents) {
+                buffer.truncate(len);
+                return self.read_extents(file, range, version, &extents, buffer);
+            }
         }
         let mut hasher = RangeHasher::new(range);
-        let mut at = range.offset();
-        for piece in buffer.chunks_mut(PIECE_LEN) {
+        self.read_hashed(file, range.offset(), &mut buffer, &mut hasher)?;
+        let digest = hasher.finish().map_err(|_| self.changed(&file.entry))?;
+        Ok(Chunk { range, version, digest, data: ChunkData::Bytes(buffer.freeze()) })
+    }
+
+    /// Reads what has data, behind its table, and hashes zeros between.
+    fn read_extents(
+        &self,
+        file: &OpenFile,
+        range: ByteRange,
+        version: u16,
+        extents: &[Extent],
+        mut buffer: Buffer,
+    ) -> Result<Chunk, StorageError> {
+        let mut hasher = RangeHasher::new(range);
+        let (table, mut data) = buffer.split_at_mut(Sparse::table_len(extents.len()));
+        let mut at = 0;
+        for extent in extents {
+            hasher.update_zeros(u64::from(extent.start - at));
+            let (place, rest) = data.split_at_mut(extent.len as usize);
+            let offset = range.offset() + u64::from(extent.start);
+            self.read_hashed(file, offset, place, &mut hasher)?;
+            (data, at) = (rest, extent.start + extent.len);
+        }
+        hasher.update_zeros(u64::from(range.len() - at));
+        let digest = hasher.finish().map_err(|_| self.changed(&file.entry))?;
+        Sparse::write_table(range.len(), digest, extents, table);
+        let chunk = Chunk::sparse(range, version, buffer.freeze());
+        chunk.ok_or_else(|| self.changed(&file.entry))
+    }
+
+    /// Fills `place` from an offset of the file, and hashes each piece while it is in the cache.
+    fn read_hashed(
+        &self,
+        file: &OpenFile,
+        offset: u64,
+        place: &mut [u8],
+        hasher: &mut RangeHasher,
+    ) -> Result<(), StorageError> {
+        let mut at = offset;
+        for piece in place.chunks_mut(PIECE_LEN) {
             let read = read_full(file.fd.as_fd(), piece, at)
                 .map_err(self.error(Operation::Read, &file.entry))?;
             if read < piece.len() {
@@ -150,24 +301,53 @@ impl Inner {
             hasher.update(piece);
             at += read as u64;
         }
-        let digest = hasher.finish().map_err(|_| self.changed(&file.entry))?;
-        Ok(Chunk { range, version, digest, data: ChunkData::Bytes(buffer.freeze()) })
+        Ok(())
     }
 
-    /// Whether no byte of the range was ever written.
-    fn is_hole(&self, file: &OpenFile, range: ByteRange) -> Result<bool, StorageError> {
-        let end = range.offset() + u64::from(range.len());
-        match rustix::fs::seek(&file.fd, SeekFrom::Data(range.offset())) {
-            Ok(data) => Ok(data >= end),
-            // No data up to the end, which may have come nearer.
-            Err(Errno::NXIO) => {
-                let now = rustix::fs::fstat(&file.fd)
-                    .map_err(self.error(Operation::Stat, &file.entry))?;
-                if Look::new(&now).size < end { Err(self.changed(&file.entry)) } else { Ok(true) }
+    /// Where the range has data, in whole blocks; `None` if that is not known or is in too many
+    /// pieces.
+    fn extents(
+        &self,
+        file: &OpenFile,
+        range: ByteRange,
+    ) -> Result<Option<Vec<Extent>>, StorageError> {
+        let (start, len) = (range.offset(), range.len());
+        let end = start + u64::from(len);
+        let within = |at: u64| u32::try_from(at.saturating_sub(start)).unwrap_or(len).min(len);
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut at = 0;
+        while at < len {
+            let data = match rustix::fs::seek(&file.fd, SeekFrom::Data(start + u64::from(at))) {
+                Ok(data) if data < end => data,
+                Ok(_) => break,
+                // No data up to the end, which may have come nearer.
+                Err(Errno::NXIO) => {
+                    self.check_reaches(file, end)?;
+                    break;
+                }
+                // This file system does not know.
+                Err(_) => return Ok(None),
+            };
+            let Ok(hole) = rustix::fs::seek(&file.fd, SeekFrom::Hole(data)) else {
+                return Ok(None);
+            };
+            let first = within(data) / Sparse::ALIGNMENT * Sparse::ALIGNMENT;
+            // A hole that was filled meanwhile must not keep this from going on.
+            let past = within(hole.max(data + 1)).next_multiple_of(Sparse::ALIGNMENT).min(len);
+            let is_full = extents.len() == Sparse::MAX_EXTENTS;
+            match extents.last_mut() {
+                Some(last) if last.start + last.len >= first => last.len = past - last.start,
+                _ if is_full => return Ok(None),
+                _ => extents.push(Extent { start: first, len: past - first }),
             }
-            // This file system does not know.
-            Err(_) => Ok(false),
+            at = past;
         }
+        Ok(Some(extents))
+    }
+
+    fn check_reaches(&self, file: &OpenFile, end: u64) -> Result<(), StorageError> {
+        let now = rustix::fs::fstat(&file.fd).map_err(self.error(Operation::Stat, &file.entry))?;
+        if Look::new(&now).size < end { Err(self.changed(&file.entry)) } else { Ok(()) }
     }
 
     fn read_pack(&self, number: u64, files: &[(Arc<Entry>, u16)], mut buffer: Buffer) -> PackRead {
@@ -225,19 +405,24 @@ impl Inner {
             .tree
             .parent_of(entry.id, entry.parent)
             .map_err(self.error(Operation::Stat, entry))?;
-        let found =
-            Found::look(dir.as_fd(), entry.name.as_bytes(), FileType::Unknown, || self.path(entry))
-                .map_err(|(operation, cause)| self.error(operation, entry)(cause))?;
-        let kind = match found.kind {
+        let path = || self.path(entry);
+        let target = Target { dir: dir.as_fd(), name: entry.name.as_bytes(), path: &path };
+        let sight = self
+            .survey
+            .examiner
+            .look(target, FileType::Unknown, OFlags::PATH)
+            .map_err(|refusal| refusal.into_error(path()))?;
+        let became = |what: &str| {
+            let text = format!("{} became {what} meanwhile", Escaped(&path()));
+            Kind::Unsendable(Failure::new(FailureCode::Changed, text))
+        };
+        let kind = match sight.kind {
             // Its content was never announced, and cannot be any more.
-            Kind::Directory if entry.kind != Kind::Directory => {
-                let text = format!("{} became a directory meanwhile", Escaped(&self.path(entry)));
-                Kind::Unsendable(Failure::new(FailureCode::Changed, text))
-            }
+            Kind::Directory if entry.kind != Kind::Directory => became("a directory"),
+            Kind::Unselected => became("a symlink that leads out of the source"),
             kind => kind,
         };
-        let (mode, mtime) = (found.mode, found.mtime);
-        Ok(Entry { kind, mode, mtime, ..entry.clone() })
+        Ok(Entry { kind, metadata: sight.metadata, ..entry.clone() })
     }
 }
 
@@ -245,12 +430,23 @@ impl Source for LocalSource {
     type File = SourceFile;
 
     fn is_single_file(&self) -> bool {
-        matches!(self.inner.origins.as_slice(), [origin] if origin.is_single)
+        let survey = &self.inner.survey;
+        survey.missing.is_empty()
+            && matches!(survey.origins.as_slice(), [origin] if origin.is_single)
     }
 
-    async fn walk(&self, found: flume::Sender<Entry>) -> Result<(), StorageError> {
+    fn root(&self) -> Option<Metadata> {
+        self.inner.survey.root.as_ref().map(|(metadata, _)| metadata.clone())
+    }
+
+    async fn remove(&self, entries: Vec<Arc<Entry>>) -> Vec<Result<(), StorageError>> {
         let inner = Arc::clone(&self.inner);
-        blocking(move || walk::walk(&inner.origins, &inner.tree, found)).await
+        blocking(move || entries.iter().map(|entry| inner.remove(entry)).collect()).await
+    }
+
+    async fn walk(&self, found: flume::Sender<storage::Found>) -> Result<(), StorageError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || walk::walk(&inner.survey, &inner.tree, found)).await
     }
 
     async fn open(&self, entry: Arc<Entry>) -> Result<SourceFile, StorageError> {
@@ -333,7 +529,7 @@ fn matches_entry(look: &Look, entry: &Entry) -> bool {
         Kind::File(file) => {
             let known = Look {
                 size: file.size,
-                mtime: entry.mtime,
+                mtime: entry.metadata.mtime,
                 ctime: file.stamp.ctime,
                 inode: file.stamp.inode,
             };
@@ -474,6 +670,38 @@ mod tests {
             let range = range(&entry, index, 3 << 20);
             let chunk = source.read(file.clone(), range, 0, &pool()).await.unwrap();
             assert_eq!(matches!(chunk.data, ChunkData::Hole), is_hole);
+            assert!(chunk.verify().is_ok());
+        }
+    }
+
+    /// T53, FRAME-10: what has no data is not read, unless that saves too little.
+    #[tokio::test]
+    async fn a_chunk_with_holes_travels_without_them() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("sparse");
+        let file = fs::File::create(&path).unwrap();
+        let size = (2 << 20) + 5000;
+        file.set_len(size).unwrap();
+        let write = |at, data: &[u8]| {
+            std::os::unix::fs::FileExt::write_all_at(&file, data, at).unwrap();
+        };
+        (0..128).for_each(|n| write(n * 8192 + 4000, &[1; 50]));
+        write(1 << 20, &vec![2; (1 << 20) - 65_536]);
+        write((2 << 20) + 4999, b"x");
+        let (source, entry) = only(&path).await;
+        let file = source.open(Arc::clone(&entry)).await.unwrap();
+        let plain = fs::read(&path).unwrap();
+        for (index, sent) in [(0, Some(40 + 128 * 8 + 128 * 4096)), (1, None), (2, None)] {
+            let range = range(&entry, index, size);
+            let chunk = source.read(file.clone(), range, 0, &pool()).await.unwrap();
+            let payload = match &chunk.data {
+                ChunkData::Sparse(sparse) => Some(sparse.payload().len()),
+                _ => None,
+            };
+            assert_eq!(payload, sent, "chunk {index}");
+            let mut hasher = RangeHasher::new(range);
+            hasher.update(&plain[usize::try_from(range.offset()).unwrap()..]);
+            assert_eq!(hasher.finish(), Ok(chunk.digest));
             assert!(chunk.verify().is_ok());
         }
     }

@@ -15,7 +15,9 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode as FsMode, OFlags};
 use rustix::io::Errno;
 use tokio::time::Instant;
 
-use super::{STATE_NAME, beneath, blocking};
+use super::metadata::set_mtime;
+use super::{STATE_NAME, beneath, blocking, mtime};
+use crate::protocol::manifest::Timestamp;
 use crate::storage::{Operation, StorageError};
 
 /// How long to wait for another process to let go of the journal.
@@ -36,6 +38,8 @@ pub struct StateDir {
     journal: File,
     /// For messages.
     path: Vec<u8>,
+    /// The root's mtime before and after our directory was made in it.
+    touched: Option<(Timestamp, Timestamp)>,
 }
 
 /// Why there is no lock yet.
@@ -83,7 +87,10 @@ impl StateDir {
     }
 
     fn try_open(root: Arc<OwnedFd>, job: String, path: Vec<u8>) -> Result<Self, Refusal> {
+        let look = || rustix::fs::fstat(&root).map(|stat| mtime(&stat)).ok();
+        let before = look();
         let all_jobs = own_directory(root.as_fd(), STATE_NAME)?;
+        let touched = before.zip(look()).filter(|(before, after)| before != after);
         let dir = own_directory(all_jobs.as_fd(), job.as_bytes())?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK;
         let journal = beneath::open_name(dir.as_fd(), JOURNAL, flags, FsMode::RUSR | FsMode::WUSR)
@@ -106,7 +113,7 @@ impl StateDir {
         if !is_ours {
             return Err(Refusal::Foreign);
         }
-        Ok(Self { root, all_jobs, dir, job, journal: File::from(journal), path })
+        Ok(Self { root, all_jobs, dir, job, journal: File::from(journal), path, touched })
     }
 
     /// The journal, open for reading and writing.
@@ -124,7 +131,16 @@ impl StateDir {
         // Still locked, so that nobody can have begun to use it.
         rustix::fs::unlinkat(&self.dir, JOURNAL, AtFlags::empty()).map_err(failed)?;
         remove_if_empty(self.all_jobs.as_fd(), self.job.as_bytes()).map_err(failed)?;
-        remove_if_empty(self.root.as_fd(), STATE_NAME).map_err(failed)
+        let looked = rustix::fs::fstat(&self.root);
+        remove_if_empty(self.root.as_fd(), STATE_NAME).map_err(failed)?;
+        if let Ok(stat) = looked {
+            // The destination's own times are set already; where nothing but this directory has come
+            // and gone, they are as if it had not. Whose they are not to set keeps them.
+            let now = mtime(&stat);
+            let time = self.touched.filter(|(_, after)| *after == now).map_or(now, |it| it.0);
+            let _ = set_mtime(self.root.as_fd(), time);
+        }
+        Ok(())
     }
 }
 

@@ -13,9 +13,10 @@ use crate::protocol::chunk::{
 };
 use crate::protocol::manifest::{Name, Timestamp};
 use crate::protocol::message::{
-    Durability, Entry, FileKind, Kind, Mode, Options, Resume, SocketOptions, Stamp,
+    Changes, Durability, Entry, FileKind, Kind, Metadata, Mode, Options, Preserve, Resume, Select,
+    SocketOptions, Stamp, Update,
 };
-use crate::storage::{Placed, Sink, Source, StorageError};
+use crate::storage::{Found, Placed, Sink, Source, StorageError};
 
 pub const JOB: [u8; 16] = [0xab; 16];
 
@@ -29,8 +30,11 @@ pub fn options() -> Options {
         resume: Resume::Trust,
         durability: Durability::None,
         dry_run: false,
-        preserve_mode: true,
-        preserve_times: true,
+        preserve: Preserve::default(),
+        select: Select::default(),
+        update: Update::default(),
+        delete: None,
+        remove_source_files: false,
         port_range: None,
         loopback: true,
         sockets: SocketOptions::default(),
@@ -45,12 +49,37 @@ pub fn sink(path: &Path) -> LocalSink {
     LocalSink::open(path.as_os_str().as_bytes(), false, JOB, &options()).unwrap()
 }
 
+pub fn sink_with(path: &Path, options: &Options) -> LocalSink {
+    LocalSink::open(path.as_os_str().as_bytes(), false, JOB, options).unwrap()
+}
+
+/// What is in a directory, and in those below it, in order of paths.
+pub fn tree(path: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut pending = vec![path.to_path_buf()];
+    while let Some(dir) = pending.pop() {
+        for item in std::fs::read_dir(&dir).unwrap().map(Result::unwrap) {
+            if item.file_type().unwrap().is_dir() {
+                pending.push(item.path());
+            }
+            found.push(item.path().strip_prefix(path).unwrap().to_string_lossy().into_owned());
+        }
+    }
+    found.sort();
+    found
+}
+
 /// Everything that a walk of these paths finds, in order.
 pub async fn walk(paths: &[PathBuf]) -> (LocalSource, Vec<Arc<Entry>>) {
-    let source = LocalSource::open(paths).unwrap();
+    let source = LocalSource::open(paths, &options(), None).unwrap();
     let (sender, receiver) = flume::unbounded();
     source.walk(sender).await.unwrap();
-    (source, receiver.into_iter().map(Arc::new).collect())
+    let entries = receiver.into_iter().filter_map(|found| match found {
+        Found::Entry(entry) => Some(Arc::new(entry)),
+        _ => None,
+    });
+    let entries = entries.collect();
+    (source, entries)
 }
 
 /// An entry made by hand, as a peer could.
@@ -60,8 +89,12 @@ pub fn entry(id: u64, parent: u64, name: &[u8], kind: Kind) -> Arc<Entry> {
         parent: EntryId(parent),
         name: Name::new(name).unwrap(),
         kind,
-        mode: Mode::from_raw(0o644),
-        mtime: Timestamp::new(1_000_000, 5).unwrap(),
+        is_linked: false,
+        metadata: Metadata {
+            mode: Mode::from_raw(0o644),
+            mtime: Timestamp::new(1_000_000, 5).unwrap(),
+            ..Metadata::default()
+        },
     })
 }
 
@@ -94,6 +127,31 @@ pub fn size(entry: &Entry) -> Option<u64> {
     }
 }
 
+/// What an entry that was not there is said to need.
+pub const CREATED: Changes = Changes::CREATED_WITH_CONTENT;
+
+/// Writes small files and puts them in their places.
+pub async fn write_files(
+    sink: &LocalSink,
+    files: Vec<(VerifiedFile, Arc<Entry>)>,
+) -> Vec<Result<(), StorageError>> {
+    let entries: Vec<_> = files.iter().map(|(_, entry)| Arc::clone(entry)).collect();
+    let mut written = Vec::new();
+    for (file, entry) in sink.prepare_files(files).await.into_iter().zip(entries) {
+        written.push(match file {
+            Ok(file) => sink.commit_files(vec![(file, entry)]).await.remove(0),
+            Err(error) => Err(error),
+        });
+    }
+    written
+}
+
+/// Finishes, and returns what could not be kept.
+pub async fn finish(sink: &LocalSink) -> Vec<(EntryId, StorageError)> {
+    sink.finish().await;
+    sink.complaints()
+}
+
 /// Sends one file in chunks and puts it in its place.
 pub async fn copy_file(
     source: &LocalSource,
@@ -118,20 +176,20 @@ pub async fn copy(paths: &[PathBuf], destination: &Path, threshold: u64) -> Loca
     let sink = sink(destination);
     for (entry, placed) in entries.iter().zip(sink.place(entries.clone()).await) {
         let placed = placed.unwrap();
-        match size(entry).filter(|_| placed == Placed::Wanted) {
+        match size(entry).filter(|_| placed == Placed::Wanted(CREATED)) {
             Some(size) if size < threshold => {
                 let room = Pack::table_len(1) + usize::try_from(size).unwrap();
                 let buffer = pool().take(room).await.unwrap();
                 let read = source.read_pack(0, vec![(Arc::clone(entry), 0)], buffer).await;
                 let files = read.pack.unwrap().verify().unwrap().into_parts().0;
                 let files = files.into_iter().map(|file| (file, Arc::clone(entry))).collect();
-                sink.write_files(files).await.remove(0).unwrap();
+                write_files(&sink, files).await.remove(0).unwrap();
             }
             Some(_) => copy_file(&source, &sink, entry).await.unwrap(),
             None => {}
         }
     }
-    assert!(sink.finish().await.is_empty());
+    assert!(finish(&sink).await.is_empty());
     sink.sync_all().await.unwrap();
     sink
 }

@@ -27,6 +27,8 @@ pub struct Tree<T> {
     /// Empty only where nothing exists yet, in a dry run.
     roots: Vec<Arc<OwnedFd>>,
     flags: OFlags,
+    /// Whether directories may be reached through symlinks.
+    follows: bool,
     state: Mutex<State<T>>,
 }
 
@@ -76,7 +78,14 @@ impl<T: Copy> Tree<T> {
             open: HashMap::new(),
             clock: 0,
         };
-        Self { roots, flags, state: Mutex::new(state) }
+        Self { roots, flags, follows: false, state: Mutex::new(state) }
+    }
+
+    /// Reaches directories through symlinks too, if asked to: only for what the operator wants to
+    /// be followed.
+    #[must_use]
+    pub fn following(self, follows: bool) -> Self {
+        Self { follows, ..self }
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
@@ -126,6 +135,23 @@ impl<T: Copy> Tree<T> {
         self.state().find(id).map(|record| record.value)
     }
 
+    /// What a directory is in.
+    pub fn parent(&self, id: EntryId) -> Option<EntryId> {
+        self.state().find(id).map(|record| record.parent)
+    }
+
+    /// The nearest directory, from this one upwards, whose value passes a test.
+    pub fn find_upwards(&self, mut id: EntryId, test: impl Fn(T) -> bool) -> Option<EntryId> {
+        let state = self.state();
+        while let Some(record) = state.find(id) {
+            if test(record.value) {
+                return Some(id);
+            }
+            id = record.parent;
+        }
+        None
+    }
+
     /// The directory that something is in: `parent` is its directory's identity and `id` its own.
     ///
     /// # Errors
@@ -138,8 +164,12 @@ impl<T: Copy> Tree<T> {
             if way.path.is_empty() {
                 return Ok(way.start);
             }
-            let fd = beneath::open_directory(way.start.as_fd(), &way.path, self.flags)?;
-            let fd = Arc::new(fd);
+            let open = if self.follows {
+                beneath::open_directory_through
+            } else {
+                beneath::open_directory
+            };
+            let fd = Arc::new(open(way.start.as_fd(), &way.path, self.flags)?);
             self.state().keep(way.end, Arc::clone(&fd));
             if way.end == parent {
                 return Ok(fd);

@@ -1,44 +1,86 @@
 //! Finding what a source has.
 //!
-//! In: origins. Out: entries, one by one, parents before their children. One directory is listed at
-//! a time and its subdirectories wait in a stack of identities, so that memory grows with the
-//! directories only, depth costs nothing, and no recursion is needed.
+//! In: origins, and what of them is meant. Out: entries, one by one, parents before their children.
+//! One directory is listed at a time and its subdirectories wait in a stack of identities, so that
+//! memory grows with the directories only, depth costs nothing, and no recursion is needed.
 
 use std::collections::HashMap;
-use std::mem::MaybeUninit;
+use std::io;
+use std::sync::{Arc, Mutex};
 
-use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, FileType, OFlags, RawDir, SeekFrom, Stat};
+use rustix::fd::{AsFd as _, BorrowedFd};
+use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::origin::Origin;
-use super::tree::{Place, Tree};
-use super::{Look, STATE_NAME, beneath, mtime, source_error};
+use super::examine::Examiner;
+use super::links::HardLinks;
+use super::origin::{Missing, Origin};
+use super::select::{self, Selection};
+use super::told::Told;
+use super::tree::Tree;
+use super::visit::{Aim, Spot, Visit};
+use super::{Look, beneath, source_error};
 use crate::protocol::chunk::EntryId;
-use crate::protocol::manifest::{Escaped, Name, Timestamp};
-use crate::protocol::message::{Entry, Failure, FailureCode, FileKind, Kind, Mode, Stamp};
-use crate::storage::{Operation, StorageError};
+use crate::protocol::manifest::{Escaped, Name};
+use crate::protocol::message::{Entry, Failure, FailureCode, Kind, Metadata, Preserve};
+use crate::storage::filter::Scope;
+use crate::storage::{Found, Operation, StorageError};
 
 /// Room for names that the kernel lists at once, in bytes.
 const LIST_LEN: usize = 64 << 10;
 
-/// Nobody listens any more.
-struct Gone;
+/// What is to be found, and how.
+#[derive(Debug)]
+pub struct Survey {
+    pub origins: Vec<Origin>,
+    pub missing: Vec<Missing>,
+    pub examiner: Examiner,
+    pub selection: Selection,
+    pub preserve: Preserve,
+    /// What the directory is like whose contents are the source, if that is kept.
+    pub root: Option<(Metadata, Option<Failure>)>,
+    /// What leaders of hard links are, if their other names are to be removed some day.
+    pub leaders: Option<Mutex<HashMap<EntryId, Leader>>>,
+}
 
-/// Sends every entry below the origins.
+/// A file of which hard links were found: its device, and what it is.
+pub type Leader = (u64, Look);
+
+/// What is known of each directory of a source: which one it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Node {
+    device: u64,
+    inode: u64,
+}
+
+impl Node {
+    pub fn new(stat: &Stat) -> Self {
+        Self { device: stat.st_dev, inode: stat.st_ino }
+    }
+}
+
+/// Nobody listens any more.
+pub struct Gone;
+
+/// Sends every entry that is meant.
 pub fn walk(
-    origins: &[Origin],
-    tree: &Tree<()>,
-    found: flume::Sender<Entry>,
+    survey: &Survey,
+    tree: &Tree<Node>,
+    found: flume::Sender<Found>,
 ) -> Result<(), StorageError> {
     let mut walk = Walk {
-        origins,
+        survey,
         tree,
         found,
         last: 0,
         origin: 0,
         pending: Vec::new(),
         taken: HashMap::new(),
+        hard_links: HardLinks::default(),
+        told: Told::new(&survey.preserve),
+        lists_root: false,
+        is_root_complete: true,
+        buffer: Vec::with_capacity(LIST_LEN),
         first_error: None,
     };
     match walk.run() {
@@ -47,382 +89,241 @@ pub fn walk(
     }
 }
 
-struct Walk<'a> {
-    origins: &'a [Origin],
-    tree: &'a Tree<()>,
-    found: flume::Sender<Entry>,
+pub struct Walk<'a> {
+    pub survey: &'a Survey,
+    pub tree: &'a Tree<Node>,
+    found: flume::Sender<Found>,
     /// The identity that was given last.
-    last: u64,
+    pub last: u64,
     /// The index of the origin that is being walked.
-    origin: usize,
-    /// Directories that are not listed yet.
-    pending: Vec<EntryId>,
+    pub origin: usize,
+    /// Directories that are not listed yet, with what applies around them.
+    pub pending: Vec<Directory>,
     /// Names at the top and the origins that they came from; unused with a single origin.
-    taken: HashMap<Name, usize>,
+    pub taken: HashMap<Name, usize>,
+    pub hard_links: HardLinks,
+    told: Told,
+    /// Whether contents of a source lie directly in ROOT, and whether they all were found.
+    lists_root: bool,
+    is_root_complete: bool,
+    buffer: Vec<u8>,
     /// What could not be listed to its end. There is no entry that could carry it.
     first_error: Option<StorageError>,
 }
 
+/// A directory in which things are looked for.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    pub id: EntryId,
+    /// How many levels below ROOT it is.
+    pub depth: u32,
+    /// The device on which the walk is to stay, if that matters and is known by now.
+    pub device: Option<u64>,
+    /// The filter rules in force: until it is listed, those of the directory around it. `None` if
+    /// nothing is filtered.
+    pub scope: Option<Scope>,
+}
+
 impl Walk<'_> {
     fn run(&mut self) -> Result<(), Gone> {
-        let mut buffer = Vec::with_capacity(LIST_LEN);
-        let origins = self.origins;
-        for (index, origin) in origins.iter().enumerate() {
-            self.origin = index;
-            self.tree.begin_root(EntryId(self.last + 1));
-            let root = origin.root.as_fd();
-            match &origin.name {
-                Some(name) => {
-                    self.visit(root, EntryId::ROOT, name.as_bytes(), FileType::Unknown)?;
-                }
-                None => self.list(root, EntryId::ROOT, buffer.spare_capacity_mut())?,
+        if let Some((metadata, complaint)) = &self.survey.root {
+            self.tell_owners(metadata)?;
+            self.complain(EntryId::ROOT, complaint.clone())?;
+        }
+        let paths = self.survey.selection.paths.as_ref();
+        for path in paths.map_or(&[][..], |paths| &paths.refused) {
+            let text = format!("{} is no path below the source, and is left out", Escaped(path));
+            self.complain(EntryId::ROOT, Some(Failure::new(FailureCode::Io, text)))?;
+        }
+        match paths {
+            Some(paths) if self.survey.selection.is_by_name() => self.find_paths(paths)?,
+            _ => self.find_all()?,
+        }
+        self.tell_missing()?;
+        if self.lists_root && self.is_root_complete {
+            self.send(Found::Listed(EntryId::ROOT))?;
+        }
+        Ok(())
+    }
+
+    fn find_all(&mut self) -> Result<(), Gone> {
+        let survey = self.survey;
+        for (index, origin) in survey.origins.iter().enumerate() {
+            let top = self.begin(index)?;
+            if !survey.selection.enters(0) {
+                continue;
             }
-            while let Some(id) = self.pending.pop() {
-                match self.tree.directory(id) {
-                    Ok(dir) => self.list(dir.as_fd(), id, buffer.spare_capacity_mut())?,
-                    Err(cause) => self.note(id, cause),
+            let dir = origin.root.as_fd();
+            if let Some(name) = &origin.name {
+                let spot = Spot { dir, at: &top, prefix: b"" };
+                let visit = self.visit(
+                    &spot,
+                    name.as_bytes(),
+                    FileType::Unknown,
+                    Aim::Named { whole: true },
+                )?;
+                self.is_root_complete &= !matches!(visit, Visit::Refused { is_known: false });
+            } else {
+                self.lists_root = true;
+                self.list(dir, top)?;
+            }
+            self.list_pending()?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with the next origin, and returns its top.
+    pub fn begin(&mut self, origin: usize) -> Result<Directory, Gone> {
+        self.origin = origin;
+        self.tree.begin_root(EntryId(self.last + 1));
+        let scope = self.survey.selection.rules.as_ref().map(super::super::filter::Rules::root);
+        let mut top = Directory { id: EntryId::ROOT, depth: 0, device: None, scope };
+        let origin = self.survey.origins.get(origin);
+        let starts = !self.survey.selection.is_by_name();
+        if let Some(origin) = origin.filter(|origin| starts && origin.name.is_none()) {
+            match rustix::fs::fstat(&origin.root) {
+                Ok(stat) => top.device = Some(stat.st_dev),
+                Err(cause) => self.note(EntryId::ROOT, cause)?,
+            }
+        }
+        Ok(top)
+    }
+
+    /// Lists what was found to be a directory, and what is found in it.
+    pub fn list_pending(&mut self) -> Result<(), Gone> {
+        let is_by_name = self.survey.selection.is_by_name();
+        while let Some(directory) = self.pending.pop() {
+            let opened = self.tree.directory(directory.id).and_then(|dir| {
+                if is_by_name {
+                    beneath::open_child(dir.as_fd(), b".", OFlags::RDONLY).map(Arc::new)
+                } else {
+                    Ok(dir)
                 }
+            });
+            match opened {
+                Ok(dir) => self.list(dir.as_fd(), directory)?,
+                Err(cause) => self.note(directory.id, cause)?,
             }
         }
         Ok(())
     }
 
     /// Sends what is in one directory.
-    fn list(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        id: EntryId,
-        buffer: &mut [MaybeUninit<u8>],
-    ) -> Result<(), Gone> {
-        if let Err(cause) = rustix::fs::seek(dir, SeekFrom::Start(0)) {
-            self.note(id, cause);
-        }
-        let mut names = RawDir::new(dir, buffer);
-        while let Some(answer) = names.next() {
-            match answer {
-                Ok(item) => match item.file_name().to_bytes() {
-                    b"." | b".." => {}
-                    name => self.visit(dir, id, name, item.file_type())?,
-                },
-                Err(Errno::INTR) => {}
-                Err(cause) => {
-                    self.note(id, cause);
-                    break;
-                }
-            }
+    fn list(&mut self, dir: BorrowedFd<'_>, mut at: Directory) -> Result<(), Gone> {
+        let prefix = self.tree.path(at.id, b"");
+        let is_complete = self.enter(dir, &mut at, &prefix)?
+            && self.list_entered(&Spot { dir, at: &at, prefix: &prefix })?;
+        if at.id == EntryId::ROOT {
+            self.is_root_complete &= is_complete;
+        } else if is_complete {
+            self.send(Found::Listed(at.id))?;
         }
         Ok(())
     }
 
-    /// Sends one thing, and remembers it if it is a directory.
-    fn visit(
+    /// Puts the filter rules of a directory in force, or tells why that cannot be.
+    pub fn enter(
         &mut self,
         dir: BorrowedFd<'_>,
-        parent: EntryId,
-        raw_name: &[u8],
-        hint: FileType,
-    ) -> Result<(), Gone> {
-        let Ok(name) = Name::new(raw_name) else {
-            // Linux has no such names; another system's file system might.
-            self.note(parent, Errno::ILSEQ);
-            return Ok(());
-        };
-        self.last += 1;
-        let id = EntryId(self.last);
-        let (name, found) = match self.admit(parent, name) {
-            Ok(name) => {
-                let found = Found::examine(dir, name.as_bytes(), hint, || {
-                    self.tree.path(parent, name.as_bytes())
-                });
-                (name, found)
+        at: &mut Directory,
+        prefix: &[u8],
+    ) -> Result<bool, Gone> {
+        let Some(scope) = &at.scope else { return Ok(true) };
+        let path = prefix.strip_suffix(b"/").unwrap_or(prefix);
+        match select::enter(scope, dir, path) {
+            Ok(scope) => at.scope = Some(scope),
+            Err(error) => {
+                let cause = io::Error::other(error);
+                self.note_error(StorageError::io(Operation::List, path)(cause))?;
+                return Ok(false);
             }
-            Err((name, failure)) => (name, Found::unsendable(failure)),
-        };
-        if let Some(fd) = found.directory {
-            self.tree.insert(Place { id, parent, name: name.as_bytes() }, (), Some(fd));
-            self.pending.push(id);
         }
-        let (kind, mode, mtime) = (found.kind, found.mode, found.mtime);
-        self.found.send(Entry { id, parent, name, kind, mode, mtime }).map_err(|_| Gone)
+        Ok(true)
     }
 
-    /// Decides whether something may be sent. If not, it gets a name under which that can be told.
-    fn admit(&mut self, parent: EntryId, name: Name) -> Result<Name, (Name, Failure)> {
-        if parent != EntryId::ROOT {
-            return Ok(name);
+    /// Returns whether everything was found.
+    fn list_entered(&mut self, spot: &Spot<'_>) -> Result<bool, Gone> {
+        if let Err(cause) = rustix::fs::seek(spot.dir, SeekFrom::Start(0)) {
+            self.note(spot.at.id, cause)?;
+            return Ok(false);
         }
-        if self.origins.len() > 1 {
-            if let Some(first) = self.taken.get(&name) {
-                let failure = self.conflict(*first, name.as_bytes());
-                return Err((self.substitute(name), failure));
-            }
-            self.taken.insert(name.clone(), self.origin);
-        }
-        if name.as_bytes() == STATE_NAME {
-            let text = ".fastsync holds the state of unfinished jobs and is not transferred";
-            return Err((name, Failure::new(FailureCode::Unsupported, text)));
-        }
-        Ok(name)
-    }
-
-    /// Another name for an entry whose own is taken, as no two entries may have the same.
-    fn substitute(&mut self, name: Name) -> Name {
-        let bytes = name.as_bytes();
-        let start = bytes.get(..200).unwrap_or(bytes);
-        let free = (self.last..).find_map(|number| {
-            let candidate = [start, format!("~{number}").as_bytes()].concat();
-            Name::new(&candidate).ok().filter(|name| !self.taken.contains_key(name))
-        });
-        let name = free.unwrap_or(name);
-        self.taken.insert(name.clone(), self.origin);
-        name
-    }
-
-    fn conflict(&self, first: usize, name: &[u8]) -> Failure {
-        let path = |index: usize| {
-            use std::os::unix::ffi::OsStrExt as _;
-            let origin = self.origins.get(index);
-            let argument = origin.map_or(&b""[..], |origin| origin.argument.as_os_str().as_bytes());
-            let mut path = argument.to_vec();
-            if origin.is_some_and(|origin| origin.name.is_none()) {
-                if !path.is_empty() && !path.ends_with(b"/") {
-                    path.push(b'/');
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut is_complete = true;
+        let mut names = RawDir::new(spot.dir, buffer.spare_capacity_mut());
+        while let Some(answer) = names.next() {
+            match answer {
+                Ok(item) => match item.file_name().to_bytes() {
+                    b"." | b".." => {}
+                    name => {
+                        let visit = self.visit(spot, name, item.file_type(), Aim::Listed)?;
+                        is_complete &= !matches!(visit, Visit::Refused { is_known: false });
+                    }
+                },
+                Err(Errno::INTR) => {}
+                Err(cause) => {
+                    self.note(spot.at.id, cause)?;
+                    is_complete = false;
+                    break;
                 }
-                path.extend_from_slice(name);
             }
-            path
-        };
-        let text = format!(
-            "{} is left out: {} has the same name at the destination; transfer them separately",
-            Escaped(&path(self.origin)),
-            Escaped(&path(first)),
-        );
-        Failure::new(FailureCode::Conflict, text)
+        }
+        self.buffer = buffer;
+        Ok(is_complete)
     }
 
-    fn note(&mut self, id: EntryId, cause: Errno) {
+    /// Tells of the sources that could not be opened, under names that others have not taken.
+    fn tell_missing(&mut self) -> Result<(), Gone> {
+        for missing in &self.survey.missing {
+            self.is_root_complete = false;
+            let error = missing.error();
+            let Some(name) = missing.name.clone() else {
+                self.note_error(error)?;
+                continue;
+            };
+            let name = if self.taken.contains_key(&name) {
+                self.substitute(name)
+            } else {
+                self.taken.insert(name.clone(), self.origin);
+                name
+            };
+            self.last += 1;
+            self.send(Found::Entry(Entry {
+                id: EntryId(self.last),
+                parent: EntryId::ROOT,
+                name,
+                kind: Kind::Unsendable(error.to_failure()),
+                is_linked: false,
+                metadata: Metadata::default(),
+            }))?;
+        }
+        Ok(())
+    }
+
+    pub fn tell_owners(&mut self, metadata: &Metadata) -> Result<(), Gone> {
+        self.told.learn(metadata).map_or(Ok(()), |owners| self.send(owners))
+    }
+
+    pub fn complain(&self, entry: EntryId, failure: Option<Failure>) -> Result<(), Gone> {
+        failure.map_or(Ok(()), |failure| self.send(Found::Complaint { entry, failure }))
+    }
+
+    pub fn send(&self, found: Found) -> Result<(), Gone> {
+        self.found.send(found).map_err(|_| Gone)
+    }
+
+    /// Takes note that a directory could not be listed to its end.
+    pub fn note(&mut self, id: EntryId, cause: Errno) -> Result<(), Gone> {
         let path = self.tree.path(id, b"");
         let path = path.strip_suffix(b"/").unwrap_or(&path).to_vec();
-        self.first_error.get_or_insert_with(|| source_error(Operation::List, path, cause));
-    }
-}
-
-/// What a name leads to.
-pub struct Found {
-    pub kind: Kind,
-    pub mode: Mode,
-    pub mtime: Timestamp,
-    /// A directory, open for listing.
-    pub directory: Option<OwnedFd>,
-}
-
-impl Found {
-    /// Looks at a name, and makes of every failure something that can be told.
-    fn examine(
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        hint: FileType,
-        path: impl Fn() -> Vec<u8>,
-    ) -> Self {
-        Self::look(dir, name, hint, &path).unwrap_or_else(|(operation, cause)| {
-            Self::unsendable(source_error(operation, path(), cause).to_failure())
-        })
+        self.note_error(source_error(Operation::List, path, cause))
     }
 
-    /// Looks at a name. `hint` is the type that a listing gave, which saves a system call.
-    pub fn look(
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        hint: FileType,
-        path: impl Fn() -> Vec<u8>,
-    ) -> Result<Self, (Operation, Errno)> {
-        if hint == FileType::Directory {
-            match Self::open(dir, name) {
-                // It became something else since it was listed.
-                Err((_, Errno::NOTDIR | Errno::LOOP)) => {}
-                answer => return answer,
-            }
+    /// The first error is the answer of the walk; later ones are told at once.
+    fn note_error(&mut self, error: StorageError) -> Result<(), Gone> {
+        if self.first_error.is_some() {
+            return self.complain(EntryId::ROOT, Some(error.to_failure()));
         }
-        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|cause| (Operation::Stat, cause))?;
-        let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => return Self::open(dir, name),
-            FileType::RegularFile => Kind::File(file_kind(&stat)),
-            FileType::Symlink => {
-                let target = rustix::fs::readlinkat(dir, name, Vec::new())
-                    .map_err(|cause| (Operation::Read, cause))?;
-                Kind::Symlink { target: target.into_bytes() }
-            }
-            special => Kind::Unsendable(unsupported(special, &path())),
-        };
-        Ok(Self::with(&stat, kind, None))
-    }
-
-    fn open(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Self, (Operation, Errno)> {
-        let fd = beneath::open_child(dir, name, OFlags::RDONLY)
-            .map_err(|cause| (Operation::Open, cause))?;
-        let stat = rustix::fs::fstat(&fd).map_err(|cause| (Operation::Stat, cause))?;
-        Ok(Self::with(&stat, Kind::Directory, Some(fd)))
-    }
-
-    fn with(stat: &Stat, kind: Kind, directory: Option<OwnedFd>) -> Self {
-        Self { kind, mode: Mode::from_raw(stat.st_mode), mtime: mtime(stat), directory }
-    }
-
-    fn unsendable(failure: Failure) -> Self {
-        let kind = Kind::Unsendable(failure);
-        Self { kind, mode: Mode::default(), mtime: Timestamp::default(), directory: None }
-    }
-}
-
-fn file_kind(stat: &Stat) -> FileKind {
-    let look = Look::new(stat);
-    FileKind { size: look.size, stamp: Stamp { inode: look.inode, ctime: look.ctime } }
-}
-
-fn unsupported(kind: FileType, path: &[u8]) -> Failure {
-    let kind = match kind {
-        FileType::Fifo => "a FIFO",
-        FileType::Socket => "a socket",
-        FileType::CharacterDevice | FileType::BlockDevice => "a device",
-        _ => "of an unknown type",
-    };
-    let text = format!("{} is {kind}, and special files are not transferred", Escaped(path));
-    Failure::new(FailureCode::Unsupported, text)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::ffi::OsStr;
-    use std::fs;
-    use std::os::unix::ffi::OsStrExt as _;
-    use std::path::PathBuf;
-
-    use super::super::testing::walk;
-    use super::*;
-    use crate::storage::Source as _;
-
-    fn failure(entry: &Entry) -> &Failure {
-        match &entry.kind {
-            Kind::Unsendable(failure) => failure,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[tokio::test]
-    async fn names_are_bytes() {
-        let temp = tempfile::tempdir().unwrap();
-        let mut names =
-            vec![b"-rf".to_vec(), b"a\nb".to_vec(), b"\xff\xfe".to_vec(), vec![b'x'; 255]];
-        for name in &names {
-            fs::write(temp.path().join(OsStr::from_bytes(name)), b"").unwrap();
-        }
-        let (source, entries) = walk(&[temp.path().join("")]).await;
-        let mut found: Vec<_> = entries.iter().map(|entry| source.path(entry)).collect();
-        found.sort();
-        names.sort();
-        assert_eq!(found, names);
-        assert!(!source.is_single_file());
-    }
-
-    #[tokio::test]
-    async fn special_files_are_told_and_never_opened() {
-        let temp = tempfile::tempdir().unwrap();
-        let fifo = temp.path().join("fifo");
-        let mode = rustix::fs::Mode::from_raw_mode(0o600);
-        rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, mode, 0).unwrap();
-        std::os::unix::fs::symlink("../nowhere", temp.path().join("link")).unwrap();
-        let _socket = std::os::unix::net::UnixListener::bind(temp.path().join("socket")).unwrap();
-        let (_, entries) = walk(&[temp.path().to_path_buf()]).await;
-        assert_eq!(entries.len(), 4);
-        for entry in &entries {
-            match entry.name.as_bytes() {
-                b"link" => {
-                    assert_eq!(entry.kind, Kind::Symlink { target: b"../nowhere".to_vec() });
-                }
-                b"fifo" | b"socket" => {
-                    assert_eq!(failure(entry).code, FailureCode::Unsupported);
-                    assert!(failure(entry).text().contains("special files are not transferred"));
-                }
-                _ => assert_eq!(entry.kind, Kind::Directory),
-            }
-        }
-    }
-
-    /// ENTRY-1.
-    #[tokio::test]
-    async fn a_slash_decides_what_is_at_the_top() {
-        let temp = tempfile::tempdir().unwrap();
-        fs::create_dir(temp.path().join("dir")).unwrap();
-        fs::write(temp.path().join("dir/file"), b"x").unwrap();
-        std::os::unix::fs::symlink("dir", temp.path().join("link")).unwrap();
-        let paths = async |name: &str| {
-            let (source, entries) = walk(&[temp.path().join(name)]).await;
-            let paths = entries.iter().map(|entry| source.path(entry)).collect::<Vec<_>>();
-            (source.is_single_file(), String::from_utf8(paths.join(&b' ')).unwrap())
-        };
-        assert_eq!(paths("dir").await, (false, "dir dir/file".to_owned()));
-        assert_eq!(paths("dir/").await, (false, "file".to_owned()));
-        assert_eq!(paths("dir/.").await, (false, "file".to_owned()));
-        assert_eq!(paths("link").await, (true, "link".to_owned()));
-        assert_eq!(paths("link/").await, (false, "file".to_owned()));
-        assert_eq!(paths("dir/file").await, (true, "file".to_owned()));
-    }
-
-    #[tokio::test]
-    async fn no_two_entries_share_a_name_at_the_top() {
-        let temp = tempfile::tempdir().unwrap();
-        for dir in ["a", "b", "c/same"] {
-            fs::create_dir_all(temp.path().join(dir)).unwrap();
-        }
-        fs::write(temp.path().join("a/same"), b"").unwrap();
-        fs::write(temp.path().join("b/same"), b"").unwrap();
-        let sources: Vec<PathBuf> =
-            ["a/", "b/", "c/same"].iter().map(|name| temp.path().join(name)).collect();
-        let (_, entries) = walk(&sources).await;
-        let mut names: Vec<_> = entries.iter().map(|entry| entry.name.clone()).collect();
-        names.sort();
-        names.dedup();
-        assert_eq!((entries.len(), names.len()), (3, 3));
-        for (entry, own) in entries[1..].iter().zip(["b/same", "c/same"]) {
-            let failure = failure(entry);
-            assert_eq!(failure.code, FailureCode::Conflict);
-            assert!(failure.text().contains(own) && failure.text().contains("a/same"), "{failure}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_directory_that_cannot_be_opened_is_told() {
-        let temp = tempfile::tempdir().unwrap();
-        fs::create_dir(temp.path().join("gone")).unwrap();
-        let dir = beneath::open_operator(temp.path(), OFlags::RDONLY).unwrap();
-        fs::remove_dir(temp.path().join("gone")).unwrap();
-        let found = Found::examine(dir.as_fd(), b"gone", FileType::Directory, || b"p".to_vec());
-        assert!(
-            matches!(found.kind, Kind::Unsendable(failure) if failure.code == FailureCode::Vanished)
-        );
-    }
-
-    /// T56. Root may open everything, so there is nothing to see for it.
-    #[tokio::test]
-    async fn a_directory_without_permission_is_told() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let temp = tempfile::tempdir().unwrap();
-        fs::create_dir(temp.path().join("closed")).unwrap();
-        fs::set_permissions(temp.path().join("closed"), fs::Permissions::from_mode(0o000)).unwrap();
-        let (_, entries) = walk(&[temp.path().join("")]).await;
-        if !rustix::process::geteuid().is_root() {
-            assert_eq!(failure(&entries[0]).code, FailureCode::Permission);
-        }
-    }
-
-    #[tokio::test]
-    async fn the_walk_ends_when_nobody_listens() {
-        let temp = tempfile::tempdir().unwrap();
-        (0..100).for_each(|n| fs::write(temp.path().join(n.to_string()), b"").unwrap());
-        let source = super::super::LocalSource::open(&[temp.path().to_path_buf()]).unwrap();
-        let (sender, receiver) = flume::bounded(1);
-        drop(receiver);
-        source.walk(sender).await.unwrap();
+        self.first_error = Some(error);
+        Ok(())
     }
 }

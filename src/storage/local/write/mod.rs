@@ -1,29 +1,46 @@
 //! Verified chunks into files.
 //!
 //! In: entries and verified data. Out: complete files under their final names. Until its last
-//! rename a file has a temporary name in the same directory, and the old file stays whole.
+//! rename a file has a temporary name in the same directory, and the old file stays whole; but with
+//! [`Update::in_place`], the old file itself is written to.
+//!
+//! Here are the sink and its names; `file.rs` has what is done with a single file.
+
+mod file;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode as FsMode, OFlags};
+use rustix::fd::OwnedFd;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+pub use file::{create_new, write_all, write_hole};
+
+use super::backup::Backups;
+use super::copy::{CopyState, Pairs};
+use super::delete;
 use super::destination::Destination;
-use super::place::Wish;
-use super::read::{PIECE_LEN, read_full, take};
+use super::granularity::Granularity;
+use super::link_dest::LinkDest;
+use super::owners::Owners;
+use super::place::{DirectoryAcls, Wish};
+use super::read::{LocalSource, PIECE_LEN, take};
+use super::small::Prepared;
 use super::state::StateDir;
+use super::sync::Devices;
 use super::tree::Tree;
-use super::{STATE_NAME, beneath, blocking, only_mtime};
+use super::{STATE_NAME, blocking};
 use crate::protocol::buffer::Pool;
-use crate::protocol::chunk::{
-    ByteRange, ChunkData, Digest, EntryId, RangeHasher, VerifiedChunk, VerifiedFile,
-};
+use crate::protocol::chunk::{ByteRange, Digest, EntryId, VerifiedChunk, VerifiedFile};
 use crate::protocol::manifest::Name;
-use crate::protocol::message::{Entry, Kind, Options};
-use crate::storage::{Operation, Placed, Sink, StorageError};
+use crate::protocol::message::{
+    Delete, Deleted, Deletions, Durability, Entry, Links, Metadata, Options, Owner, Preserve,
+    Update,
+};
+use crate::storage::filter::Rules;
+use crate::storage::{NameSet, Operation, Placed, Sink, StorageError};
 
 /// A directory of the local file system, as a [`Sink`].
 #[derive(Clone, Debug)]
@@ -39,19 +56,43 @@ pub struct Inner {
     pub tree: Tree<Wish>,
     pub job: [u8; 16],
     pub dry_run: bool,
-    pub preserve_mode: bool,
-    pub preserve_times: bool,
+    pub preserve: Preserve,
+    pub links: Links,
+    pub update: Update,
+    pub owners: Owners,
+    pub link_dest: LinkDest,
+    /// Found when it first matters.
+    pub granularity: OnceLock<Granularity>,
+    pub directory_acls: Mutex<DirectoryAcls>,
+    /// Whether the root's own metadata is set.
+    pub keeps_root: bool,
+    /// What the root itself is to be like in the end.
+    pub root_metadata: Mutex<Option<Metadata>>,
     /// Permission bits that new files do not get.
     pub umask: u32,
     /// What the only source is called here, and which entry that turned out to be.
     rename: Option<Name>,
     renamed: OnceLock<EntryId>,
+    pub delete: Option<Delete>,
+    /// What is protected from deletion; empty if nothing is deleted.
+    pub rules: Rules,
+    pub durability: Durability,
+    pub backups: Backups,
+    /// The file systems that were written to.
+    pub devices: Devices,
+    /// Where files are copied from, if that is on this machine.
+    pub source: OnceLock<LocalSource>,
+    /// How files can be copied from one file system to another.
+    pub pairs: Pairs,
     /// Set when the file system was found unable to hold files without a name.
     pub no_unnamed: AtomicBool,
+    /// Set when it was found out how a file without a name can get one.
+    pub can_name: AtomicBool,
     /// Set when the system was found to refuse giving a name to a bare descriptor.
     pub no_empty_path: AtomicBool,
     /// The job's lock, once it is held: writes that are still under way when a session ends keep it.
     lock: OnceLock<std::fs::File>,
+    pub complaints: Mutex<Vec<(EntryId, StorageError)>>,
 }
 
 /// A file of a [`LocalSink`] under its temporary name.
@@ -61,7 +102,7 @@ pub struct SinkFile {
 }
 
 #[derive(Debug)]
-struct TempFile {
+pub struct TempFile {
     fd: OwnedFd,
     entry: Arc<Entry>,
     inode: u64,
@@ -70,11 +111,16 @@ struct TempFile {
     /// The version of the source that this run wrote first. What another version wrote may be
     /// where this one has a hole.
     version: OnceLock<u16>,
+    /// Whether this is the file with the final name.
+    is_in_place: bool,
+    /// The file of the source, once something is copied from it.
+    copy: CopyState,
 }
 
 impl TempFile {
     fn new(fd: OwnedFd, entry: Arc<Entry>, inode: u64, is_left_over: bool) -> Self {
-        Self { fd, entry, inode, is_left_over, version: OnceLock::new() }
+        let (version, copy) = (OnceLock::new(), CopyState::default());
+        Self { fd, entry, inode, is_left_over, version, is_in_place: false, copy }
     }
 
     /// Whether nothing but zeros can be where a chunk of this version goes.
@@ -99,31 +145,69 @@ impl LocalSink {
     ///
     /// # Errors
     ///
-    /// If something else than a directory is there, or the directory cannot be made or entered.
+    /// If something else than a directory is there, or the directory cannot be made or entered; or
+    /// if a filter rule cannot be used.
     pub fn open(
         destination: &[u8],
         single_file: bool,
         job: [u8; 16],
         options: &Options,
     ) -> Result<Self, StorageError> {
+        let rules = delete::protection(options)
+            .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidInput, error))
+            .map_err(StorageError::io(Operation::Open, destination))?;
         let found = Destination::open(destination, single_file, options.dry_run)?;
         let root = found.root.map(Arc::new);
+        // What this run makes is made like the source's; what was there is changed only if asked for.
+        let keeps_root = options.preserve.root || found.is_new;
+        let owners = Owners::new(&options.preserve).map_err(|cause| {
+            StorageError::io(Operation::SetOwner, destination)(std::io::Error::other(cause))
+        })?;
+        let link_dest = LinkDest::open(&found.path, &options.update.link_dest)?;
         let inner = Inner {
             root_path: found.path,
             tree: Tree::new(root.iter().cloned().collect(), OFlags::PATH),
             root,
             job,
             dry_run: options.dry_run,
-            preserve_mode: options.preserve_mode,
-            preserve_times: options.preserve_times,
+            preserve: options.preserve.clone(),
+            links: options.select.links,
+            update: options.update.clone(),
+            owners,
+            link_dest,
+            granularity: OnceLock::new(),
+            directory_acls: Mutex::default(),
+            keeps_root,
+            root_metadata: Mutex::default(),
             umask: umask(),
             rename: found.rename,
             renamed: OnceLock::new(),
+            delete: options.delete,
+            rules,
+            durability: options.durability,
+            backups: Backups::default(),
+            devices: Devices::default(),
+            source: OnceLock::new(),
+            pairs: Pairs::default(),
             no_unnamed: AtomicBool::new(false),
+            can_name: AtomicBool::new(false),
             no_empty_path: AtomicBool::new(false),
             lock: OnceLock::new(),
+            complaints: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Copies from this source by itself: the entries that come are its own.
+    #[must_use]
+    pub fn with_source(self, source: LocalSource) -> Self {
+        let _ = self.inner.source.set(source);
+        self
+    }
+
+    #[cfg(test)]
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
     }
 
     /// The directory below which everything is written.
@@ -187,8 +271,7 @@ impl Inner {
     }
 
     fn is_temp_name(&self, name: &[u8]) -> bool {
-        let hash = name.strip_prefix(self.temp_prefix().as_bytes());
-        hash.is_some_and(|hash| hash.len() == 16 && hash.iter().all(u8::is_ascii_hexdigit))
+        is_any_temp_name(name) && name.starts_with(self.temp_prefix().as_bytes())
     }
 
     pub fn path(&self, entry: &Entry) -> Vec<u8> {
@@ -223,152 +306,15 @@ impl Inner {
         }
     }
 
-    /// The permission bits that a file gets in the end.
-    pub fn file_mode(&self, entry: &Entry) -> u32 {
-        if self.preserve_mode { entry.mode.bits() & 0o777 } else { 0o666 & !self.umask }
-    }
-
-    /// Gives an open file its mode and times.
-    pub fn set_metadata(&self, file: BorrowedFd<'_>, entry: &Entry) -> Step<()> {
-        rustix::fs::fchmod(file, FsMode::from_raw_mode(self.file_mode(entry)))
-            .map_err(at(Operation::SetMode))?;
-        if self.preserve_times {
-            rustix::fs::futimens(file, &only_mtime(entry.mtime))
-                .map_err(at(Operation::SetTimes))?;
-        }
-        Ok(())
-    }
-
-    fn create(&self, entry: Arc<Entry>) -> Result<SinkFile, StorageError> {
-        let temp = self.temp_name(self.name_of(&entry)?);
-        let dir = self.parent(&entry)?;
-        let fd = create_new(dir.as_fd(), &temp, OFlags::RDWR).map_err(self.error(&entry))?;
-        let made = rustix::fs::ftruncate(&fd, size_of(&entry))
-            .map_err(at(Operation::Create))
-            .and_then(|()| rustix::fs::fstat(&fd).map_err(at(Operation::Stat)));
-        match made {
-            Ok(stat) => {
-                let file = TempFile::new(fd, entry, stat.st_ino, false);
-                Ok(SinkFile { inner: Arc::new(file) })
-            }
-            Err(step) => {
-                let _ = rustix::fs::unlinkat(&dir, &temp, AtFlags::empty());
-                Err(self.error(&entry)(step))
-            }
-        }
-    }
-
-    fn reopen(&self, entry: Arc<Entry>, identity: u64) -> Result<Option<SinkFile>, StorageError> {
-        let temp = self.temp_name(self.name_of(&entry)?);
-        let dir = self.parent(&entry)?;
-        // Whatever may have taken the name, opening it must not wait.
-        let flags = OFlags::RDWR | OFlags::NONBLOCK;
-        let fd = match beneath::open_name(dir.as_fd(), &temp, flags, FsMode::empty()) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ISDIR | Errno::ACCESS) => {
-                return Ok(None);
-            }
-            Err(cause) => return Err(self.error(&entry)((Operation::Open, cause))),
-        };
-        let stat =
-            rustix::fs::fstat(&fd).map_err(|cause| self.error(&entry)((Operation::Stat, cause)))?;
-        let is_ours = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-            && stat.st_ino == identity
-            && u64::try_from(stat.st_size) == Ok(size_of(&entry))
-            && stat.st_nlink == 1;
-        let file = TempFile::new(fd, entry, identity, true);
-        Ok(is_ours.then(|| SinkFile { inner: Arc::new(file) }))
-    }
-
-    fn commit(&self, file: &TempFile, entry: &Entry) -> Result<(), StorageError> {
-        self.set_metadata(file.fd.as_fd(), entry).map_err(self.error(entry))?;
-        let name = self.name_of(entry)?;
-        let temp = self.temp_name(name);
-        let dir = self.parent(entry)?;
-        let renamed = check_inode(dir.as_fd(), &temp, file.inode)
-            .and_then(|()| rustix::fs::renameat(&dir, &temp, &dir, name));
-        renamed.map_err(|cause| self.error(entry)((Operation::Rename, cause)))
-    }
-
-    fn discard(&self, file: &TempFile) -> Result<(), StorageError> {
-        let temp = self.temp_name(self.name_of(&file.entry)?);
-        let dir = self.parent(&file.entry)?;
-        match remove_if(dir.as_fd(), &temp, file.inode) {
-            Ok(()) | Err(Errno::NOENT | Errno::STALE) => Ok(()),
-            Err(cause) => Err(self.error(&file.entry)((Operation::Remove, cause))),
-        }
-    }
-
-    /// The journal may have been tampered with, so its path is checked like a peer's.
-    fn discard_left_over(&self, path: &[u8], identity: u64) -> Option<()> {
-        let root = self.root.as_ref()?;
-        let (dirs, name) = match path.iter().rposition(|byte| *byte == b'/') {
-            Some(slash) => (path.get(..slash)?, path.get(slash + 1..)?),
-            None => (&b""[..], path),
-        };
-        let name = Name::new(name).ok()?;
-        let opened = if dirs.is_empty() {
-            None
-        } else {
-            Some(beneath::open_directory(root.as_fd(), dirs, OFlags::PATH).ok()?)
-        };
-        let dir = opened.as_ref().map_or(root.as_fd(), |dir| dir.as_fd());
-        remove_if(dir, &self.temp_name(name.as_bytes()), identity).ok()
-    }
-
-    fn write(&self, file: &TempFile, chunk: &VerifiedChunk) -> Result<(), StorageError> {
-        let range = chunk.range();
-        let is_untouched = file.is_untouched_for(chunk.version());
-        let written = match chunk.data() {
-            ChunkData::Bytes(data) => write_all(file.fd.as_fd(), data, range.offset()),
-            ChunkData::Hole if is_untouched => Ok(()),
-            ChunkData::Hole => write_hole(file, range),
-        };
-        written.map_err(|cause| self.error(&file.entry)((Operation::Write, cause)))
-    }
-
-    fn digest(
-        &self,
-        file: &TempFile,
-        range: ByteRange,
-        piece: &mut [u8],
-    ) -> Result<Digest, StorageError> {
-        let failed = |cause: std::io::Error| {
-            StorageError::io(Operation::Read, &self.path(&file.entry))(cause)
-        };
-        let mut hasher = RangeHasher::new(range);
-        let end = range.offset() + u64::from(range.len());
-        let mut at = range.offset();
-        while at < end {
-            let read =
-                read_full(file.fd.as_fd(), piece, at).map_err(|cause| failed(cause.into()))?;
-            if read == 0 {
-                break;
-            }
-            hasher.update(piece.get(..read).unwrap_or_default());
-            at += read as u64;
-        }
-        let short = |_| failed(std::io::ErrorKind::UnexpectedEof.into());
-        hasher.finish().map_err(short)
-    }
-
-    fn sync_all(&self) -> Result<(), StorageError> {
-        use std::os::unix::ffi::OsStrExt as _;
-        let Some(root) = self.root.as_ref().filter(|_| !self.dry_run) else { return Ok(()) };
-        match rustix::fs::syncfs(root) {
-            // The root could only be entered, not opened.
-            Err(Errno::BADF) => {
-                rustix::fs::sync();
-                Ok(())
-            }
-            answer => answer
-                .map_err(StorageError::io(Operation::Sync, self.root_path.as_os_str().as_bytes())),
-        }
+    /// Takes note of what could not be kept of an entry whose content is there.
+    pub fn complain(&self, id: EntryId, error: StorageError) {
+        self.complaints.lock().unwrap_or_else(PoisonError::into_inner).push((id, error));
     }
 }
 
 impl Sink for LocalSink {
     type File = SinkFile;
+    type Prepared = Prepared;
 
     async fn place(&self, entries: Vec<Arc<Entry>>) -> Vec<Result<Placed, StorageError>> {
         let inner = Arc::clone(&self.inner);
@@ -428,15 +374,98 @@ impl Sink for LocalSink {
         let _ = blocking(move || inner.discard_left_over(&path, identity)).await;
     }
 
-    async fn write_files(
+    async fn prepare_files(
         &self,
         files: Vec<(VerifiedFile, Arc<Entry>)>,
+    ) -> Vec<Result<Prepared, StorageError>> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.prepare_files(&files)).await
+    }
+
+    async fn sync_prepared(&self) -> Result<(), StorageError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.sync_prepared()).await
+    }
+
+    fn max_prepared(&self) -> usize {
+        super::small::max_prepared()
+    }
+
+    async fn commit_files(
+        &self,
+        files: Vec<(Prepared, Arc<Entry>)>,
     ) -> Vec<Result<(), StorageError>> {
         let inner = Arc::clone(&self.inner);
         blocking(move || {
-            files.iter().map(|(file, entry)| inner.write_small(file.data(), entry)).collect()
+            files.iter().map(|(file, entry)| inner.commit_prepared(file, entry)).collect()
         })
         .await
+    }
+
+    async fn sync_name(&self, entry: Arc<Entry>) -> Result<(), StorageError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.sync_name(&entry)).await
+    }
+
+    fn learn_owners(&self, users: Vec<Owner>, groups: Vec<Owner>) {
+        self.inner.owners.learn(users, groups);
+    }
+
+    fn keep_root(&self, metadata: Metadata) {
+        self.inner.keep_root(metadata);
+    }
+
+    async fn place_compared(
+        &self,
+        entry: Arc<Entry>,
+        is_equal: bool,
+    ) -> Result<Placed, StorageError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.place_compared(&entry, is_equal)).await
+    }
+
+    async fn open_existing(&self, entry: Arc<Entry>) -> Result<SinkFile, StorageError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.open_existing(entry)).await
+    }
+
+    async fn link(&self, entry: Arc<Entry>, leader: Arc<Entry>) -> Result<Placed, StorageError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.place_link(&entry, &leader)).await
+    }
+
+    fn complaints(&self) -> Vec<(EntryId, StorageError)> {
+        let complaints = self.inner.complaints.lock();
+        std::mem::take(&mut *complaints.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn can_copy(&self) -> bool {
+        self.inner.source.get().is_some()
+    }
+
+    async fn copy_files(&self, entries: Vec<Arc<Entry>>) -> Vec<Result<Prepared, StorageError>> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.copy_files(&entries)).await
+    }
+
+    async fn copy_range(&self, file: SinkFile, range: ByteRange) -> Result<bool, StorageError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.copy_range(&file.inner, range)).await
+    }
+
+    async fn confirm_copy(&self, file: SinkFile) -> Result<(), StorageError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.confirm_copy(&file.inner)).await
+    }
+
+    async fn delete(
+        &self,
+        complete: Vec<EntryId>,
+        names: NameSet,
+        deleted: flume::Sender<Deleted>,
+    ) -> Result<Deletions, StorageError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.delete(&complete, &names, &deleted)).await
     }
 
     async fn sync_files(&self, files: Vec<SinkFile>) -> Result<(), StorageError> {
@@ -450,9 +479,11 @@ impl Sink for LocalSink {
         .await
     }
 
-    async fn finish(&self) -> Vec<(EntryId, StorageError)> {
+    async fn finish(&self) {
         let inner = Arc::clone(&self.inner);
-        blocking(move || inner.finish()).await
+        let mut complaints = blocking(move || inner.finish()).await;
+        let known = self.inner.complaints.lock();
+        known.unwrap_or_else(PoisonError::into_inner).append(&mut complaints);
     }
 
     async fn sync_all(&self) -> Result<(), StorageError> {
@@ -465,71 +496,17 @@ impl Sink for LocalSink {
     }
 }
 
-/// Creates a file under a temporary name, and removes what an earlier run left there.
-pub fn create_new(dir: BorrowedFd<'_>, temp: &[u8], access: OFlags) -> Step<OwnedFd> {
-    let flags = access | OFlags::CREATE | OFlags::EXCL;
-    let open = || beneath::open_name(dir, temp, flags, FsMode::RUSR | FsMode::WUSR);
-    match open() {
-        Err(Errno::EXIST) => {
-            rustix::fs::unlinkat(dir, temp, AtFlags::empty()).map_err(at(Operation::Remove))?;
-            open().map_err(at(Operation::Create))
-        }
-        answer => answer.map_err(at(Operation::Create)),
-    }
-}
-
-/// Writes all of `data` at an offset.
-pub fn write_all(file: BorrowedFd<'_>, data: &[u8], offset: u64) -> Result<(), Errno> {
-    let mut done = 0;
-    while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-        match rustix::io::pwrite(file, rest, offset + done as u64) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(written) => done += written,
-            Err(Errno::INTR) => {}
-            Err(cause) => return Err(cause),
-        }
-    }
-    Ok(())
-}
-
-/// Makes a hole where there may be data.
-fn write_hole(file: &TempFile, range: ByteRange) -> Result<(), Errno> {
-    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    let len = u64::from(range.len());
-    match rustix::fs::fallocate(&file.fd, flags, range.offset(), len) {
-        Ok(()) => Ok(()),
-        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-            let zeros = vec![0; PIECE_LEN.min(range.len() as usize)];
-            (0..len).step_by(PIECE_LEN).try_for_each(|start| {
-                let take = usize::try_from(len - start).unwrap_or(PIECE_LEN).min(PIECE_LEN);
-                let piece = zeros.get(..take).unwrap_or_default();
-                write_all(file.fd.as_fd(), piece, range.offset() + start)
-            })
-        }
-        Err(cause) => Err(cause),
-    }
-}
-
-/// Checks that a temporary name still leads to the file that was written.
-fn check_inode(dir: BorrowedFd<'_>, temp: &[u8], inode: u64) -> Result<(), Errno> {
-    let stat = rustix::fs::statat(dir, temp, AtFlags::SYMLINK_NOFOLLOW)?;
-    if stat.st_ino == inode { Ok(()) } else { Err(Errno::STALE) }
-}
-
-fn remove_if(dir: BorrowedFd<'_>, temp: &[u8], inode: u64) -> Result<(), Errno> {
-    check_inode(dir, temp, inode)?;
-    rustix::fs::unlinkat(dir, temp, AtFlags::empty())
-}
-
-fn size_of(entry: &Entry) -> u64 {
-    match &entry.kind {
-        Kind::File(file) => file.size,
-        _ => 0,
-    }
+/// Whether a name is one that a job gives to what is not complete yet.
+pub fn is_any_temp_name(name: &[u8]) -> bool {
+    let is_hex = |part: &[u8], len| part.len() == len && part.iter().all(u8::is_ascii_hexdigit);
+    let parts = name.strip_prefix(b".fastsync-").and_then(|rest| rest.split_at_checked(8));
+    parts.is_some_and(|(job, hash)| {
+        is_hex(job, 8) && hash.strip_prefix(b"-").is_some_and(|hash| is_hex(hash, 16))
+    })
 }
 
 /// The process's umask. Asking the system for it would change it for a moment, in all threads.
-fn umask() -> u32 {
+pub fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
     line.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok()).unwrap_or(0o022)

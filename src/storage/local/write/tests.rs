@@ -4,13 +4,19 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 
+use rustix::fd::AsFd as _;
+use rustix::fs::{AtFlags, Mode as FsMode};
+
 use super::super::testing::{
-    JOB, copy, copy_file, entry, file_kind, options, pool, sink, size, verified_chunk,
-    verified_file, walk,
+    CREATED, JOB, copy, copy_file, entry, file_kind, finish, options, pool, sink, size,
+    verified_chunk, verified_file, walk, write_files,
 };
+use super::super::{beneath, only_mtime};
 use super::*;
-use crate::protocol::chunk::ChunkSize;
+use crate::protocol::chunk::{Chunk, ChunkSize};
 use crate::protocol::manifest::Timestamp;
+use crate::protocol::message::{Changes, Kind, Mode, Preserve};
+use crate::protocol::sparse::{Extent, Sparse};
 use crate::storage::Source as _;
 
 fn names(dir: &Path) -> Vec<String> {
@@ -60,7 +66,10 @@ async fn a_tree_arrives_with_its_modes_and_times() {
 
     let (_, entries) = walk(std::slice::from_ref(&from)).await;
     let again = sink(&to).place(entries).await;
-    assert!(again.iter().all(|placed| matches!(placed, Ok(Placed::Same))), "{again:?}");
+    assert!(
+        again.iter().all(|placed| matches!(placed, Ok(Placed::Settled(Changes::NONE)))),
+        "{again:?}"
+    );
 }
 
 #[tokio::test]
@@ -69,7 +78,7 @@ async fn the_old_file_is_whole_until_the_rename() {
     let (path, sink) = (temp.path().join("file"), sink(temp.path()));
     fs::write(&path, b"old").unwrap();
     let entry = entry(1, 0, b"file", file_kind(3));
-    assert!(matches!(sink.place(vec![Arc::clone(&entry)]).await[0], Ok(Placed::Wanted)));
+    assert!(matches!(sink.place(vec![Arc::clone(&entry)]).await[0], Ok(Placed::Wanted(_))));
     let file = sink.create(Arc::clone(&entry)).await.unwrap();
     sink.write(file.clone(), verified_chunk(whole(&entry, 3), b"new")).await.unwrap();
     let digest = sink.digest(file.clone(), whole(&entry, 3), &pool()).await.unwrap();
@@ -79,7 +88,7 @@ async fn the_old_file_is_whole_until_the_rename() {
     sink.commit(file, Arc::clone(&entry)).await.unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"new");
     let files = vec![(verified_file(entry.id, b"small"), entry)];
-    sink.write_files(files).await.remove(0).unwrap();
+    write_files(&sink, files).await.remove(0).unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"small");
     assert_eq!(names(temp.path()), ["file"]);
 }
@@ -143,6 +152,50 @@ async fn holes_stay_holes() {
     assert_eq!(fs::read(from.join("sparse")).unwrap(), fs::read(to.join("sparse")).unwrap());
 }
 
+/// T53, FRAME-10: holes as small as a block, at the size of chunks that the default has.
+#[tokio::test]
+async fn every_second_block_stays_a_hole() {
+    let temp = tempfile::tempdir().unwrap();
+    let (from, to) = (temp.path().join("from"), temp.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    let file = fs::File::create(from.join("sparse")).unwrap();
+    file.set_len((3 << 20) + 4096 * 40 + 7).unwrap();
+    for block in 0..(3 << 20) / 8192 {
+        file.write_all_at(&[7; 4096], block * 8192).unwrap();
+    }
+    file.sync_all().unwrap();
+    copy(&[from.join("")], &to, 0).await;
+    fs::File::open(to.join("sparse")).unwrap().sync_all().unwrap();
+    let [old, new] = [&from, &to].map(|dir| fs::metadata(dir.join("sparse")).unwrap());
+    assert_eq!(fs::read(from.join("sparse")).unwrap(), fs::read(to.join("sparse")).unwrap());
+    assert_eq!((new.len(), new.blocks()), (old.len(), old.blocks()));
+    assert!(old.blocks() * 512 < old.len() * 6 / 10, "this file system has no holes");
+}
+
+#[tokio::test]
+async fn holes_in_a_chunk_remove_what_an_earlier_version_wrote() {
+    let temp = tempfile::tempdir().unwrap();
+    let sink = sink(temp.path());
+    let size: u32 = 1 << 20;
+    let entry = entry(1, 0, b"file", file_kind(size.into()));
+    let file = sink.create(Arc::clone(&entry)).await.unwrap();
+    let range = whole(&entry, size.into());
+    sink.write(file.clone(), verified_chunk(range, &vec![1; 1 << 20])).await.unwrap();
+    let extents = [(8192, 4096), (40_960, 8192)].map(|(start, len)| Extent { start, len });
+    let mut expected = vec![0; 1 << 20];
+    expected[8192..12_288].fill(2);
+    expected[40_960..49_152].fill(2);
+    let mut payload = vec![2; Sparse::payload_len(size, &extents).unwrap()];
+    Sparse::write_table(size, Digest::of(&expected), &extents, &mut payload);
+    let chunk = Chunk::sparse(range, 1, payload.into()).unwrap();
+    sink.write(file.clone(), chunk.verify().unwrap()).await.unwrap();
+    sink.commit(file, entry).await.unwrap();
+    let path = temp.path().join("file");
+    assert!(fs::read(&path).unwrap() == expected);
+    fs::File::open(&path).unwrap().sync_all().unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().blocks(), 12_288 / 512);
+}
+
 #[tokio::test]
 async fn a_hole_removes_what_an_earlier_version_wrote() {
     let temp = tempfile::tempdir().unwrap();
@@ -152,7 +205,7 @@ async fn a_hole_removes_what_an_earlier_version_wrote() {
     let file = sink.create(Arc::clone(&entry)).await.unwrap();
     let range = whole(&entry, size);
     sink.write(file.clone(), verified_chunk(range, &vec![1; 1 << 20])).await.unwrap();
-    let hole = crate::protocol::chunk::Chunk::hole(range, 1).verify().unwrap();
+    let hole = Chunk::hole(range, 1).verify().unwrap();
     sink.write(file.clone(), hole).await.unwrap();
     sink.commit(file, entry).await.unwrap();
     assert_eq!(fs::read(temp.path().join("file")).unwrap(), vec![0; 1 << 20]);
@@ -171,8 +224,8 @@ async fn a_directory_swapped_for_a_symlink_is_not_followed() {
     let mut entries: Vec<_> =
         directories.map(|(name, id)| entry(id, 0, name, Kind::Directory)).collect();
     let placed = sink.place(entries.clone()).await;
-    assert!(matches!(placed[0], Ok(Placed::Made)));
-    assert!(matches!(placed[1], Ok(Placed::Same)));
+    assert!(matches!(placed[0], Ok(Placed::Settled(CREATED))));
+    assert!(matches!(placed[1], Ok(Placed::Settled(it)) if !it.has(CREATED)));
     assert!(matches!(placed[2], Err(StorageError::Conflict { .. })));
     for name in ["new", "there"] {
         fs::remove_dir(root.join(name)).unwrap();
@@ -183,7 +236,7 @@ async fn a_directory_swapped_for_a_symlink_is_not_followed() {
         let file = entry(10 + parent, parent, b"file", file_kind(4));
         assert!(sink.create(Arc::clone(&file)).await.is_err());
         let small = vec![(verified_file(file.id, b"data"), Arc::clone(&file))];
-        assert!(sink.write_files(small).await[0].is_err());
+        assert!(write_files(&sink, small).await[0].is_err());
         entries.push(file);
         entries.push(entry(20 + parent, parent, b"dir", Kind::Directory));
         entries.push(entry(30 + parent, parent, b"l", Kind::Symlink { target: b"x".to_vec() }));
@@ -191,7 +244,7 @@ async fn a_directory_swapped_for_a_symlink_is_not_followed() {
     let placed = sink.place(entries).await;
     assert!(placed.iter().all(Result::is_err), "{placed:?}");
     assert!(matches!(placed[6], Err(StorageError::NoParent { .. })));
-    assert!(!sink.finish().await.is_empty());
+    assert!(!finish(&sink).await.is_empty());
     assert_eq!(names(&canary), [""; 0]);
 }
 
@@ -229,7 +282,7 @@ async fn swapping_a_directory_all_the_time_does_not_help() {
         placed += answers.iter().filter(|answer| answer.is_ok()).count();
         let [.., file] = entries;
         let small = vec![(verified_file(file.id, b"data"), Arc::clone(&file))];
-        sink.write_files(small).await;
+        write_files(&sink, small).await;
         if let Ok(open) = sink.create(Arc::clone(&file)).await {
             let _ = sink.commit(open, file).await;
         }
@@ -254,7 +307,7 @@ async fn peers_cannot_choose_our_own_names() {
         }
     }
     let similar = entry(2, 0, b".fastsync-00000000-0123456789abcdef", file_kind(1));
-    assert!(matches!(sink.place(vec![similar]).await[0], Ok(Placed::Wanted)));
+    assert!(matches!(sink.place(vec![similar]).await[0], Ok(Placed::Wanted(_))));
 }
 
 #[tokio::test]
@@ -269,13 +322,14 @@ async fn directories_are_never_replaced_and_other_things_are() {
     assert!(matches!(place(b"dir", file_kind(1)).await, Err(StorageError::Conflict { .. })));
     assert!(matches!(place(b"dir", link(b"x")).await, Err(StorageError::Conflict { .. })));
     assert!(matches!(place(b"file", Kind::Directory).await, Err(StorageError::Conflict { .. })));
-    assert!(matches!(place(b"link", link(b"file")).await, Ok(Placed::Same)));
-    assert!(matches!(place(b"link", file_kind(1)).await, Ok(Placed::Wanted)));
-    assert!(matches!(place(b"link", link(b"else")).await, Ok(Placed::Made)));
-    assert!(matches!(place(b"file", link(b"else")).await, Ok(Placed::Made)));
+    assert!(matches!(place(b"link", link(b"file")).await, Ok(Placed::Settled(Changes::TIME))));
+    assert!(matches!(place(b"link", file_kind(1)).await, Ok(Placed::Wanted(_))));
+    let changed = Changes::CONTENT.with(Changes::CHECKSUM);
+    assert_eq!(place(b"link", link(b"else")).await.unwrap(), Placed::Settled(changed));
+    assert!(matches!(place(b"file", link(b"else")).await, Ok(Placed::Settled(CREATED))));
     let file = entry(2, 0, b"dir", file_kind(4));
     let small = vec![(verified_file(file.id, b"data"), file)];
-    let written = sink.write_files(small).await.remove(0);
+    let written = write_files(&sink, small).await.remove(0);
     assert!(matches!(written, Err(StorageError::Conflict { .. })), "{written:?}");
     assert_eq!(names(temp.path()), ["dir", "file", "link"]);
 }
@@ -290,7 +344,7 @@ async fn both_ways_to_write_small_files_do_the_same() {
         let entry = entry(id, 0, b"file", file_kind(4));
         for data in [&b"data"[..], b"more"] {
             let files = vec![(verified_file(entry.id, data), Arc::clone(&entry))];
-            sink.write_files(files).await.remove(0).unwrap();
+            write_files(&sink, files).await.remove(0).unwrap();
             assert_eq!(fs::read(temp.path().join("file")).unwrap(), data);
         }
         let data = fs::metadata(temp.path().join("file")).unwrap();
@@ -305,18 +359,29 @@ async fn modes_and_times_are_kept_only_if_asked() {
     let temp = tempfile::tempdir().unwrap();
     fs::create_dir(temp.path().join("old")).unwrap();
     fs::set_permissions(temp.path().join("old"), fs::Permissions::from_mode(0o500)).unwrap();
-    let plain = Options { preserve_mode: false, preserve_times: false, ..options() };
+    let preserve = Preserve {
+        permissions: false,
+        times: false,
+        directory_times: false,
+        ..Preserve::default()
+    };
+    let plain = Options { preserve, ..options() };
     let sink = LocalSink::open(temp.path().as_os_str().as_bytes(), false, JOB, &plain).unwrap();
+    let entry = |id, parent, name, kind| {
+        let mut entry = Entry::clone(&entry(id, parent, name, kind));
+        entry.metadata.mode = Mode::from_raw(0o7757);
+        Arc::new(entry)
+    };
     let entries = [entry(1, 0, b"old", Kind::Directory), entry(2, 0, b"new", Kind::Directory)];
     sink.place(entries.to_vec()).await;
     let mode = |name| fs::metadata(temp.path().join(name)).unwrap().mode() & 0o777;
     assert_eq!((mode("old"), mode("new")), (0o700, 0o700), "usable meanwhile");
     let file = entry(3, 1, b"file", file_kind(4));
-    sink.write_files(vec![(verified_file(file.id, b"data"), file)]).await.remove(0).unwrap();
-    assert!(sink.finish().await.is_empty());
+    write_files(&sink, vec![(verified_file(file.id, b"data"), file)]).await.remove(0).unwrap();
+    assert!(finish(&sink).await.is_empty());
     let umask = sink.inner.umask;
-    assert_eq!((mode("old"), mode("new")), (0o500, 0o777 & !umask));
-    assert_eq!(mode("old/file"), 0o666 & !umask);
+    assert_eq!((mode("old"), mode("new")), (0o500, 0o757 & !umask));
+    assert_eq!(mode("old/file"), 0o757 & !umask);
     assert!(fs::metadata(temp.path().join("new")).unwrap().mtime() > 1_000_000);
 }
 
@@ -332,8 +397,8 @@ async fn a_dry_run_changes_nothing() {
     let open = || LocalSink::open(to.as_os_str().as_bytes(), false, JOB, &dry).unwrap();
     let all_would = async |sink: LocalSink| {
         let placed = sink.place(entries.clone()).await;
-        assert!(sink.finish().await.is_empty());
-        placed.iter().all(|placed| matches!(placed, Ok(Placed::Would)))
+        assert!(finish(&sink).await.is_empty());
+        placed.iter().all(|placed| matches!(placed, Ok(Placed::Wanted(it) | Placed::Settled(it)) if *it == CREATED))
     };
     assert!(all_would(open()).await);
     assert!(!to.exists());
@@ -354,7 +419,7 @@ async fn a_single_file_gets_the_name_of_the_destination() {
     let destination = temp.path().join("to/renamed");
     let sink = LocalSink::open(destination.as_os_str().as_bytes(), true, JOB, &options()).unwrap();
     assert_eq!(sink.root_path(), temp.path().join("to"));
-    assert!(matches!(sink.place(entries.clone()).await[0], Ok(Placed::Wanted)));
+    assert!(matches!(sink.place(entries.clone()).await[0], Ok(Placed::Wanted(_))));
     copy_file(&source, &sink, &entries[0]).await.unwrap();
     assert_eq!(sink.path(&entries[0]), b"renamed");
     assert_eq!(names(&temp.path().join("to")), ["renamed"]);
@@ -430,12 +495,12 @@ async fn measure_small_files() {
                 let files = read.pack.unwrap().verify().unwrap().into_parts().0;
                 let files = files.into_iter().zip(batch.iter().cloned()).collect();
                 let start = std::time::Instant::now();
-                let written = sink.write_files(files).await;
+                let written = write_files(&sink, files).await;
                 writing += start.elapsed();
                 assert!(written.iter().all(Result::is_ok));
             }
             println!("  read_pack {reading:?}, write_files {writing:?}");
-            assert!(sink.finish().await.is_empty());
+            assert!(finish(&sink).await.is_empty());
         }
     }
 }
