@@ -106,17 +106,27 @@ async fn obey(
             let channels = accepted(listener, config, &mut tasks, Channel::into_receiver);
             let destination = from_home(&destination);
             let path = destination.as_os_str().as_bytes();
-            here::receive_into(path, open.job, &mut inbox, outbox, channels, options, observer)
-                .await?;
+            let (inbox, job) = (&mut inbox, open.job);
+            here::receive_into(path, job, inbox, outbox, channels, options, observer, None).await?;
         }
         Task::Send { sources } if sources.is_empty() => {
             return Err(SessionError::violation("there is nothing to send (SES-8)"));
         }
         Task::Send { sources } => {
             let sources: Vec<PathBuf> = sources.iter().map(|path| from_home(path)).collect();
-            let source = LocalSource::open(&sources)
-                .map_err(|error| SessionError::Local(error.to_failure()))?;
-            outbox.say(&Message::Accept(accept)).map_err(SessionError::bug)?;
+            let accept = Message::Accept(accept);
+            let open = |paths| {
+                LocalSource::open(&sources, &options, paths)
+                    .map_err(|error| SessionError::Local(error.to_failure()))
+            };
+            let source = if options.select.has_paths {
+                outbox.say(&accept).map_err(SessionError::bug)?;
+                open(Some(paths(&mut inbox).await?))?
+            } else {
+                let source = open(None)?;
+                outbox.say(&accept).map_err(SessionError::bug)?;
+                source
+            };
             let mut tasks = JoinSet::new();
             let channels = accepted(listener, config, &mut tasks, Channel::into_sender);
             let window = client.max_open_entries;
@@ -124,6 +134,32 @@ async fn obey(
         }
     }
     Ok(())
+}
+
+/// The client's list of what of the sources is meant (SEL-4).
+async fn paths(inbox: &mut Inbox<Stdin>) -> Result<Vec<Vec<u8>>, SessionError> {
+    let (mut all, mut len) = (Vec::new(), 0);
+    loop {
+        match inbox.next().await? {
+            Message::Paths { paths, last } => {
+                len += paths.iter().map(|path| path.len() + 32).sum::<usize>();
+                if len > MAX_PATHS_LEN {
+                    let text = "the list of paths is longer than 256 MiB (SEL-4)";
+                    return Err(SessionError::violation(text));
+                }
+                all.extend(paths);
+                if last {
+                    return Ok(all);
+                }
+            }
+            Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
+            Message::Ping => {}
+            other => {
+                let text = format!("{} came before all paths", other.label());
+                return Err(SessionError::violation(text));
+            }
+        }
+    }
 }
 
 /// The channels that the client dials, as they prove themselves.
@@ -165,6 +201,9 @@ fn from_home(path: &[u8]) -> PathBuf {
     }
     joined.into()
 }
+
+/// How much memory a list of paths may take, in bytes.
+const MAX_PATHS_LEN: usize = 256 << 20;
 
 /// How long the client may be silent (SES-7).
 const CLIENT_SILENCE: Duration = Duration::from_secs(10);

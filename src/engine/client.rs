@@ -18,11 +18,11 @@ use super::job::{Direction, Host, Job, Place};
 use super::receive::ReceiverEnd;
 use super::send::SenderEnd;
 use super::session::{Observer, SessionError};
-use super::{EngineError, here, receive, send};
+use super::{EngineError, here, inventory, receive, send};
 use crate::protocol::handshake::{self, ChannelKeys, VERSIONS, common_version, transcript};
 use crate::protocol::manifest::{Escaped, Totals};
 use crate::protocol::message::{
-    Accept, Failure, FailureCode, Hello, Message, Open, Options, Secret, Task,
+    Accept, Deletions, Failure, FailureCode, Hello, Message, Open, Options, Secret, Task,
 };
 use crate::protocol::session::{End, Role};
 use crate::ssh::{self, Login, Process};
@@ -35,6 +35,7 @@ use crate::transport::tls::Identity;
 pub struct SessionEnd {
     pub totals: Totals,
     pub durable: bool,
+    pub deletions: Deletions,
 }
 
 /// How far a session got before it failed decides whether it is worth another try.
@@ -107,19 +108,29 @@ struct Plan {
     task: Task,
     job: [u8; 16],
     options: Options,
+    /// What of the sources is meant, for an agent that sends.
+    paths: Option<Vec<Vec<u8>>>,
 }
 
 #[derive(Debug)]
 enum LocalEnd {
     Source(LocalSource),
     Destination(PathBuf),
+    /// Nothing is received.
+    Inventory {
+        hash: bool,
+    },
 }
 
 impl Plan {
     fn new(job: &Job) -> Result<Self, EngineError> {
+        let mut options = job.config.to_options(false);
+        options.select.has_paths = job.paths.is_some();
         let (host, local, task, names) = match &job.direction {
             Direction::Push { sources, destination } => {
-                let source = LocalSource::open(sources).map_err(EngineError::Source)?;
+                options.check().map_err(|text| EngineError::Usage(text.to_owned()))?;
+                let source = LocalSource::open(sources, &options, job.paths.clone())
+                    .map_err(EngineError::Source)?;
                 let (host, path) = match destination {
                     Place::Local(path) => (None, absolute(path).as_os_str().as_bytes().to_vec()),
                     Place::Remote { host, path } => (Some(host.clone()), path.clone()),
@@ -145,16 +156,25 @@ impl Plan {
                 let local = LocalEnd::Destination(destination.clone());
                 (host.clone(), local, Task::Send { sources }, names)
             }
+            Direction::Inventory { sources, host, hash } => {
+                let (local, sources) = (LocalEnd::Inventory { hash: *hash }, sources.clone());
+                (host.clone(), local, Task::Send { sources }, Vec::new())
+            }
+            Direction::Copy { .. } => {
+                return Err(EngineError::Usage("a copy on one machine needs no agent".to_owned()));
+            }
         };
-        let options = job.config.to_options(host.is_none());
+        options.loopback = host.is_none();
+        options.dry_run |= matches!(local, LocalEnd::Inventory { .. });
         options.check().map_err(|text| EngineError::Usage(text.to_owned()))?;
-        Ok(Self { host, local, task, job: job_name(&names), options })
+        let paths = job.paths.clone().filter(|_| matches!(task, Task::Send { .. }));
+        Ok(Self { host, local, task, job: job_name(&names), options, paths })
     }
 
     fn role(&self) -> Role {
         match self.local {
             LocalEnd::Source(_) => Role::Sender,
-            LocalEnd::Destination(_) => Role::Receiver,
+            LocalEnd::Destination(_) | LocalEnd::Inventory { .. } => Role::Receiver,
         }
     }
 
@@ -296,6 +316,11 @@ impl Session {
         self.outbox.say(&Message::Open(Box::new(open))).map_err(SessionError::bug)?;
         let accept = self.accept().await?;
         self.established = true;
+        self.tell_paths()?;
+        if let LocalEnd::Inventory { hash } = self.plan.local {
+            let (outbox, observer) = (self.outbox.clone(), self.observer.clone());
+            return inventory::run(hash, &mut self.inbox, outbox, observer).await;
+        }
         let config = ChannelConfig {
             identity: Arc::new(identity),
             peer_certificate: theirs.certificate,
@@ -313,6 +338,23 @@ impl Session {
             encrypted: config.encrypt,
         }));
         self.transfer(config, addresses, theirs.max_open_entries).await
+    }
+
+    /// Tells an agent that sends what of the sources is meant (SEL-4).
+    fn tell_paths(&mut self) -> Result<(), SessionError> {
+        let Some(all) = self.plan.paths.take() else { return Ok(()) };
+        let (mut paths, mut len) = (Vec::new(), 0);
+        for path in all {
+            len += path.len() + 8;
+            paths.push(path);
+            if len > MAX_PATHS_LEN {
+                let paths = std::mem::take(&mut paths);
+                self.outbox.say_encoded(encoded(&Message::Paths { paths, last: false })?);
+                len = 0;
+            }
+        }
+        self.outbox.say_encoded(encoded(&Message::Paths { paths, last: true })?);
+        Ok(())
     }
 
     async fn accept(&mut self) -> Result<Accept, SessionError> {
@@ -373,8 +415,9 @@ impl Session {
                     max_open_entries,
                     observer,
                 );
-                let SenderEnd { totals, durable } = alongside(sending, dialling).await?;
-                Ok(SessionEnd { totals, durable })
+                let end = alongside(sending, dialling).await?;
+                let SenderEnd { totals, durable, deletions } = end;
+                Ok(SessionEnd { totals, durable, deletions })
             }
             LocalEnd::Destination(path) => {
                 let (channels, dialling) = dialler.channels(Channel::into_receiver);
@@ -387,12 +430,19 @@ impl Session {
                     channels,
                     options,
                     observer,
+                    None,
                 );
-                let ReceiverEnd { totals, durable } = alongside(receiving, dialling).await?;
-                Ok(SessionEnd { totals, durable })
+                let end = alongside(receiving, dialling).await?;
+                let ReceiverEnd { totals, durable, deletions } = end;
+                Ok(SessionEnd { totals, durable, deletions })
             }
+            LocalEnd::Inventory { .. } => Err(SessionError::bug("an inventory has no channels")),
         }
     }
+}
+
+fn encoded(message: &Message) -> Result<Vec<u8>, SessionError> {
+    message.encode().map_err(SessionError::bug)
 }
 
 /// Runs a role beside the task that keeps its channels up, which never ends by itself.
@@ -426,7 +476,7 @@ fn check_version(theirs: &Hello) -> Result<(), SessionError> {
 }
 
 /// Names a job by what is copied where, so that the same command finds its journal again.
-fn job_name(names: &[Vec<u8>]) -> [u8; 16] {
+pub fn job_name(names: &[Vec<u8>]) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new_derive_key("fastsync 1 job");
     for name in names {
         hasher.update(&(name.len() as u64).to_le_bytes());
@@ -438,7 +488,7 @@ fn job_name(names: &[Vec<u8>]) -> [u8; 16] {
 }
 
 /// The path from the root on. A slash or a dot at its end stays, as a slash: they mean something.
-fn absolute(path: &std::path::Path) -> PathBuf {
+pub fn absolute(path: &std::path::Path) -> PathBuf {
     let mut absolute =
         std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).into_os_string();
     let bytes = path.as_os_str().as_bytes();
@@ -453,6 +503,9 @@ fn absolute_bytes(path: &[u8]) -> Vec<u8> {
     let path = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
     absolute(path).into_os_string().as_bytes().to_vec()
 }
+
+/// How much one message says of a list of paths, in bytes: a path is at most 4,096 long.
+const MAX_PATHS_LEN: usize = 512 << 10;
 
 /// How long a person may take to log in.
 const LOGIN_PATIENCE: Duration = Duration::from_mins(10);

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::protocol::handshake::{MagicScanner, NoMagic};
 use crate::protocol::message::{Failure, Message, MessageError};
-use crate::protocol::session::{End, State, Unexpected};
+use crate::protocol::session::{End, Role, State, Unexpected};
 
 /// Reads messages and holds them to the protocol's order.
 #[derive(Debug)]
@@ -41,6 +41,12 @@ impl<R> Inbox<R> {
 impl<R: AsyncRead + Unpin> Inbox<R> {
     pub fn new(reader: R, me: End, silence: Duration, pulse: Pulse) -> Self {
         let state = State::new(me);
+        Self { reader, state, pulse, silence, buffer: Vec::new(), start: 0 }
+    }
+
+    /// For two halves of one program, which have nothing to introduce and nothing to agree on.
+    pub fn within_process(reader: R, role: Role, silence: Duration, pulse: Pulse) -> Self {
+        let state = State::Transferring { role };
         Self { reader, state, pulse, silence, buffer: Vec::new(), start: 0 }
     }
 

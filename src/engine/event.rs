@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::protocol::chunk::Digest;
-use crate::protocol::manifest::Timestamp;
-use crate::protocol::message::{Entry, Failure, Kind, Outcome};
+use crate::protocol::message::{Entry, Failure, Kind, Metadata, Outcome, Special};
 
 /// Something that happened once.
 #[derive(Clone, Debug)]
@@ -17,6 +16,8 @@ pub enum Event {
     Connected(Connection),
     /// An entry has ended.
     Ended(EntryReport),
+    /// Something was removed at the destination, or in a dry run would be.
+    Deleted { path: Vec<u8>, is_directory: bool },
     /// Something about an entry could not be kept, though its content is there.
     Complaint { path: Vec<u8>, failure: Failure },
     /// The connection was lost; it will be made again after the pause.
@@ -47,8 +48,11 @@ pub struct EntryReport {
     pub path: Vec<u8>,
     pub kind: EntryKind,
     pub size: u64,
-    pub mtime: Timestamp,
-    /// What `b3sum` prints, if the file was transferred in this session.
+    /// As it is at the source.
+    pub metadata: Metadata,
+    /// Where a symlink leads.
+    pub target: Option<Vec<u8>>,
+    /// What `b3sum` prints, if the file was transferred or hashed in this session.
     pub root: Option<Digest>,
     pub outcome: Outcome,
 }
@@ -64,9 +68,16 @@ impl EntryReport {
             Kind::Directory => EntryKind::Directory,
             Kind::File(_) => EntryKind::File,
             Kind::Symlink { .. } => EntryKind::Symlink,
-            Kind::Unsendable(_) => EntryKind::Other,
+            Kind::Special(special) => EntryKind::Special(special),
+            Kind::HardLink { .. } => EntryKind::HardLink,
+            Kind::Unselected | Kind::Unsendable(_) => EntryKind::Other,
         };
-        Self { path, kind, size: entry.size(), mtime: entry.mtime, root, outcome }
+        let target = match &entry.kind {
+            Kind::Symlink { target } => Some(target.clone()),
+            _ => None,
+        };
+        let metadata = entry.metadata.clone();
+        Self { path, kind, size: entry.size(), metadata, target, root, outcome }
     }
 }
 
@@ -76,6 +87,10 @@ pub enum EntryKind {
     Directory,
     File,
     Symlink,
+    /// A FIFO, a socket or a device.
+    Special(Special),
+    /// Another name of an entry before it.
+    HardLink,
     Other,
 }
 
@@ -95,6 +110,8 @@ pub struct Progress {
     pub bytes_skipped: Counter,
     /// Bytes of partial files that an earlier run had written.
     pub bytes_resumed: Counter,
+    /// Bytes that this end has hashed to compare them or to tell what they amount to.
+    pub bytes_hashed: Counter,
     /// Bytes of payload that this end handed to data channels or took from them, repetitions
     /// included.
     pub bytes_sent: Counter,
@@ -113,6 +130,7 @@ impl Progress {
             &self.bytes_verified,
             &self.bytes_skipped,
             &self.bytes_resumed,
+            &self.bytes_hashed,
             &self.bytes_sent,
             &self.streams,
         ] {
@@ -151,6 +169,15 @@ pub struct Report {
     pub done: u64,
     pub skipped: u64,
     pub failed: u64,
+    /// Entries of those done that are new, that only got other metadata, that were made hard links.
+    pub created: u64,
+    pub attributes_only: u64,
+    pub linked: u64,
+    /// What was removed at the destination, and what stays because of [`Delete::max`].
+    ///
+    /// [`Delete::max`]: crate::protocol::message::Delete::max
+    pub deleted: u64,
+    pub over_limit: u64,
     /// In a dry run: entries that would be transferred.
     pub would: u64,
     /// Entries of those failed whose source vanished or changed.

@@ -10,12 +10,14 @@ use super::control::{ControlError, Inbox, Outbox};
 use super::journal::{Journal, Opened, Purpose};
 use super::receive::{self, Destination, ReceiverEnd};
 use super::session::{Channels, Observer, SessionError};
-use crate::protocol::message::{FailureCode, Message, Options, Resume};
-use crate::storage::local::{LocalSink, StateDir, boot_id};
-use crate::storage::{Operation, StorageError};
+use crate::protocol::message::{FailureCode, Message, Metadata, Options, Resume};
+use crate::storage::local::{LocalSink, LocalSource, StateDir, boot_id};
+use crate::storage::{Operation, Sink as _, StorageError};
 use crate::transport::FrameReceiver;
 
-/// Receives into a path of this host, to the very end of the session.
+/// Receives into a path of this host, to the very end of the session. With `direct`, files are copied
+/// from that source instead of being sent.
+#[expect(clippy::too_many_arguments, reason = "all that a session consists of")]
 pub async fn receive_into<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     path: &[u8],
     job: [u8; 16],
@@ -24,9 +26,17 @@ pub async fn receive_into<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     channels: Channels<C>,
     options: Options,
     observer: Observer,
+    direct: Option<LocalSource>,
 ) -> Result<ReceiverEnd, SessionError> {
-    let single_file = sources(inbox).await?;
-    let sink = LocalSink::open(path, single_file, job, &options).map_err(startup)?;
+    let (single_file, root) = sources(inbox).await?;
+    let mut sink = LocalSink::open(path, single_file, job, &options).map_err(startup)?;
+    if let Some(source) = direct {
+        sink = sink.with_source(source);
+    }
+    if let Some(root) = root {
+        root.check().map_err(SessionError::violation)?;
+        sink.keep_root(root);
+    }
     let state = if options.dry_run { None } else { Some(open_state(&sink, inbox).await?) };
     let mut destination =
         Destination { sink, journal: None, begun: HashMap::default(), stale: Vec::new() };
@@ -55,10 +65,12 @@ pub async fn receive_into<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
 }
 
 /// The sender's first word of its sources (ENTRY-1).
-async fn sources<R: AsyncRead + Unpin>(inbox: &mut Inbox<R>) -> Result<bool, SessionError> {
+async fn sources<R: AsyncRead + Unpin>(
+    inbox: &mut Inbox<R>,
+) -> Result<(bool, Option<Metadata>), SessionError> {
     loop {
         match inbox.next().await? {
-            Message::Sources { single_file } => return Ok(single_file),
+            Message::Sources { single_file, root } => return Ok((single_file, root)),
             Message::Ping => {}
             Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
             other => {

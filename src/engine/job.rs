@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::protocol::chunk::ChunkSize;
-use crate::protocol::message::{Durability, Options, Resume, SocketOptions};
+use crate::protocol::message::{
+    Delete, Durability, Options, Preserve, Resume, Select, SocketOptions, Update,
+};
 
-/// One transfer between this machine and one other (or itself).
+/// One transfer between this machine and one other, or within it.
 ///
 /// ```
 /// use fastsync::engine::job::{Job, Place, TransferConfig};
@@ -19,6 +21,8 @@ use crate::protocol::message::{Durability, Options, Resume, SocketOptions};
 #[derive(Clone, Debug)]
 pub struct Job {
     pub direction: Direction,
+    /// Only these paths are meant: below the sources, as they are called at the destination.
+    pub paths: Option<Vec<Vec<u8>>>,
     /// How to reach the other end.
     pub launch: Launch,
     pub config: TransferConfig,
@@ -31,6 +35,16 @@ pub enum Direction {
     Push { sources: Vec<PathBuf>, destination: Place },
     /// To this machine. All sources are on the one host of `launch`.
     Pull { sources: Vec<Vec<u8>>, host: Option<Host>, destination: PathBuf },
+    /// On this machine, in this process.
+    Copy { sources: Vec<PathBuf>, destination: PathBuf },
+    /// Nowhere: every entry is told, and nothing is received. All sources are on one host, or on
+    /// this machine.
+    Inventory {
+        sources: Vec<Vec<u8>>,
+        host: Option<Host>,
+        /// Tell the BLAKE3 root of each file too.
+        hash: bool,
+    },
 }
 
 /// Where the other end of a push is.
@@ -87,6 +101,13 @@ pub struct TransferConfig {
     pub resume: Resume,
     pub durability: Durability,
     pub dry_run: bool,
+    pub preserve: Preserve,
+    pub select: Select,
+    pub update: Update,
+    pub delete: Option<Delete>,
+    pub remove_source_files: bool,
+    /// On one machine: read, hash and verify, instead of letting the kernel copy.
+    pub verify: bool,
     /// The agent's listening port is in this range, both ends included.
     pub port_range: Option<(u16, u16)>,
     pub sockets: SocketOptions,
@@ -107,6 +128,12 @@ impl Default for TransferConfig {
             resume: Resume::Trust,
             durability: Durability::Batch,
             dry_run: false,
+            preserve: Preserve::default(),
+            select: Select::default(),
+            update: Update::default(),
+            delete: None,
+            remove_source_files: false,
+            verify: false,
             port_range: None,
             sockets: SocketOptions::default(),
             retries: 5,
@@ -167,8 +194,11 @@ impl TransferConfig {
             resume: self.resume,
             durability: self.durability,
             dry_run: self.dry_run,
-            preserve_mode: true,
-            preserve_times: true,
+            preserve: self.preserve.clone(),
+            select: self.select.clone(),
+            update: self.update.clone(),
+            delete: self.delete,
+            remove_source_files: self.remove_source_files,
             port_range: self.port_range,
             loopback,
             sockets: self.sockets.clone(),
@@ -184,6 +214,7 @@ impl Job {
     pub fn push(sources: Vec<PathBuf>, destination: Place) -> Self {
         Self {
             direction: Direction::Push { sources, destination },
+            paths: None,
             launch: Launch::default(),
             config: TransferConfig::default(),
         }
@@ -193,6 +224,17 @@ impl Job {
     pub fn pull(host: Option<Host>, sources: Vec<Vec<u8>>, destination: PathBuf) -> Self {
         Self {
             direction: Direction::Pull { sources, host, destination },
+            paths: None,
+            launch: Launch::default(),
+            config: TransferConfig::default(),
+        }
+    }
+
+    /// A copy within this machine.
+    pub fn copy(sources: Vec<PathBuf>, destination: PathBuf) -> Self {
+        Self {
+            direction: Direction::Copy { sources, destination },
+            paths: None,
             launch: Launch::default(),
             config: TransferConfig::default(),
         }

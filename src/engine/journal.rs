@@ -148,7 +148,8 @@ impl Journal {
         Ok(FileNumber(number))
     }
 
-    /// Records a chunk whose write has returned (JRN-4).
+    /// Records a chunk whose write has returned (JRN-4). One that was copied without being hashed has
+    /// the value [`UNHASHED`].
     pub fn chunk(&self, file: FileNumber, index: u64, value: Digest) -> io::Result<()> {
         let mut body = [0; 44];
         body[..4].copy_from_slice(&file.0.to_le_bytes());
@@ -405,6 +406,10 @@ fn crc32c(parts: &[&[u8]]) -> u32 {
     // The algorithm has 32 bits.
     u32::try_from(digest.finalize()).unwrap_or_default()
 }
+
+/// Stands for the value of a chunk that nobody has hashed: it can be gone on from only by who copies
+/// in the same way.
+pub const UNHASHED: Digest = Digest([0; 32]);
 
 const MAGIC: &[u8; 8] = b"FSJRNL1\n";
 const VERSION: u16 = 1;

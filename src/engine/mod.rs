@@ -6,6 +6,8 @@ mod control;
 mod dial;
 pub mod event;
 mod here;
+mod inside;
+mod inventory;
 pub mod job;
 mod journal;
 mod plan;
@@ -22,10 +24,14 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+/// What a command line needs of storage: the syntax of filter rules and of `--chmod`.
+pub use crate::storage::filter;
+pub use crate::storage::local::chmod;
+
 use crate::protocol::message::{Failure, Resume};
 use crate::storage;
 use event::{Event, Progress, Report};
-use job::Job;
+use job::{Direction, Job};
 use session::Observer;
 
 /// Why a transfer as a whole did not succeed. Single entries that failed are in the [`Report`].
@@ -80,7 +86,17 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
     let mut pause = job.config.retry_pause;
     let end = loop {
         observer.begin_session();
-        let result = client::run_session(&job, &observer).await;
+        let result = match &job.direction {
+            Direction::Copy { sources, destination } => {
+                Box::pin(inside::copy(&job, sources, destination, &observer)).await
+            }
+            Direction::Inventory { sources, host: None, hash } => {
+                Box::pin(inside::look(&job, sources, *hash, &observer)).await
+            }
+            Direction::Push { .. } | Direction::Pull { .. } | Direction::Inventory { .. } => {
+                Box::pin(client::run_session(&job, &observer)).await
+            }
+        };
         bytes_sent += watch.progress.bytes_sent.get();
         // What a later session resumes was written by an earlier one of this very run.
         bytes_resumed.get_or_insert(watch.progress.bytes_resumed.get());
@@ -123,6 +139,11 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
         skipped: end.totals.skipped.saturating_sub(done_before + count(&tally.would)),
         would: count(&tally.would),
         failed: end.totals.failed,
+        created: count(&tally.created),
+        attributes_only: count(&tally.attributes_only),
+        linked: count(&tally.linked),
+        deleted: end.deletions.done,
+        over_limit: end.deletions.over_limit,
         failed_changed: count(&tally.failed_changed),
         failed_verification: count(&tally.failed_verification),
         complaints: count(&tally.complaints),
@@ -131,8 +152,12 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
         bytes_skipped: watch.progress.bytes_skipped.get(),
         bytes_resumed: bytes_resumed.unwrap_or_default(),
         streams: job.config.streams,
-        transport: if job.config.encrypt { "tcp+tls" } else { "tcp" },
-        encrypted: job.config.encrypt,
+        transport: match job.direction {
+            Direction::Copy { .. } => inside::TRANSPORT,
+            _ if job.config.encrypt => "tcp+tls",
+            _ => "tcp",
+        },
+        encrypted: job.config.encrypt && !matches!(job.direction, Direction::Copy { .. }),
         durable: end.durable,
         dry_run: job.config.dry_run,
         reconnects,

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, OnceCell};
 
 use crate::protocol::chunk::{ChunkSize, EntryId, MAX_PACK_MEMBERS, Pack};
 use crate::protocol::handshake::ChannelSlot;
-use crate::protocol::message::{Entry, Kind, Unit};
+use crate::protocol::message::{Entry, Unit};
 use crate::protocol::tree::RootBuilder;
 
 /// The units that no channel has taken yet, and those that are under way.
@@ -86,16 +86,6 @@ impl<F> FileWork<F> {
 
     fn size(&self) -> u64 {
         self.entry.size()
-    }
-}
-
-impl Entry {
-    /// The size of a file, in bytes; 0 for anything else.
-    pub fn size(&self) -> u64 {
-        match &self.kind {
-            Kind::File(file) => file.size,
-            Kind::Directory | Kind::Symlink { .. } | Kind::Unsendable(_) => 0,
-        }
     }
 }
 
@@ -382,8 +372,8 @@ const MAX_MISMATCHES: u8 = 3;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::manifest::{Name, Timestamp};
-    use crate::protocol::message::{FileKind, Mode, Stamp};
+    use crate::protocol::manifest::Name;
+    use crate::protocol::message::{FileKind, Kind, Metadata, Stamp};
 
     const SLOT: ChannelSlot = ChannelSlot { channel: 1, generation: 1 };
     const PACKER: ChannelSlot = ChannelSlot { channel: 0, generation: 1 };
@@ -394,8 +384,8 @@ mod tests {
             parent: EntryId::ROOT,
             name: Name::new(format!("f{id}").as_bytes()).unwrap(),
             kind: Kind::File(FileKind { size, stamp: Stamp::default() }),
-            mode: Mode::default(),
-            mtime: Timestamp::default(),
+            is_linked: false,
+            metadata: Metadata::default(),
         })
     }
 

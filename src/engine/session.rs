@@ -11,7 +11,7 @@ use tokio::task::JoinError;
 use super::control::{ControlError, SayError};
 use super::event::{EntryReport, Event, Progress};
 use crate::protocol::handshake::ChannelSlot;
-use crate::protocol::message::{Entry, Failure, FailureCode, Kind, Outcome, Summary};
+use crate::protocol::message::{Changes, Entry, Failure, FailureCode, Kind, Outcome, Summary};
 use crate::transport::TransportError;
 
 /// The data channels of a session as they come up, whoever dials them.
@@ -130,6 +130,9 @@ pub struct Tally {
     pub done: AtomicU64,
     pub bytes_done: AtomicU64,
     pub would: AtomicU64,
+    pub created: AtomicU64,
+    pub attributes_only: AtomicU64,
+    pub linked: AtomicU64,
     pub failed_changed: AtomicU64,
     pub failed_verification: AtomicU64,
     pub complaints: AtomicU64,
@@ -194,15 +197,28 @@ impl Observer {
             self.progress.files_ended.add(1);
         }
         match &report.outcome {
-            Outcome::Done => {
-                self.tally.done.fetch_add(1, Ordering::Relaxed);
-                self.tally.bytes_done.fetch_add(report.size, Ordering::Relaxed);
+            Outcome::Done(changes) => {
+                let tally = &self.tally;
+                let count = |counter: &AtomicU64, applies: bool| {
+                    counter.fetch_add(applies.into(), Ordering::Relaxed);
+                };
+                count(&tally.done, true);
+                count(&tally.created, changes.has(Changes::CREATED));
+                count(&tally.linked, changes.has(Changes::LINKED));
+                let is_new = Changes::CREATED.with(Changes::CONTENT).with(Changes::LINKED);
+                count(&tally.attributes_only, !changes.has(is_new));
+                if !changes.has(Changes::CONTENT) {
+                    self.progress.bytes_skipped.add(report.size);
+                    self.tell(Event::Ended(report));
+                    return;
+                }
+                tally.bytes_done.fetch_add(report.size, Ordering::Relaxed);
                 if is_packed {
                     self.progress.bytes_verified.add(report.size);
                 }
             }
-            Outcome::Skipped => self.progress.bytes_skipped.add(report.size),
-            Outcome::Would => {
+            Outcome::Skipped | Outcome::Left => self.progress.bytes_skipped.add(report.size),
+            Outcome::Would(_) => {
                 self.tally.would.fetch_add(1, Ordering::Relaxed);
                 self.progress.bytes_skipped.add(report.size);
             }

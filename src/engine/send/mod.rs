@@ -1,7 +1,11 @@
 //! The sender's half: `plan.next → source.read → channel.send`.
 //!
-//! Entries stream ahead on the control channel while the walk is still running; the receiver's
-//! verdicts fill the [`Plan`]; one task for each data channel empties it.
+//! Entries stream ahead on the control channel while the walk is still running (`announce`); the
+//! receiver's verdicts fill the [`Plan`], or ask for roots only (`hash`); one task for each data
+//! channel empties it.
+
+mod announce;
+mod hash;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,8 +27,8 @@ use crate::protocol::frame::Frame;
 use crate::protocol::handshake::ChannelSlot;
 use crate::protocol::manifest::{Fate, FinalEntry, Totals};
 use crate::protocol::message::{
-    Entry, Failure, FailureCode, Kind, MAX_OPEN_ENTRIES, Message, Options, Outcome, Summary, Unit,
-    Verdict,
+    Changes, Deleted, Deletions, Entry, Failure, FailureCode, Kind, MAX_OPEN_ENTRIES, Message,
+    Options, Outcome, Summary, Unit, Verdict,
 };
 use crate::protocol::tree::RootBuilder;
 use crate::storage::{Source, StorageError};
@@ -42,8 +46,12 @@ pub struct Sender<S: Source> {
     open: Mutex<HashMap<EntryId, Announced<S::File>>>,
     /// One permit for each entry that may still be announced (ENTRY-4).
     window: Semaphore,
-    /// How many entries one message announces at the most: never more than the window has.
-    max_batch: usize,
+    /// How much the window has in all.
+    max_open: u32,
+    /// Takes files of which the receiver wants the root only.
+    to_hash: flume::Sender<SmallFile>,
+    /// What is to be removed here once it is durable there; unused unless that was asked for.
+    removable: Mutex<Vec<Arc<Entry>>>,
     totals: Mutex<Totals>,
     /// Every entry has been announced.
     walk_done: AtomicBool,
@@ -66,6 +74,11 @@ struct Announced<F> {
     root: Option<Digest>,
     /// Where its chunks are counted, from the first [`Message::Have`] or the verdict on.
     file: Option<Arc<FileWork<F>>>,
+    /// What it takes of the window, from its first announcement to its end.
+    weight: u32,
+    /// The receiver has asked what this version amounts to, and what that is once it is known.
+    is_hashing: bool,
+    hashed: Option<Digest>,
     /// The receiver has said what it wants of this version: it says so once.
     is_placed: bool,
     /// It is only waited for the receiver to end it (ENTRY-7).
@@ -75,9 +88,19 @@ struct Announced<F> {
 }
 
 impl<F> Announced<F> {
-    fn new(entry: Arc<Entry>) -> Self {
-        let (is_placed, is_withdrawn) = (false, false);
-        Self { entry, version: 0, root: None, file: None, is_placed, is_withdrawn, before: None }
+    fn new(entry: Arc<Entry>, weight: u32) -> Self {
+        Self {
+            entry,
+            version: 0,
+            root: None,
+            file: None,
+            weight,
+            is_hashing: false,
+            hashed: None,
+            is_placed: false,
+            is_withdrawn: false,
+            before: None,
+        }
     }
 }
 
@@ -95,7 +118,7 @@ pub async fn run<S: Source, R: AsyncRead + Unpin + Send, C: FrameSender>(
         let text = format!("the receiver would keep {max_open_entries} entries open (SES-8)");
         return Err(SessionError::violation(text));
     }
-    let max_batch = MAX_BATCH_ENTRIES.min(max_open_entries as usize);
+    let (to_hash, hashing) = flume::unbounded();
     let sender = Arc::new(Sender {
         source,
         plan: Plan::new(options.max_payload()),
@@ -105,14 +128,20 @@ pub async fn run<S: Source, R: AsyncRead + Unpin + Send, C: FrameSender>(
         observer,
         open: Mutex::default(),
         window: Semaphore::new(max_open_entries as usize),
-        max_batch,
+        max_open: max_open_entries,
+        to_hash,
+        removable: Mutex::default(),
         totals: Mutex::default(),
         walk_done: AtomicBool::new(false),
         ended: Notify::new(),
     });
-    sender.say(&Message::Sources { single_file: sender.source.is_single_file() })?;
+    let (single_file, root) = (sender.source.is_single_file(), sender.source.root());
+    sender.say(&Message::Sources { single_file, root })?;
     let mut tasks: JoinSet<Result<(), SessionError>> = JoinSet::new();
     tasks.spawn(Arc::clone(&sender).announce_all());
+    for _ in 0..hash::workers() {
+        tasks.spawn(Arc::clone(&sender).hash_all(hashing.clone()));
+    }
     let mut streams: JoinSet<ChannelEnd> = JoinSet::new();
     let mut newest = Newest::default();
     let mut source_done = false;
@@ -158,63 +187,12 @@ pub async fn run<S: Source, R: AsyncRead + Unpin + Send, C: FrameSender>(
 pub struct SenderEnd {
     pub totals: Totals,
     pub durable: bool,
+    pub deletions: Deletions,
 }
 
 impl<S: Source> Sender<S> {
     fn say(&self, message: &Message) -> Result<(), SessionError> {
         self.outbox.say(message).map_err(SessionError::from)
-    }
-
-    /// Announces what the walk finds, as far ahead as the window allows.
-    async fn announce_all(self: Arc<Self>) -> Result<(), SessionError> {
-        let (found, entries) = flume::bounded(2048);
-        let source = self.source.clone();
-        let walk = async move { source.walk(found).await };
-        let announce = async {
-            while let Ok(first) = entries.recv_async().await {
-                let mut batch = vec![first];
-                let mut len = batch[0].estimated_len();
-                while batch.len() < self.max_batch && len < MAX_BATCH_LEN {
-                    let Ok(entry) = entries.try_recv() else { break };
-                    len += entry.estimated_len();
-                    batch.push(entry);
-                }
-                self.announce(batch).await?;
-            }
-            Ok::<_, SessionError>(())
-        };
-        let (walked, announced) = tokio::join!(walk, announce);
-        announced?;
-        if let Err(error) = walked {
-            // What could not be listed has no entry of its own, so the session cannot be a success.
-            let failure = error.to_failure();
-            self.say(&Message::Complaint { entry: EntryId::ROOT, failure: failure.clone() })?;
-            self.observer.complain(Vec::new(), failure);
-        }
-        self.walk_done.store(true, Ordering::Release);
-        self.observer.progress.walk_done.store(true, Ordering::Relaxed);
-        self.ended.notify_waiters();
-        self.ended.notify_one();
-        Ok(())
-    }
-
-    async fn announce(&self, mut batch: Vec<Entry>) -> Result<(), SessionError> {
-        for entry in batch.iter_mut().filter(|entry| self.options.is_too_large(entry.size())) {
-            let failure = too_large(&self.source.path(entry));
-            entry.kind = Kind::Unsendable(failure);
-        }
-        let count = u32::try_from(batch.len()).unwrap_or(u32::MAX);
-        let permits = self.window.acquire_many(count).await.map_err(SessionError::bug)?;
-        permits.forget();
-        {
-            let mut open = lock(&self.open);
-            for entry in &batch {
-                self.observer.found(entry);
-                let entry = Arc::new(entry.clone());
-                open.insert(entry.id, Announced::new(entry));
-            }
-        }
-        self.say(&Message::Entries(batch))
     }
 
     /// Waits until the walk is over and every entry has ended (END-1).
@@ -255,10 +233,18 @@ impl<S: Source> Sender<S> {
                 let path = format!("{entry}").into_bytes();
                 self.observer.complain(path, failure);
             }
-            Message::ReceiverDone { summary, durable } => {
-                return Ok(Some(ReceiverSummary { summary, durable }));
+            Message::Deleted(deleted) => {
+                for Deleted { path, is_directory } in deleted {
+                    self.observer.tell(Event::Deleted { path, is_directory });
+                }
+            }
+            Message::ReceiverDone { summary, durable, deletions } => {
+                return Ok(Some(ReceiverSummary { summary, durable, deletions }));
             }
             Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
+            Message::Paths { .. } => {
+                return Err(SessionError::violation("paths came after the source was opened"));
+            }
             // The state machine lets nothing else through in this role.
             Message::Ping
             | Message::Hello(_)
@@ -271,6 +257,9 @@ impl<S: Source> Sender<S> {
             | Message::Withdraw { .. }
             | Message::SourceDone(_)
             | Message::Finish { .. }
+            | Message::Owners { .. }
+            | Message::Listed(_)
+            | Message::Root { .. }
             | Message::Closed => {}
         }
         Ok(None)
@@ -279,6 +268,7 @@ impl<S: Source> Sender<S> {
     fn obey(&self, id: EntryId, verdict: Verdict) -> Result<(), SessionError> {
         match verdict {
             Verdict::Ended(outcome) => self.end(id, outcome),
+            Verdict::Hash => self.hash(id),
             Verdict::Need | Verdict::Resume => {
                 let mut open = lock(&self.open);
                 let known = open.get_mut(&id).ok_or_else(|| unknown(id))?;
@@ -398,8 +388,8 @@ impl<S: Source> Sender<S> {
         if let Some(file) = &known.file {
             self.plan.cancel(file);
         }
-        let root = match (&outcome, &known.entry.kind) {
-            (Outcome::Done, Kind::File(_)) => known.root,
+        let root = match outcome {
+            Outcome::Done(changes) if changes.has(Changes::CONTENT) => known.root,
             _ => None,
         };
         let final_entry = FinalEntry {
@@ -412,9 +402,14 @@ impl<S: Source> Sender<S> {
         };
         lock(&self.totals).add(&final_entry);
         let is_packed = self.options.is_packed(known.entry.size());
-        let report = EntryReport::new(self.source.path(&known.entry), &known.entry, root, outcome);
+        let is_there = matches!(outcome, Outcome::Done(_) | Outcome::Skipped);
+        if self.options.remove_source_files && is_there && known.entry.kind != Kind::Directory {
+            lock(&self.removable).push(Arc::clone(&known.entry));
+        }
+        let path = self.source.path(&known.entry);
+        let report = EntryReport::new(path, &known.entry, root.or(known.hashed), outcome);
         self.observer.ended(report, is_packed);
-        self.window.add_permits(1);
+        self.window.add_permits(known.weight as usize);
         self.ended.notify_one();
         Ok(())
     }
@@ -544,10 +539,7 @@ impl<S: Source> Sender<S> {
         let len = crate::protocol::chunk::Pack::table_len(files.len());
         let data: u64 = files.iter().map(|file| file.entry.size()).sum();
         let len = usize::try_from(data).unwrap_or(usize::MAX).saturating_add(len);
-        let buffer = self.pool.take(len).await.map_err(|error| match error {
-            BufferError::TooLong { .. } => SessionError::bug(error),
-            BufferError::Map(_) => SessionError::local(FailureCode::Io, error.to_string()),
-        })?;
+        let buffer = self.pool.take(len).await.map_err(no_buffer)?;
         let wanted = files.iter().map(|file| (Arc::clone(&file.entry), file.version)).collect();
         let read = self.source.read_pack(number, wanted, buffer).await;
         {
@@ -579,7 +571,8 @@ impl<S: Source> Sender<S> {
     ) -> Result<Option<Frame>, SessionError> {
         let id = entry.id;
         let is_current = |known: &Announced<S::File>| {
-            known.version == version && known.is_placed && !known.is_withdrawn
+            let has_verdict = known.is_placed || known.is_hashing;
+            known.version == version && has_verdict && !known.is_withdrawn
         };
         if !lock(&self.open).get(&id).is_some_and(is_current) {
             return Ok(None);
@@ -613,7 +606,7 @@ impl<S: Source> Sender<S> {
             known.version += 1;
             let before = std::mem::replace(&mut known.entry, Arc::new(now.clone()));
             known.before = Some((before, known.root.take()));
-            known.is_placed = false;
+            (known.is_placed, known.is_hashing, known.hashed) = (false, false, None);
             known.file.take()
         };
         if let Some(old) = old {
@@ -621,6 +614,39 @@ impl<S: Source> Sender<S> {
         }
         self.say(&Message::Restart { entry: now, version: version + 1 })?;
         Ok(None)
+    }
+
+    /// Removes what is durably at the other end, if that was asked for (DEL-6).
+    async fn remove_sources(&self, durable: bool) -> Result<(), SessionError> {
+        let entries = std::mem::take(&mut *lock(&self.removable));
+        if entries.is_empty() || self.options.dry_run {
+            return Ok(());
+        }
+        if !durable {
+            let text = "no source was removed: the destination does not say that it is durable";
+            return self.complain(EntryId::ROOT, Vec::new(), Failure::new(FailureCode::Io, text));
+        }
+        for batch in entries.chunks(MAX_REMOVED) {
+            let removed = self.source.remove(batch.to_vec()).await;
+            for (entry, removed) in batch.iter().zip(removed) {
+                if let Err(error) = removed {
+                    self.complain(entry.id, self.source.path(entry), error.to_failure())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Something is wrong with an entry, though it is where it is to be: both ends tell.
+    fn complain(
+        &self,
+        entry: EntryId,
+        path: Vec<u8>,
+        failure: Failure,
+    ) -> Result<(), SessionError> {
+        self.say(&Message::Complaint { entry, failure: failure.clone() })?;
+        self.observer.complain(path, failure);
+        Ok(())
     }
 
     /// Compares both ends' counts, and says whether they agree (END-3, END-4).
@@ -631,13 +657,19 @@ impl<S: Source> Sender<S> {
     ) -> Result<SenderEnd, SessionError> {
         let totals = *lock(&self.totals);
         let agreed = Summary::from(totals) == theirs.summary;
+        if agreed {
+            self.remove_sources(theirs.durable).await?;
+        }
         self.say(&Message::Finish { agreed })?;
         if !agreed {
             return Err(SessionError::mismatch(&totals.into(), &theirs.summary));
         }
         loop {
             match inbox.next().await? {
-                Message::Closed => return Ok(SenderEnd { totals, durable: theirs.durable }),
+                Message::Closed => {
+                    let ReceiverSummary { durable, deletions, .. } = theirs;
+                    return Ok(SenderEnd { totals, durable, deletions });
+                }
                 Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
                 _ => {}
             }
@@ -649,6 +681,7 @@ impl<S: Source> Sender<S> {
 struct ReceiverSummary {
     summary: Summary,
     durable: bool,
+    deletions: Deletions,
 }
 
 enum SendError {
@@ -658,6 +691,13 @@ enum SendError {
 
 fn unknown(id: EntryId) -> SessionError {
     SessionError::violation(format!("the receiver speaks of {id}, which is not open"))
+}
+
+fn no_buffer(error: BufferError) -> SessionError {
+    match error {
+        BufferError::TooLong { .. } => SessionError::bug(error),
+        BufferError::Map(_) => SessionError::local(FailureCode::Io, error.to_string()),
+    }
 }
 
 fn no_file(path: &[u8]) -> Failure {
@@ -674,31 +714,18 @@ pub(super) fn too_large(path: &[u8]) -> Failure {
 impl From<&Outcome> for Fate {
     fn from(outcome: &Outcome) -> Self {
         match outcome {
-            Outcome::Done => Self::Done,
-            Outcome::Skipped | Outcome::Would => Self::Skipped,
+            Outcome::Done(_) => Self::Done,
+            Outcome::Skipped | Outcome::Would(_) | Outcome::Left => Self::Skipped,
             Outcome::Failed(_) => Self::Failed,
         }
     }
 }
 
-impl Entry {
-    /// About how long it is when encoded, in bytes.
-    fn estimated_len(&self) -> usize {
-        let more = match &self.kind {
-            Kind::Symlink { target } => target.len(),
-            Kind::Unsendable(failure) => failure.text().len(),
-            Kind::Directory | Kind::File(_) => 0,
-        };
-        64 + self.name.as_bytes().len() + more
-    }
-}
+/// How many sources are removed in one go.
+const MAX_REMOVED: usize = 1024;
 
 /// How often a file that changes while it is read is begun anew (ENTRY-6).
 pub(super) const MAX_RESTARTS: u16 = 2;
 
 /// How long data channels may take to end when there is nothing left to send.
 const STREAMS_PATIENCE: Duration = Duration::from_secs(2);
-
-/// How many entries one message announces at the most, and about how long it may get, in bytes.
-const MAX_BATCH_ENTRIES: usize = 512;
-const MAX_BATCH_LEN: usize = 256 << 10;

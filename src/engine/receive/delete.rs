@@ -1,0 +1,70 @@
+//! What the source does not have is removed at the destination, after all else (DEL-1).
+//!
+//! Only what this end knows decides: which directories were announced to their end, and every name
+//! in them. The sink goes by the destination's own listings.
+
+use super::{MAX_PIECE_LEN, Receiver};
+use crate::engine::event::Event;
+use crate::engine::plan::lock;
+use crate::engine::session::SessionError;
+use crate::protocol::chunk::EntryId;
+use crate::protocol::message::{Deleted, Deletions, Message};
+use crate::storage::{NameSet, Sink};
+
+/// What the source has.
+#[derive(Debug)]
+pub struct Listing {
+    /// The directories of which everything has been announced, without an error.
+    pub listed: Vec<EntryId>,
+    /// Every name that was announced, whatever became of it.
+    pub names: NameSet,
+}
+
+impl<K: Sink> Receiver<K> {
+    /// Removes what the source does not have, and tells of it. That this fails is no reason to undo
+    /// the rest.
+    pub async fn delete(&self, listing: Listing) -> Result<Deletions, SessionError> {
+        let Listing { listed, names } = listing;
+        let failed = std::mem::take(&mut *lock(&self.failed_directories));
+        let complete = listed.into_iter().filter(|id| !failed.contains(id)).collect();
+        let (tell, deleted) = flume::bounded(QUEUE_LEN);
+        let deleting = self.sink.delete(complete, names, tell);
+        let (answer, told) = tokio::join!(deleting, self.tell_deleted(deleted));
+        told?;
+        self.pass_on_complaints()?;
+        match answer {
+            Ok(deletions) => Ok(deletions),
+            Err(error) => {
+                let failure = error.to_failure();
+                if self.complain(error.path().to_vec(), failure.clone()) {
+                    self.say(&Message::Complaint { entry: EntryId::ROOT, failure })?;
+                }
+                Ok(Deletions::default())
+            }
+        }
+    }
+
+    async fn tell_deleted(&self, deleted: flume::Receiver<Deleted>) -> Result<(), SessionError> {
+        let (mut piece, mut len) = (Vec::new(), 0);
+        while let Ok(mut one) = deleted.recv_async().await {
+            let Deleted { path, is_directory } = one.clone();
+            self.observer.tell(Event::Deleted { path, is_directory });
+            one.path.truncate(MAX_PATH_LEN);
+            len += 16 + one.path.len();
+            piece.push(one);
+            if len > MAX_PIECE_LEN || deleted.is_empty() {
+                self.outbox.room().await;
+                self.say(&Message::Deleted(std::mem::take(&mut piece)))?;
+                len = 0;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many deletions wait to be told of.
+const QUEUE_LEN: usize = 1024;
+
+/// How much of a path is told to the sender, in bytes: a message has a limit, and a path of directories
+/// in directories has none.
+const MAX_PATH_LEN: usize = 64 << 10;

@@ -1,0 +1,153 @@
+//! What an earlier run left of a file, taken up.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::OnceCell;
+
+use super::Receiver;
+use super::open::{Incomplete, Temporary};
+use crate::engine::journal::{Begun, SourceIdentity, UNHASHED};
+use crate::engine::plan::lock;
+use crate::engine::session::SessionError;
+use crate::protocol::chunk::Digest;
+use crate::protocol::message::{Changes, Entry, Kind, Message, Resume, Verdict};
+use crate::protocol::tree::RootBuilder;
+use crate::storage::Sink;
+
+impl<K: Sink> Receiver<K> {
+    /// Prepares for a file in chunks, and tells the sender what is there of it.
+    pub async fn expect(
+        &self,
+        entry: &Arc<Entry>,
+        version: u16,
+        changes: Changes,
+    ) -> Result<(Arc<Incomplete<K::File>>, Verdict), SessionError> {
+        let (file, kept) = self.incomplete(entry, version, changes).await?;
+        let Some(kept) = kept else { return Ok((file, Verdict::Need)) };
+        for (first, values) in runs(kept) {
+            self.outbox.room().await;
+            self.say(&Message::Have { entry: entry.id, first, values })?;
+        }
+        Ok((file, Verdict::Resume))
+    }
+
+    /// Prepares for a file in chunks. Returns also the chunks of an earlier run, if there was one.
+    pub async fn incomplete(
+        &self,
+        entry: &Arc<Entry>,
+        version: u16,
+        changes: Changes,
+    ) -> Result<Taken<K::File>, SessionError> {
+        let count = self.options.chunk_size.count(entry.size());
+        let mut tree = RootBuilder::new(count);
+        let (temporary, mut taken) = (OnceCell::new(), None);
+        let begun = lock(&self.begun).remove(&self.sink.path(entry));
+        if let Some(begun) = begun
+            && let Some(file) = self.take_up(entry, &begun).await?
+        {
+            let kept = self.kept_chunks(entry, &file, begun.chunks).await;
+            let mut bytes = 0;
+            for (index, value) in &kept {
+                tree.insert(*index, *value);
+                let range = self.options.chunk_size.range(entry.id, *index, entry.size());
+                bytes += range.map_or(0, |range| u64::from(range.len()));
+            }
+            self.observer.resumed(bytes);
+            let _ = temporary.set(Temporary { file, number: begun.number });
+            taken = Some(kept);
+        }
+        let incomplete = Incomplete {
+            entry: Arc::clone(entry),
+            version,
+            changes,
+            temporary,
+            tree: Mutex::new(tree),
+            claimed: Mutex::new(HashSet::new()),
+            end: Mutex::default(),
+            is_abandoned: AtomicBool::new(false),
+        };
+        Ok((Arc::new(incomplete), taken))
+    }
+
+    /// Opens the temporary file of an earlier run, if all of JRN-6 holds.
+    async fn take_up(
+        &self,
+        entry: &Arc<Entry>,
+        begun: &Begun,
+    ) -> Result<Option<K::File>, SessionError> {
+        let Kind::File(kind) = entry.kind else { return Ok(None) };
+        if begun.source == SourceIdentity::new(kind, entry.metadata.mtime) {
+            // Whatever is wrong with it, the file can be sent anew.
+            let reopened = self.sink.reopen(Arc::clone(entry), begun.temporary).await;
+            if let Ok(Some(file)) = reopened {
+                return Ok(Some(file));
+            }
+        }
+        self.sink.discard_left_over(self.sink.path(entry), begun.temporary).await;
+        self.record(|journal| journal.end(begun.number))?;
+        Ok(None)
+    }
+
+    /// The chunks of an earlier run that can be relied on, in order and once each.
+    async fn kept_chunks(
+        &self,
+        entry: &Arc<Entry>,
+        file: &K::File,
+        chunks: Vec<(u64, Digest)>,
+    ) -> Vec<(u64, Digest)> {
+        let count = self.options.chunk_size.count(entry.size());
+        // What is written in place may have been edited since.
+        let is_checked = self.options.resume == Resume::Verify || self.options.update.in_place;
+        // What was copied without being hashed proves nothing to anybody else.
+        let needs_value = is_checked || !self.sink.can_copy();
+        let by_index: BTreeMap<u64, Digest> = chunks
+            .into_iter()
+            .filter(|(index, value)| *index < count && !(needs_value && *value == UNHASHED))
+            .collect();
+        if !is_checked {
+            return by_index.into_iter().collect();
+        }
+        let mut kept = Vec::new();
+        for (index, value) in by_index {
+            let Some(range) = self.options.chunk_size.range(entry.id, index, entry.size()) else {
+                continue;
+            };
+            let found = self.sink.digest(file.clone(), range, &self.reading_pool).await;
+            if found.is_ok_and(|found| found == value) {
+                kept.push((index, value));
+            }
+        }
+        kept
+    }
+
+    /// Removes temporary files that are of no use.
+    pub async fn discard_stale(&self, stale: Vec<(Vec<u8>, u64)>) {
+        for (path, identity) in stale {
+            self.sink.discard_left_over(path, identity).await;
+        }
+    }
+}
+
+/// A file in chunks, and those of an earlier run, if there was one.
+type Taken<F> = (Arc<Incomplete<F>>, Option<Vec<(u64, Digest)>>);
+
+/// Joins consecutive chunks, into pieces that fit a message.
+fn runs(chunks: Vec<(u64, Digest)>) -> Vec<(u64, Vec<Digest>)> {
+    let mut runs: Vec<(u64, Vec<Digest>)> = Vec::new();
+    for (index, value) in chunks {
+        match runs.last_mut() {
+            Some((first, values))
+                if *first + values.len() as u64 == index && values.len() < MAX_RUN =>
+            {
+                values.push(value);
+            }
+            _ => runs.push((index, vec![value])),
+        }
+    }
+    runs
+}
+
+/// How many chunk values one message carries at the most: half of what its length allows.
+const MAX_RUN: usize = 16_384;
