@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::flags::{Choosing, Comparing, Deleting, Keeping, Telling, Updating};
 use super::settings::Settings;
 use super::units::ProgressMode;
 
 /// Move files between hosts: striped over many connections, verified with BLAKE3, resumable
 #[derive(Debug, Parser)]
-#[command(name = "fastsync", version, max_term_width = 100)]
+#[command(name = "fastsync", version, max_term_width = 100, args_override_self = true)]
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
@@ -29,13 +30,47 @@ pub enum Command {
     /// All sources are on one host. A trailing slash on a source means its contents.
     #[command(override_usage = "fastsync pull [OPTIONS] [USER@]HOST:PATH... DST")]
     Pull(Box<Transfer>),
+    /// Copy files and directories from anywhere to anywhere; nothing is ever deleted
+    ///
+    /// Sources or destination may be on another host, or all on this machine. Directories are taken
+    /// whole, with or without -R. A trailing slash on a source means its contents.
+    #[command(override_usage = "fastsync cp [OPTIONS] SRC... DST")]
+    Cp(Box<Transfer>),
+    /// Make a destination like its source; with --delete, remove what the source does not have
+    ///
+    /// A trailing slash on a source means its contents: `sync --delete a/ b` makes b like a, and
+    /// `sync --delete a b` makes b/a like a.
+    #[command(override_usage = "fastsync sync [OPTIONS] SRC... DST")]
+    Sync(Box<Sync>),
+    /// List what is at a location
+    #[command(override_usage = "fastsync ls [OPTIONS] LOCATION...")]
+    Ls(Box<Ls>),
+    /// Compare two locations, or a location with a manifest, and change nothing
+    ///
+    /// `check A B` says what a sync from A to B would have to change: contents of directories, or
+    /// single files. `check LOCATION FILE` compares hashes with those in FILE, which `manifest`,
+    /// `b3sum` or --report has written. Exit code 40 if anything is missing or different.
+    #[command(override_usage = "fastsync check [OPTIONS] A B\n       \
+                                fastsync check [OPTIONS] LOCATION MANIFEST-FILE")]
+    Check(Box<Check>),
+    /// Print the BLAKE3 hash of each file, as b3sum does, or as JSON lines
+    ///
+    /// Paths are relative to the directory, so that `b3sum --check` in it understands them.
+    #[command(override_usage = "fastsync manifest [OPTIONS] LOCATION")]
+    Manifest(Box<Manifest>),
+    /// Run the command of a report again, for what failed then
+    ///
+    /// REPORT is what --report has written. It is replaced when the run has come to its end. Nothing
+    /// is deleted.
+    #[command(override_usage = "fastsync retry [OPTIONS] REPORT")]
+    Retry(Box<Retry>),
     /// Serve one session on standard input and output; started by fastsync itself on the other host
     #[command(hide = true)]
     Agent,
 }
 
-/// The flags of push and pull.
-#[derive(Args, Debug, Default)]
+/// The flags of push, pull and cp.
+#[derive(Args, Clone, Debug, Default)]
 #[command(after_help = AFTER_HELP)]
 pub struct Transfer {
     /// Sources, and the destination last
@@ -44,25 +79,127 @@ pub struct Transfer {
     /// Say what would be transferred, and change nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
-    /// Accepted and needless: directories are always taken whole
+    /// Needless, as directories are always taken whole, but for those that --files-from names
     #[arg(short = 'R', long)]
     pub recursive: bool,
     #[command(flatten)]
-    pub settings: Settings,
+    pub keeping: Keeping,
+    #[command(flatten)]
+    pub choosing: Choosing,
+    /// Transfer only the paths in FILE, one a line, relative to the source; `-` is standard input
+    #[arg(long, value_name = "FILE", help_heading = "Which files")]
+    pub files_from: Option<OsString>,
+    #[command(flatten)]
+    pub comparing: Comparing,
+    #[command(flatten)]
+    pub updating: Updating,
+    #[command(flatten)]
+    pub connecting: Connecting,
     /// Throw away what an interrupted run left
     #[arg(long, conflicts_with = "resume", help_heading = "Transfer")]
     pub no_resume: bool,
+    #[command(flatten)]
+    pub output: Output,
+    #[command(flatten)]
+    pub telling: Telling,
+}
+
+/// The flags of sync.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Sync {
+    #[command(flatten)]
+    pub transfer: Transfer,
+    #[command(flatten)]
+    pub deleting: Deleting,
+}
+
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = AFTER_HELP)]
+pub struct Ls {
+    /// Directories, of which the contents are listed, or files
+    #[arg(value_name = "LOCATION", required = true)]
+    pub locations: Vec<OsString>,
+    /// Mode, owner, group, size and modification time (UTC) too
+    #[arg(short, long)]
+    pub long: bool,
+    /// What is in directories below too, in the order in which it is found
+    #[arg(short = 'R', long)]
+    pub recursive: bool,
+    /// End each line with a NUL byte, and escape nothing
+    #[arg(long)]
+    pub zero: bool,
+    #[command(flatten)]
+    pub choosing: Choosing,
+    #[command(flatten)]
+    pub connecting: Connecting,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = AFTER_HELP)]
+pub struct Check {
+    /// Two locations, or a location and the file with its manifest
+    #[arg(value_name = "LOCATION", required = true)]
+    pub locations: Vec<OsString>,
+    #[command(flatten)]
+    pub keeping: Keeping,
+    #[command(flatten)]
+    pub choosing: Choosing,
+    #[command(flatten)]
+    pub comparing: Comparing,
+    #[command(flatten)]
+    pub connecting: Connecting,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = AFTER_HELP)]
+pub struct Manifest {
+    /// A directory, or a file
+    #[arg(value_name = "LOCATION")]
+    pub location: OsString,
+    /// Write to FILE instead of standard output
+    #[arg(long = "output", value_name = "FILE")]
+    pub file: Option<OsString>,
+    #[command(flatten)]
+    pub choosing: Choosing,
+    #[command(flatten)]
+    pub connecting: Connecting,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = AFTER_HELP)]
+pub struct Retry {
+    /// The report of an earlier run
+    #[arg(value_name = "REPORT")]
+    pub file: OsString,
+    /// Say what would be transferred, and change nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub output: Output,
+    #[command(flatten)]
+    pub telling: Telling,
+}
+
+/// How the other end is reached, and the data with it.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Connecting {
+    #[command(flatten)]
+    pub settings: Settings,
     /// Configuration file [default: ~/.config/fastsync/config.toml]
     #[arg(long, value_name = "FILE", help_heading = "Transfer")]
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub ssh: Ssh,
-    #[command(flatten)]
-    pub output: Output,
 }
 
 /// How ssh is called.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "SSH")]
 pub struct Ssh {
     /// Configuration file of ssh
@@ -90,7 +227,7 @@ pub struct Ssh {
 }
 
 /// What is shown and where.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Output")]
 pub struct Output {
     /// Show progress even where the environment says otherwise, or with -q
@@ -105,19 +242,17 @@ pub struct Output {
     /// Print each entry as it is done; twice, those that were there already too
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
-    /// Print the summary, and what -v and -n print, as JSON lines on standard output
+    /// Print what goes to standard output, and the summary, as JSON lines
     #[arg(long)]
     pub json: bool,
-    /// Write one JSON line a file: path, size, mtime, root, outcome; `-` is standard output
-    #[arg(long, value_name = "FILE")]
-    pub report: Option<OsString>,
 }
 
 const AFTER_HELP: &str = "\
 Sizes are in binary units: 64K, 8M, 1G. Settings also come from FASTSYNC_* variables and from the \
 configuration file; a flag prevails. Exit codes: 0 all done, 1 usage, 23 some entries failed, \
-24 source vanished or changed, 30 connection lost, 40 verification failed, 41 destination full, \
-42 agent not startable, 43 no data path, 44 authentication; the rest is in docs/CONFIGURATION.md.";
+24 source vanished or changed, 25 --max-delete reached, 30 connection lost, 40 verification failed \
+or a difference found, 41 destination full, 42 agent not startable, 43 no data path, \
+44 authentication; the rest is in docs/CONFIGURATION.md, and docs/RSYNC.md compares with rsync.";
 
 #[cfg(test)]
 mod tests {
@@ -148,8 +283,8 @@ mod tests {
         let transfer = push(&["a", "-n", "b", "-p", "16", "h:/x", "-rP", "-c", "16M", "-vv"]);
         assert_eq!(transfer.locations, ["a", "b", "h:/x"]);
         assert!(transfer.dry_run && transfer.output.show_progress);
-        assert_eq!(transfer.settings.streams.unwrap().0, 16);
-        assert_eq!(transfer.settings.resume, Some(ResumeMode(Resume::Trust)));
+        assert_eq!(transfer.connecting.settings.streams.unwrap().0, 16);
+        assert_eq!(transfer.connecting.settings.resume, Some(ResumeMode(Resume::Trust)));
         assert_eq!(transfer.output.verbose, 2);
         assert_eq!(push(&["--", "-a", "h:"]).locations, ["-a", "h:"]);
     }
@@ -159,15 +294,16 @@ mod tests {
         assert_eq!(push(&["-r", "verify", "h:"]).locations, ["verify", "h:"]);
         assert_eq!(push(&["--resume", "a", "h:"]).locations, ["a", "h:"]);
         let verify = push(&["--resume=verify", "a", "h:"]);
-        assert_eq!(verify.settings.resume, Some(ResumeMode(Resume::Verify)));
+        assert_eq!(verify.connecting.settings.resume, Some(ResumeMode(Resume::Verify)));
         assert!(push(&["--no-resume", "a", "h:"]).no_resume);
         assert!(!refused(&["fastsync", "push", "--no-resume", "-r", "a", "b"]).is_empty());
     }
 
     #[test]
     fn ssh_flags_are_kept_as_they_are() {
-        let ssh =
-            push(&["-F", "f", "-J", "j", "-o", "A=b", "-oC=d", "--identity", "k", "a", "h:"]).ssh;
+        let ssh = push(&["-F", "f", "-J", "j", "-o", "A=b", "-oC=d", "--identity", "k", "a", "h:"])
+            .connecting
+            .ssh;
         assert_eq!((ssh.config_file.unwrap(), ssh.jump.unwrap()), ("f".into(), "j".into()));
         assert_eq!(
             (ssh.option, ssh.identity),

@@ -14,6 +14,7 @@ pub const FILE: u8 = 11;
 pub const SIGNAL: u8 = 20;
 pub const PARTIAL: u8 = 23;
 pub const CHANGED: u8 = 24;
+pub const MAX_DELETE: u8 = 25;
 pub const DISCONNECTED: u8 = 30;
 pub const VERIFICATION: u8 = 40;
 pub const DESTINATION_FULL: u8 = 41;
@@ -98,6 +99,8 @@ pub fn of_report(report: &Report, errors: u64) -> u8 {
         CHANGED
     } else if report.failed > 0 || report.complaints > 0 || errors > 0 {
         PARTIAL
+    } else if report.over_limit > 0 {
+        MAX_DELETE
     } else {
         DONE
     }
@@ -165,5 +168,8 @@ mod tests {
         assert_eq!(code(2, 2, 0, 0, 2), 24);
         assert_eq!(code(2, 2, 0, 1, 3), 23);
         assert_eq!(code(2, 1, 1, 0, 2), 40);
+        let limited = Report { over_limit: 1, ..Report::default() };
+        assert_eq!(of_report(&limited, 0), 25);
+        assert_eq!(of_report(&Report { failed: 1, ..limited }, 1), 23);
     }
 }

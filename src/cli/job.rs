@@ -6,12 +6,17 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use super::UsageError;
-use super::args::{Output, Ssh, Transfer};
+use super::args::{Connecting, Output, Ssh, Transfer};
 use super::config::Config;
+use super::flags::{Deleting, Telling};
+use super::itemize::Itemizer;
 use super::location::{Location, absolute};
+use super::mapping::Mapping;
+use super::meaning;
+use super::rules::Files;
 use super::settings::{Environment, Settings};
 use super::units::{ProgressMode, ResumeMode};
-use crate::engine::job::{Direction, Host, Job, Launch, Place};
+use crate::engine::job::{Direction, Host, Job, Launch, Place, TransferConfig};
 use crate::protocol::message::Resume;
 
 /// A job, and what to show of it.
@@ -19,6 +24,8 @@ use crate::protocol::message::Resume;
 pub struct Plan {
     pub job: Job,
     pub display: Display,
+    /// Where the report goes; `-` is standard output.
+    pub report: Option<OsString>,
 }
 
 /// What to show, with every default filled in.
@@ -29,44 +36,80 @@ pub struct Display {
     pub quiet: bool,
     pub verbose: u8,
     pub json: bool,
-    /// Where the report goes; `-` is standard output.
-    pub report: Option<OsString>,
+    pub itemizer: Itemizer,
+    pub stats: bool,
+    /// The arguments of a dry run.
+    pub mapping: Option<Mapping>,
 }
 
-/// Which subcommand it was.
+impl Default for Display {
+    fn default() -> Self {
+        Self {
+            progress: ProgressMode::None,
+            quiet: false,
+            verbose: 0,
+            json: false,
+            itemizer: Itemizer::default(),
+            stats: false,
+            mapping: None,
+        }
+    }
+}
+
+/// Which subcommand it was, of those that transfer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verb {
     Push,
     Pull,
+    Cp,
+    Sync,
 }
 
-/// Puts a job together.
+/// Puts the job of a transfer together. `deleting` is there for `sync` alone.
 pub fn plan(
     verb: Verb,
-    transfer: Transfer,
+    transfer: &Transfer,
+    deleting: Option<&Deleting>,
     environment: &Environment<'_>,
+    files: &mut Files,
 ) -> Result<Plan, UsageError> {
-    let named =
-        transfer.config.clone().or_else(|| environment.raw("FASTSYNC_CONFIG").map(Into::into));
-    let config = Config::load(named.as_deref())?;
     let mut direction = direction(verb, &transfer.locations)?;
-    join_port(&mut direction, &transfer.ssh)?;
-
-    let mut flags = transfer.settings;
-    if transfer.no_resume {
-        flags.resume = Some(ResumeMode(Resume::Never));
+    if transfer.files_from.is_some() {
+        take_contents(&mut direction);
     }
+    let no_resume = transfer.no_resume.then_some(ResumeMode(Resume::Never));
+    let mut job = job(direction, &transfer.connecting, no_resume, environment)?;
+    job.paths = meaning::apply(&mut job.config, transfer, deleting, files)?;
+    let mut display = display(&transfer.output, environment)?;
+    tell(&mut display, &transfer.telling, &job);
+    if job.config.dry_run {
+        display.mapping = mapping(&transfer.locations, transfer.files_from.is_some());
+    }
+    Ok(Plan { job, display, report: transfer.telling.report.clone() })
+}
+
+/// A job with its connection and the settings of all layers.
+pub fn job(
+    mut direction: Direction,
+    connecting: &Connecting,
+    resume: Option<ResumeMode>,
+    environment: &Environment<'_>,
+) -> Result<Job, UsageError> {
+    let named = connecting.config.clone();
+    let named = named.or_else(|| environment.raw("FASTSYNC_CONFIG").map(Into::into));
+    let config = Config::load(named.as_deref())?;
+    join_port(&mut direction, &connecting.ssh)?;
+    let mut flags = connecting.settings.clone();
+    flags.resume = resume.or(flags.resume);
     let host = host(&direction).map(|host| host.name.as_str());
     let settings = config.resolve(flags, Settings::from_environment(environment)?, host)?;
-    let launch = launch(transfer.ssh, &settings, environment);
-    let mut config = settings.to_config();
-    config.dry_run = transfer.dry_run;
-    let display = display(transfer.output, environment)?;
-    Ok(Plan { job: Job { direction, launch, config }, display })
+    let launch = launch(connecting.ssh.clone(), &settings, environment);
+    let config: TransferConfig = settings.to_config();
+    Ok(Job { direction, paths: None, launch, config })
 }
 
 /// Which way the data goes, from locations alone.
-fn direction(verb: Verb, typed: &[OsString]) -> Result<Direction, UsageError> {
+pub fn direction(verb: Verb, typed: &[OsString]) -> Result<Direction, UsageError> {
     let Some((destination, sources)) = typed.split_last().filter(|(_, rest)| !rest.is_empty())
     else {
         let text = "a source and a destination are needed; there is only one location";
@@ -74,8 +117,9 @@ fn direction(verb: Verb, typed: &[OsString]) -> Result<Direction, UsageError> {
     };
     let sources: Result<Vec<_>, _> = sources.iter().map(|typed| Location::parse(typed)).collect();
     let (sources, destination) = (sources?, Location::parse(destination)?);
-    let far_source = sources.iter().any(|source| matches!(source, Location::Remote { .. }));
-    if far_source && matches!(destination, Location::Remote { .. }) {
+    let is_remote = |location: &Location| matches!(location, Location::Remote { .. });
+    let (far_source, far_destination) = (sources.iter().any(is_remote), is_remote(&destination));
+    if far_source && far_destination {
         return Err(UsageError::new(
             "copying between two other hosts is not possible yet; pull to this machine and push \
              from here, or run fastsync on one of the two",
@@ -84,9 +128,22 @@ fn direction(verb: Verb, typed: &[OsString]) -> Result<Direction, UsageError> {
     let current = std::env::current_dir().map_err(|error| {
         UsageError::new(format!("cannot find out the current directory: {error}"))
     })?;
-    match verb {
-        Verb::Push => push(sources, destination, &current),
-        Verb::Pull => pull(sources, destination, &current),
+    match (verb, far_source, far_destination) {
+        (Verb::Push, ..) | (Verb::Cp | Verb::Sync, _, true) => push(sources, destination, &current),
+        (Verb::Pull, ..) | (Verb::Cp | Verb::Sync, true, _) => pull(sources, destination, &current),
+        (Verb::Cp | Verb::Sync, false, false) => Ok(copy(sources, destination)),
+    }
+}
+
+/// All locations are on this machine.
+fn copy(sources: Vec<Location>, destination: Location) -> Direction {
+    let path = |location| match location {
+        Location::Local(path) => path,
+        Location::Remote { path, .. } => OsString::from_vec(path).into(),
+    };
+    Direction::Copy {
+        sources: sources.into_iter().map(path).collect(),
+        destination: path(destination),
     }
 }
 
@@ -137,19 +194,42 @@ fn pull(
     }
     if hosts.windows(2).any(|pair| pair[0] != pair[1]) {
         return Err(UsageError::new(
-            "all sources of a pull are on one host, written alike; run one pull for each host",
+            "all sources are on one host, written alike; run one command for each host",
         ));
     }
     let host = hosts.into_iter().next().flatten();
     Ok(Direction::Pull { sources: paths, host, destination })
 }
 
+/// The only source stands for what is in it, however it is written.
+pub fn take_contents(direction: &mut Direction) {
+    match direction {
+        Direction::Push { sources, .. } | Direction::Copy { sources, .. } => {
+            for source in sources {
+                let mut path = std::mem::take(source).into_os_string().into_vec();
+                end_with_slash(&mut path);
+                *source = OsString::from_vec(path).into();
+            }
+        }
+        Direction::Pull { sources, .. } | Direction::Inventory { sources, .. } => {
+            sources.iter_mut().for_each(end_with_slash);
+        }
+    }
+}
+
+/// The home directory, which is empty on another host, ends with one already.
+pub fn end_with_slash(path: &mut Vec<u8>) {
+    if !path.is_empty() && !path.ends_with(b"/") {
+        path.push(b'/');
+    }
+}
+
 /// The other host, if there is one.
 fn host(direction: &Direction) -> Option<&Host> {
     match direction {
         Direction::Push { destination: Place::Remote { host, .. }, .. } => Some(host),
-        Direction::Push { destination: Place::Local(_), .. } => None,
-        Direction::Pull { host, .. } => host.as_ref(),
+        Direction::Push { destination: Place::Local(_), .. } | Direction::Copy { .. } => None,
+        Direction::Pull { host, .. } | Direction::Inventory { host, .. } => host.as_ref(),
     }
 }
 
@@ -157,8 +237,12 @@ fn host(direction: &Direction) -> Option<&Host> {
 fn join_port(direction: &mut Direction, ssh: &Ssh) -> Result<(), UsageError> {
     let host = match direction {
         Direction::Push { destination: Place::Remote { host, .. }, .. }
-        | Direction::Pull { host: Some(host), .. } => host,
-        Direction::Push { .. } | Direction::Pull { .. } => return Ok(()),
+        | Direction::Pull { host: Some(host), .. }
+        | Direction::Inventory { host: Some(host), .. } => host,
+        Direction::Push { .. }
+        | Direction::Pull { .. }
+        | Direction::Copy { .. }
+        | Direction::Inventory { .. } => return Ok(()),
     };
     let (Some(flag), Some(port)) = (ssh.port, host.port) else { return Ok(()) };
     if flag != port {
@@ -186,7 +270,7 @@ fn launch(ssh: Ssh, settings: &Settings, environment: &Environment<'_>) -> Launc
     }
 }
 
-fn display(output: Output, environment: &Environment<'_>) -> Result<Display, UsageError> {
+pub fn display(output: &Output, environment: &Environment<'_>) -> Result<Display, UsageError> {
     let from_environment = environment.value("FASTSYNC_PROGRESS")?;
     let forced = output.progress.or(output.show_progress.then_some(ProgressMode::Auto));
     let hushed = output.quiet.then_some(ProgressMode::None);
@@ -197,8 +281,40 @@ fn display(output: Output, environment: &Environment<'_>) -> Result<Display, Usa
         ProgressMode::Auto => ProgressMode::Plain,
         other => other,
     };
-    let Output { quiet, verbose, json, report, .. } = output;
-    Ok(Display { progress, quiet, verbose, json, report })
+    let Output { quiet, verbose, json, .. } = *output;
+    Ok(Display { progress, quiet, verbose, json, ..Display::default() })
+}
+
+/// The same where data on standard output is all that is asked for: progress only on a terminal.
+pub fn quiet_display(
+    output: &Output,
+    environment: &Environment<'_>,
+) -> Result<Display, UsageError> {
+    let is_asked = output.show_progress || output.progress.is_some();
+    let display = display(output, environment)?;
+    Ok(match display.progress {
+        ProgressMode::Plain if !is_asked => Display { progress: ProgressMode::None, ..display },
+        _ => display,
+    })
+}
+
+/// Takes over what is to be told of each entry.
+fn tell(display: &mut Display, telling: &Telling, job: &Job) {
+    let level = match (telling.itemize_changes, display.verbose) {
+        (0, _) => 0,
+        (1, 0..=1) => 1,
+        _ => 2,
+    };
+    let is_sent =
+        matches!(job.direction, Direction::Push { destination: Place::Remote { .. }, .. });
+    let loses_times = !job.config.preserve.times;
+    display.itemizer = Itemizer { level, is_sent, loses_times };
+    display.stats = telling.stats;
+}
+
+fn mapping(locations: &[OsString], contents: bool) -> Option<Mapping> {
+    let (destination, sources) = locations.split_last()?;
+    Some(Mapping::new(sources, destination, contents))
 }
 
 #[cfg(test)]
@@ -216,11 +332,14 @@ mod tests {
             own.or_else(|| (name == "FASTSYNC_CONFIG").then(|| "/dev/null".into()))
         };
         let environment = Environment(&lookup);
-        match Arguments::try_parse_from(typed).unwrap().command {
-            Command::Push(transfer) => plan(Verb::Push, *transfer, &environment),
-            Command::Pull(transfer) => plan(Verb::Pull, *transfer, &environment),
-            Command::Agent => panic!("no transfer"),
-        }
+        let (verb, transfer, deleting) = match Arguments::try_parse_from(typed).unwrap().command {
+            Command::Push(transfer) => (Verb::Push, *transfer, None),
+            Command::Pull(transfer) => (Verb::Pull, *transfer, None),
+            Command::Cp(transfer) => (Verb::Cp, *transfer, None),
+            Command::Sync(sync) => (Verb::Sync, sync.transfer, Some(sync.deleting)),
+            other => panic!("{other:?}"),
+        };
+        plan(verb, &transfer, deleting.as_ref(), &environment, &mut Files::default())
     }
 
     #[track_caller]
@@ -248,6 +367,50 @@ mod tests {
         let Direction::Pull { sources, host, .. } = plan.job.direction else { panic!() };
         assert!(host.is_none() && sources[0].starts_with(b"/") && sources[0].ends_with(b"/a"));
         assert_eq!(sources[1], b"/b/");
+    }
+
+    #[test]
+    fn cp_and_sync_go_where_their_locations_are() {
+        for verb in ["cp", "sync"] {
+            let direction =
+                |typed: &[&str]| planned(&[&[verb], typed].concat(), &[]).unwrap().job.direction;
+            let Direction::Copy { sources, destination } = direction(&["a/", "b", "c"]) else {
+                panic!("no copy");
+            };
+            assert_eq!((sources, destination), (vec!["a/".into(), "b".into()], "c".into()));
+            assert!(matches!(direction(&["a", "h:b"]), Direction::Push { .. }));
+            assert!(matches!(direction(&["h:a", "b"]), Direction::Pull { .. }));
+            refused(&[verb, "h:a", "i:b"], "two other hosts is not possible yet");
+            refused(&[verb, "h:a", "b", "c"], "one host");
+        }
+    }
+
+    #[test]
+    fn a_list_of_files_is_of_what_is_in_the_source() {
+        for (typed, wanted) in [("a", "a/"), ("a/", "a/"), (".", "./")] {
+            let plan = planned(&["cp", "--files-from=/dev/null", typed, "b"], &[]).unwrap();
+            let Direction::Copy { sources, .. } = plan.job.direction else { panic!("no copy") };
+            assert_eq!(sources[0].as_os_str(), wanted);
+            assert_eq!(plan.job.paths, Some(Vec::new()));
+        }
+        let plan = planned(&["pull", "--files-from=/dev/null", "h:", "b"], &[]).unwrap();
+        let Direction::Pull { sources, .. } = plan.job.direction else { panic!("no pull") };
+        assert_eq!(sources, [b""]);
+    }
+
+    #[test]
+    fn letters_and_mapping_follow_the_job() {
+        let display = |typed: &[&str]| planned(typed, &[]).unwrap().display;
+        let itemizer = |typed: &[&str]| {
+            let Itemizer { level, is_sent, loses_times } = display(typed).itemizer;
+            (level, is_sent, loses_times)
+        };
+        assert_eq!(itemizer(&["cp", "a", "b"]), (0, false, false));
+        assert_eq!(itemizer(&["cp", "-i", "--no-times", "a", "h:"]), (1, true, true));
+        assert_eq!(itemizer(&["push", "-ii", "a", "b"]), (2, false, false));
+        assert_eq!(itemizer(&["push", "-i", "-vv", "a", "b"]), (2, false, false));
+        assert!(display(&["cp", "a", "b"]).mapping.is_none());
+        assert!(display(&["cp", "-n", "a", "b"]).mapping.is_some());
     }
 
     #[test]

@@ -55,8 +55,8 @@ impl Location {
         if !scheme.eq_ignore_ascii_case(b"ssh") {
             let scheme = Escaped(scheme);
             let text = format!(
-                "{scheme}:// locations are not supported yet by push and pull; they take paths, \
-                 [user@]host:path and ssh://user@host:port/path"
+                "{scheme}:// locations are not supported yet; write a path, [user@]host:path or \
+                 ssh://user@host:port/path"
             );
             return Err(UsageError::new(text));
         }
@@ -337,7 +337,7 @@ mod tests {
     fn other_schemes_are_for_later() {
         for typed in ["s3://bucket/x", "sftp://h/x", "https://h/x", "gs://b", "host://x"] {
             let error = parse(typed.as_bytes()).unwrap_err().to_string();
-            assert!(error.contains("not supported yet by push and pull"), "{error}");
+            assert!(error.contains("not supported yet"), "{error}");
         }
     }
 

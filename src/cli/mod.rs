@@ -1,46 +1,65 @@
 //! What the user sees: arguments become a job, the engine runs it, and its end becomes a summary
 //! and an exit code. Nothing else in this crate prints.
 //!
-//! `args` is what was typed, `settings`, `config` and `location` say what it can mean, `job` puts
-//! it together; `progress` watches, `screen` writes, and `report`, `summary` and `exit` conclude.
+//! `args` and `flags` are what was typed, `settings`, `config`, `location`, `rules` and `values` say
+//! what it can mean, `meaning`, `job` and `look` put it together; `run` runs it, `progress` watches, and
+//! `transfer`, `listing`, `manifest` and `check` are what the subcommands make of it, with `itemize`,
+//! `mapping` and `stats`; `screen` writes, and `report`, `retry`, `summary` and `exit` conclude.
 
 mod args;
+mod check;
 mod config;
 mod exit;
+mod flags;
+mod itemize;
 mod job;
+mod listing;
 mod location;
+mod look;
+mod manifest;
+mod mapping;
+mod meaning;
 mod progress;
 mod report;
+mod retry;
+mod rules;
+mod run;
 mod screen;
 mod settings;
 mod signals;
+mod stats;
 mod summary;
 mod text;
+mod transfer;
 mod units;
+mod values;
 
-use std::io::{self, Write as _};
+use std::ffi::{OsStr, OsString};
+use std::io::{self, BufWriter, IsTerminal as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Duration;
 
 use clap::Parser as _;
 use thiserror::Error;
-use tokio::runtime::Runtime;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
 
-use crate::engine::event::{Progress, Report};
-use crate::engine::{self, EngineError, Watch};
-use args::{Arguments, Command, Transfer};
-use exit::Exit;
+use crate::engine;
+use crate::protocol::manifest::Escaped;
+use args::{Arguments, Check, Command, Connecting, Ls, Manifest, Retry, Transfer};
+use check::{Comparison, ManifestCheck};
+use flags::{Choosing, Deleting};
 use job::{Plan, Verb};
-use progress::{Monitor, Pacing, Tally};
-use report::{ReportFile, json_line};
-use screen::{Line, Screen};
+use listing::{Listing, Names, Prefix, Style};
+use location::Location;
+use look::Inventory;
+use manifest::Manifests;
+use progress::Viewer;
+use report::{CommandLine, ReportFile};
+use retry::Earlier;
+use rules::Files;
+use run::{Kind, Session};
+use screen::Screen;
 use settings::Environment;
-use summary::Summary;
+use transfer::Transfers;
 
 /// A command that cannot be carried out as it stands, and what to write instead.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
@@ -55,173 +74,232 @@ impl UsageError {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let code = match Arguments::try_parse().map(|arguments| arguments.command) {
-        Ok(Command::Push(transfer)) => run_transfer(Verb::Push, *transfer),
-        Ok(Command::Pull(transfer)) => run_transfer(Verb::Pull, *transfer),
-        Ok(Command::Agent) => run_agent(),
+    let result = match Arguments::try_parse().map(|arguments| arguments.command) {
+        Ok(Command::Push(transfer)) => run_transfer(Verb::Push, &transfer, None),
+        Ok(Command::Pull(transfer)) => run_transfer(Verb::Pull, &transfer, None),
+        Ok(Command::Cp(transfer)) => run_transfer(Verb::Cp, &transfer, None),
+        Ok(Command::Sync(sync)) => run_transfer(Verb::Sync, &sync.transfer, Some(&sync.deleting)),
+        Ok(Command::Ls(ls)) => run_ls(&ls),
+        Ok(Command::Check(check)) => run_check(&check),
+        Ok(Command::Manifest(manifest)) => run_manifest(&manifest),
+        Ok(Command::Retry(retry)) => run_retry(&retry),
+        Ok(Command::Agent) => {
+            run::with_runtime(|runtime| Ok(runtime.block_on(engine::agent::run())))
+        }
         Err(error) => {
             // That help cannot be printed, because `head` has seen enough, is no failure.
             _ = error.print();
-            if error.use_stderr() { exit::USAGE } else { exit::DONE }
+            Ok(if error.use_stderr() { exit::USAGE } else { exit::DONE })
         }
     };
+    let code = result.unwrap_or_else(|Refusal { text, code }| {
+        say(&text);
+        code
+    });
     code.into()
 }
 
-/// Serves one session on standard input and output.
-fn run_agent() -> u8 {
-    match Runtime::new() {
-        Ok(runtime) => {
-            let code = runtime.block_on(engine::agent::run());
-            // A thread waits for standard input for ever.
-            runtime.shutdown_timeout(SHUTDOWN);
-            code
-        }
-        Err(error) => {
-            say(&format!("cannot start: {error}"));
-            exit::STARTUP
-        }
+/// Why a command ended before anything was done.
+#[derive(Debug)]
+struct Refusal {
+    text: String,
+    code: u8,
+}
+
+impl Refusal {
+    /// A file of this machine could not be read or written.
+    fn file(text: impl Into<String>) -> Self {
+        Self { text: text.into(), code: exit::FILE }
     }
 }
 
-/// From arguments to an exit code.
-fn run_transfer(verb: Verb, transfer: Transfer) -> u8 {
-    let environment = Environment(&|name| std::env::var_os(name));
-    let plan = match job::plan(verb, transfer, &environment) {
-        Ok(plan) => plan,
-        Err(error) => {
-            say(&error.to_string());
-            return exit::USAGE;
-        }
-    };
-    let report = match plan.display.report.as_deref().map(ReportFile::create).transpose() {
-        Ok(report) => report,
-        Err(error) => {
-            say(&error.to_string());
-            return exit::FILE;
-        }
-    };
-    match Runtime::new()
-        .and_then(|runtime| execute(&runtime, plan, report).map(|end| (runtime, end)))
-    {
-        Ok((runtime, (result, screen, tally))) => {
-            let code = conclude(result, screen, &tally);
-            // Work that hangs in the kernel, on a dead mount for instance, is left behind.
-            runtime.shutdown_timeout(SHUTDOWN);
-            code
-        }
-        Err(error) => {
-            say(&format!("cannot start: {error}"));
-            exit::STARTUP
-        }
+impl From<UsageError> for Refusal {
+    fn from(error: UsageError) -> Self {
+        Self { text: error.to_string(), code: exit::USAGE }
     }
 }
 
-type Ended = (Result<Report, EngineError>, Screen, Tally);
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Self { text: format!("cannot start: {error}"), code: exit::STARTUP }
+    }
+}
 
-/// Runs the engine, with a monitor beside it and signals heeded.
-fn execute(runtime: &Runtime, plan: Plan, report: Option<ReportFile>) -> io::Result<Ended> {
-    let progress = Arc::new(Progress::default());
-    let finished = Arc::new(AtomicBool::new(false));
-    let (sender, events) = flume::bounded(MAX_EVENTS);
-    let (stopper, stop) = watch::channel(false);
-    let monitor = Monitor {
-        screen: Screen::new(plan.display),
-        report,
-        progress: progress.clone(),
-        events,
-        stop: stop.clone(),
-        finished: finished.clone(),
-        tally: Tally::default(),
-        pacing: Pacing::default(),
+const ENVIRONMENT: Environment<'static> = Environment(&|name| std::env::var_os(name));
+
+fn run_transfer(
+    verb: Verb,
+    transfer: &Transfer,
+    deleting: Option<&Deleting>,
+) -> Result<u8, Refusal> {
+    let mut files = Files::default();
+    let plan = job::plan(verb, transfer, deleting, &ENVIRONMENT, &mut files)?;
+    let name = plan.report.as_deref();
+    let report = name.map(|name| ReportFile::create(name, &CommandLine::of_process()));
+    let report = report.transpose().map_err(|error| Refusal::file(error.to_string()))?;
+    run_plan(plan, Kind::Transfer, Box::new(Transfers::new(report)))
+}
+
+fn run_plan(plan: Plan, kind: Kind, viewer: Box<dyn Viewer>) -> Result<u8, Refusal> {
+    let screen = Screen::new(plan.display);
+    run::with_runtime(|runtime| {
+        let session = Session { job: plan.job, screen, viewer };
+        Ok(run::conclude(run::execute(runtime, session)?, kind).0)
+    })
+}
+
+/// Runs the command of a report again.
+fn run_retry(retry: &Retry) -> Result<u8, Refusal> {
+    let shown = Escaped(retry.file.as_bytes());
+    let content = std::fs::read(&retry.file)
+        .map_err(|error| Refusal::file(format!("cannot read the report {shown}: {error}")))?;
+    let wrong = |UsageError(text)| UsageError(format!("cannot retry {shown}: {text}"));
+    let earlier = Earlier::parse(&content).map_err(wrong)?;
+    if earlier.is_nothing_left() {
+        if !retry.output.quiet {
+            _ = writeln!(io::stderr(), "note: nothing of {shown} failed, and nothing is done");
+        }
+        return Ok(exit::DONE);
+    }
+    // Names on this command line are relative to where it was typed.
+    let mut retry = retry.clone();
+    let name = absolute(&retry.file)?;
+    if let Some(report) = retry.telling.report.as_mut().filter(|report| *report != "-") {
+        *report = absolute(report)?;
+    }
+    let directory = earlier.directory().map_err(wrong)?;
+    std::env::set_current_dir(&directory).map_err(|error| {
+        let directory = Escaped(directory.as_os_str().as_bytes());
+        Refusal::file(format!("cannot go to {directory}, where the command was run: {error}"))
+    })?;
+    let plan = earlier.plan(&retry, &ENVIRONMENT).map_err(wrong)?;
+    let report = earlier.report(&plan, &name).map_err(|error| Refusal::file(error.to_string()))?;
+    run_plan(plan, Kind::Transfer, Box::new(Transfers::new(report)))
+}
+
+fn absolute(name: &OsStr) -> Result<OsString, Refusal> {
+    std::path::absolute(name).map(Into::into).map_err(|error| Refusal::file(error.to_string()))
+}
+
+fn run_ls(ls: &Ls) -> Result<u8, Refusal> {
+    let style = Style {
+        long: ls.long,
+        zero: ls.zero,
+        escapes: io::stdout().is_terminal(),
+        sorted: !ls.recursive,
+        names: Names::default(),
     };
-    let monitor = thread::Builder::new().name("monitor".into()).spawn(|| monitor.run())?;
-    let watch = Watch { progress, events: sender, stop };
-    let result = runtime.block_on(async {
-        let mut signals = JoinSet::new();
-        signals.spawn(signals::heed(stopper.clone()));
-        engine::run(plan.job, watch).await
+    let depth = (!ls.recursive).then_some(1);
+    let mut files = Files::default();
+    let inventories = ls.locations.iter().map(|location| {
+        let (choosing, connecting) = (&ls.choosing, &ls.connecting);
+        look::plan_inventory(location, false, depth, choosing, connecting, &ENVIRONMENT, &mut files)
     });
-    finished.store(true, Ordering::Release);
-    let (screen, tally) = monitor.join().map_err(|_| io::Error::other("the monitor panicked"))?;
-    Ok((result, screen, tally))
+    let inventories = inventories.collect::<Result<Vec<_>, _>>()?;
+    let mut screen = Screen::new(job::quiet_display(&ls.output, &ENVIRONMENT)?);
+    let has_titles = ls.locations.len() > 1 && !ls.zero && !ls.output.json;
+    run::with_runtime(|runtime| {
+        let mut worst = exit::DONE;
+        for (number, (location, inventory)) in ls.locations.iter().zip(inventories).enumerate() {
+            if has_titles {
+                let empty_line = if number == 0 { "" } else { "\n" };
+                screen.out_line(&format!("{empty_line}{}:", Escaped(location.as_bytes())));
+            }
+            let Inventory { job, prefix } = inventory;
+            let is_local = matches!(Location::parse(location), Ok(Location::Local(_)));
+            let names =
+                if ls.long && is_local { Names::of_this_machine() } else { Names::default() };
+            let style = Style { names, ..style.clone() };
+            let listing = Listing::new(style, location.as_bytes().to_vec(), Prefix(prefix));
+            let session = Session { job, screen, viewer: Box::new(listing) };
+            let code;
+            (code, screen) = run::conclude(run::execute(runtime, session)?, Kind::Data);
+            worst = if worst == exit::DONE { code } else { worst };
+        }
+        Ok(worst)
+    })
 }
 
-/// Says how it ended, and returns the exit code.
-fn conclude(result: Result<Report, EngineError>, mut screen: Screen, tally: &Tally) -> u8 {
-    let output_code = show_output_errors(&mut screen, tally);
-    let code = match result {
-        Ok(report) => {
-            let code = match exit::of_report(&report, tally.errors) {
-                exit::DONE => output_code,
-                code => code,
-            };
-            show_summary(&mut screen, code, &report, tally);
-            code
-        }
-        Err(error) => {
-            let Exit { code, hint } = Exit::of_error(&error);
-            show_error(&mut screen, &error.to_string(), hint, code);
-            code
-        }
+fn run_manifest(manifest: &Manifest) -> Result<u8, Refusal> {
+    let Manifest { location, file, choosing, connecting, output } = manifest;
+    let Inventory { job, prefix } = inventory_of(location, choosing, connecting)?;
+    let display = job::quiet_display(output, &ENVIRONMENT)?;
+    let file = file.as_ref().map(|name| {
+        let shown = Escaped(name.as_bytes()).to_string();
+        let made = std::fs::File::create(name);
+        let made = made.map_err(|error| Refusal::file(format!("cannot write {shown}: {error}")))?;
+        let out: Box<dyn io::Write + Send> = Box::new(BufWriter::new(made));
+        Ok::<_, Refusal>((out, shown))
+    });
+    let viewer = Manifests::new(Prefix(prefix), file.transpose()?);
+    run_plan(Plan { job, display, report: None }, Kind::Data, Box::new(viewer))
+}
+
+fn run_check(check: &Check) -> Result<u8, Refusal> {
+    if let [location, file] = &check.locations[..]
+        && let Some(content) = manifest_content(location, file)?
+    {
+        return check_manifest(check, location, file, &content);
+    }
+    let plan = look::plan_check(check, &ENVIRONMENT)?;
+    run_plan(plan, Kind::Check, Box::new(Comparison))
+}
+
+/// The content of the second location if it is a manifest for the first.
+fn manifest_content(location: &OsStr, file: &OsStr) -> Result<Option<Vec<u8>>, Refusal> {
+    let Location::Local(path) = Location::parse(file)? else { return Ok(None) };
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let shown = Escaped(file.as_bytes());
+    let content = std::fs::read(&path)
+        .map_err(|error| Refusal::file(format!("cannot read {shown}: {error}")))?;
+    if manifest::is_manifest(&content) {
+        return Ok(Some(content));
+    }
+    let is_directory = match Location::parse(location)? {
+        Location::Local(path) => path.is_dir(),
+        Location::Remote { path, .. } => mapping::last_name(&path).is_none(),
     };
-    screen.flush();
-    match screen.take_out_error() {
-        Some(error) => {
-            screen.error(&format!("cannot write to standard output: {error}"));
-            if code == exit::DONE { exit::FILE } else { code }
-        }
-        None => code,
+    if is_directory && content.is_empty() {
+        return Ok(Some(content));
     }
+    if is_directory {
+        let location = Escaped(location.as_bytes());
+        let text = format!("{location} is a directory, and {shown} is neither one nor a manifest");
+        return Err(UsageError(text).into());
+    }
+    Ok(None)
 }
 
-/// Errors of our own output: [`exit::FILE`] if there are any.
-fn show_output_errors(screen: &mut Screen, tally: &Tally) -> u8 {
-    let Some(error) = &tally.report_error else { return exit::DONE };
-    show_error(screen, &error.to_string(), None, exit::FILE);
-    exit::FILE
+fn check_manifest(
+    check: &Check,
+    location: &OsStr,
+    file: &OsStr,
+    content: &[u8],
+) -> Result<u8, Refusal> {
+    let Check { choosing, connecting, output, .. } = check;
+    let manifest = manifest::parse(content).map_err(|manifest::WrongLine(number)| {
+        let file = Escaped(file.as_bytes());
+        UsageError(format!("{file}, line {number}: this is no line of a manifest"))
+    })?;
+    let Inventory { job, prefix } = inventory_of(location, choosing, connecting)?;
+    let display = job::display(output, &ENVIRONMENT)?;
+    let viewer = ManifestCheck::new(Prefix(prefix), manifest);
+    run_plan(Plan { job, display, report: None }, Kind::Check, Box::new(viewer))
 }
 
-fn show_summary(screen: &mut Screen, code: u8, report: &Report, tally: &Tally) {
-    let would = (tally.would, tally.bytes_would);
-    let summary = Summary::new(code, report, would, tally.connection.as_ref());
-    if screen.is_json() {
-        screen.json(&Line::Summary(&summary));
-    } else if !screen.display.quiet {
-        summary.lines().iter().for_each(|line| screen.err_line(line));
-    }
-    if screen.display.json
-        && let Ok(line) = json_line(&summary)
-    {
-        screen.out_line(line.trim_end());
-    }
-}
-
-/// An error, its hint, and with `--json` the same for programs.
-fn show_error(screen: &mut Screen, text: &str, hint: Option<&str>, exit_code: u8) {
-    let line = Line::Error { text, hint, exit_code };
-    if screen.is_json() {
-        screen.json(&line);
-    } else {
-        screen.error(text);
-        if let Some(hint) = hint {
-            screen.err_line(&format!("hint: {hint}"));
-        }
-    }
-    if screen.display.json
-        && let Ok(line) = json_line(&line)
-    {
-        screen.out_line(line.trim_end());
-    }
+/// A job that hashes all that is at a location.
+fn inventory_of(
+    location: &OsStr,
+    choosing: &Choosing,
+    connecting: &Connecting,
+) -> Result<Inventory, UsageError> {
+    let mut files = Files::default();
+    look::plan_inventory(location, true, None, choosing, connecting, &ENVIRONMENT, &mut files)
 }
 
 /// An error before there is a screen.
 fn say(text: &str) {
     _ = writeln!(io::stderr(), "fastsync: {}", text::shown(text));
 }
-
-/// How many events may wait to be shown before the engine waits for the screen.
-const MAX_EVENTS: usize = 16_384;
-
-/// How long is waited for work that was given up.
-const SHUTDOWN: Duration = Duration::from_secs(1);

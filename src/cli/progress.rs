@@ -10,19 +10,41 @@ use flume::{Receiver, RecvTimeoutError};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::report::{EntryLine, ReportError, ReportFile, json_line, json_path};
+use super::report::{EntryLine, json_path};
 use super::screen::{Line, Screen};
+use super::stats::Counts;
 use super::text::{bytes, duration, plural, rate};
 use super::units::ProgressMode;
 use crate::engine::event::{Connection, EntryReport, Event, Progress};
-use crate::protocol::manifest::Escaped;
 use crate::protocol::message::{Failure, Outcome};
 
-/// Shows a transfer, and counts what the end needs to know.
+/// What a subcommand makes of what the engine tells.
+pub trait Viewer: fmt::Debug + Send {
+    /// An entry has ended. That it failed was shown already.
+    fn entry(&mut self, entry: &EntryReport, screen: &mut Screen, tally: &mut Tally);
+
+    /// Something was removed, or would be.
+    fn deleted(
+        &mut self,
+        _path: &[u8],
+        _is_directory: bool,
+        _screen: &mut Screen,
+        _tally: &mut Tally,
+    ) {
+    }
+
+    /// Something could not be listed or kept; it was shown already.
+    fn complaint(&mut self, _path: &[u8], _failure: &Failure, _tally: &mut Tally) {}
+
+    /// The engine has returned. `complete`: it has told everything.
+    fn end(&mut self, complete: bool, screen: &mut Screen, tally: &mut Tally);
+}
+
+/// Shows a run, and counts what the end needs to know.
 #[derive(Debug)]
 pub struct Monitor {
     pub screen: Screen,
-    pub report: Option<ReportFile>,
+    pub viewer: Box<dyn Viewer>,
     pub progress: Arc<Progress>,
     pub events: Receiver<Event>,
     /// Whether the user asked to stop.
@@ -41,10 +63,30 @@ pub struct Tally {
     /// Entries that a dry run would transfer, and their bytes.
     pub would: u64,
     pub bytes_would: u64,
+    pub counts: Counts,
+    pub findings: Findings,
     /// The last connection.
     pub connection: Option<Connection>,
-    /// Why the report is incomplete.
-    pub report_error: Option<ReportError>,
+    /// Why a report or another file is incomplete.
+    pub output_error: Option<String>,
+}
+
+/// What a check has found.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Findings {
+    pub equal: u64,
+    pub different: u64,
+    pub missing: u64,
+    pub extra: u64,
+    /// Whether what is extra counts as a difference.
+    #[serde(skip)]
+    pub is_extra_wrong: bool,
+}
+
+impl Findings {
+    pub fn is_difference(&self) -> bool {
+        self.different > 0 || self.missing > 0 || self.is_extra_wrong && self.extra > 0
+    }
 }
 
 /// How far the showing is.
@@ -61,7 +103,7 @@ pub struct Pacing {
 
 impl Monitor {
     /// Watches until the engine has returned and every event is shown.
-    pub fn run(mut self) -> (Screen, Tally) {
+    pub fn run(mut self) -> (Screen, Tally, Box<dyn Viewer>) {
         let start = Instant::now();
         let mut next_tick = start + TICK;
         loop {
@@ -81,7 +123,8 @@ impl Monitor {
             let view = self.pacing.meter.view(start.elapsed(), &self.progress);
             self.screen.draw(&view);
         }
-        self.close()
+        self.screen.close();
+        (self.screen, self.tally, self.viewer)
     }
 
     fn tick(&mut self, elapsed: Duration) {
@@ -95,14 +138,6 @@ impl Monitor {
             self.pacing.drawn = elapsed;
             self.screen.draw(&view);
         }
-    }
-
-    fn close(mut self) -> (Screen, Tally) {
-        self.screen.close();
-        if let Some(Err(error)) = self.report.take().map(ReportFile::finish) {
-            self.tally.report_error.get_or_insert(error);
-        }
-        (self.screen, self.tally)
     }
 
     fn draw_interval(&self) -> Duration {
@@ -126,6 +161,7 @@ impl Monitor {
         match event {
             Event::Connected(connection) => self.connected(connection),
             Event::Ended(entry) => self.ended(&entry),
+            Event::Deleted { path, is_directory } => self.deleted(&path, is_directory),
             Event::Complaint { path, failure } => self.complaint(&path, &failure),
             Event::Retrying { cause, attempt, pause } => self.retrying(&cause, attempt, pause),
             Event::ChannelLost { channel, cause } => {
@@ -148,7 +184,7 @@ impl Monitor {
         let Connection { transport, streams, ref peer, encrypted } = connection;
         if self.screen.is_json() {
             self.screen.json(&Line::Connected { peer, transport, streams, encrypted });
-        } else if self.screen.display.verbose > 0 {
+        } else if self.screen.display.verbose > 0 && transport != WITHIN_MACHINE {
             let streams = plural(streams.into(), "stream");
             let open = if encrypted { "" } else { ", not encrypted" };
             self.screen.note(&format!("connected to {peer}: {streams} over {transport}{open}"));
@@ -159,43 +195,27 @@ impl Monitor {
     }
 
     fn ended(&mut self, entry: &EntryReport) {
-        if let Some(Err(error)) = self.report.as_mut().map(|report| report.add(entry)) {
-            self.report = None;
-            self.tally.report_error.get_or_insert(error);
-        }
-        let display = &self.screen.display;
-        let (verbose, json) = (display.verbose, self.screen.is_json());
-        match &entry.outcome {
-            Outcome::Failed(failure) => {
-                self.tally.errors += 1;
-                if !json {
-                    self.screen.error(failure.text());
-                }
+        self.tally.counts.add(entry);
+        let (verbose, json) = (self.screen.display.verbose, self.screen.is_json());
+        if let Outcome::Failed(failure) = &entry.outcome {
+            self.tally.errors += 1;
+            if !json {
+                self.screen.error(failure.text());
             }
-            Outcome::Would => {
-                self.tally.would += 1;
-                self.tally.bytes_would += entry.size;
-                self.print(entry);
-            }
-            Outcome::Done if verbose > 0 && !json => self.print(entry),
-            Outcome::Skipped if verbose > 1 && !json => self.print(entry),
-            Outcome::Done | Outcome::Skipped => {}
         }
+        self.viewer.entry(entry, &mut self.screen, &mut self.tally);
         if json && (verbose > 0 || matches!(entry.outcome, Outcome::Failed(_))) {
             self.screen.json(&Line::Entry(&EntryLine::new(entry)));
         }
     }
 
-    /// An entry on standard output.
-    fn print(&mut self, entry: &EntryReport) {
-        if self.screen.display.json {
-            if let Ok(line) = json_line(&EntryLine::new(entry)) {
-                self.screen.out_line(line.trim_end());
-            }
-            return;
+    fn deleted(&mut self, path: &[u8], is_directory: bool) {
+        self.tally.counts.add_deleted(is_directory);
+        self.viewer.deleted(path, is_directory, &mut self.screen, &mut self.tally);
+        if self.screen.is_json() && self.screen.display.verbose > 0 {
+            let (path, _) = json_path(path);
+            self.screen.json(&Line::Deleted { path: &path, is_directory });
         }
-        let there = if entry.outcome == Outcome::Skipped { " is there already" } else { "" };
-        self.screen.out_line(&format!("{}{there}", Escaped(&entry.path)));
     }
 
     fn complaint(&mut self, path: &[u8], failure: &Failure) {
@@ -206,10 +226,12 @@ impl Monitor {
         } else {
             self.screen.error(failure.text());
         }
+        self.viewer.complaint(path, failure, &mut self.tally);
     }
 
     fn retrying(&mut self, cause: &str, attempt: u32, pause: Duration) {
         self.pacing.connected = false;
+        self.tally.counts.begin_again();
         self.screen.close();
         if self.screen.is_json() {
             let pause_seconds = pause.as_secs_f64();
@@ -294,6 +316,9 @@ impl Meter {
     }
 }
 
+/// What the engine calls the way of data that stays on this machine, in this process.
+pub const WITHIN_MACHINE: &str = "memory";
+
 /// How often counters are read.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -308,10 +333,13 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::cli::itemize;
+    use crate::cli::itemize::Itemizer;
     use crate::cli::job::Display;
+    use crate::cli::mapping::Mapping;
+    use crate::cli::transfer::Transfers;
     use crate::engine::event::EntryKind;
-    use crate::protocol::manifest::Timestamp;
-    use crate::protocol::message::FailureCode;
+    use crate::protocol::message::{Changes, FailureCode};
 
     #[derive(Clone, Default)]
     struct Buffer(Arc<Mutex<Vec<u8>>>);
@@ -334,7 +362,7 @@ mod tests {
     }
 
     fn display(progress: ProgressMode, verbose: u8) -> Display {
-        Display { progress, quiet: false, verbose, json: false, report: None }
+        Display { progress, verbose, ..Display::default() }
     }
 
     /// What a monitor writes to standard output and standard error for these events.
@@ -347,7 +375,7 @@ mod tests {
         drop(sender);
         let monitor = Monitor {
             screen: Screen::on(display, Box::new(out.clone()), Box::new(err.clone())),
-            report: None,
+            viewer: Box::new(Transfers::new(None)),
             progress: Arc::default(),
             events: receiver,
             stop: watch::channel(false).1,
@@ -355,13 +383,13 @@ mod tests {
             tally: Tally::default(),
             pacing: Pacing::default(),
         };
-        let (_, tally) = monitor.run();
+        let (mut screen, tally, _) = monitor.run();
+        screen.flush();
         (out.text(), err.text(), tally)
     }
 
     fn ended(path: &[u8], outcome: Outcome) -> Event {
-        let (kind, mtime) = (EntryKind::File, Timestamp::default());
-        Event::Ended(EntryReport { path: path.into(), kind, size: 5, mtime, root: None, outcome })
+        Event::Ended(itemize::tests::entry(path, EntryKind::File, outcome))
     }
 
     fn failure() -> Failure {
@@ -373,10 +401,11 @@ mod tests {
             Connection { transport: "tcp", streams: 2, peer: "h".into(), encrypted: false };
         vec![
             Event::Connected(connection),
-            ended(b"a\n", Outcome::Done),
+            ended(b"a\n", Outcome::Done(Changes::CREATED)),
             ended(b"b", Outcome::Skipped),
-            ended(b"c\xff", Outcome::Would),
+            ended(b"c\xff", Outcome::Would(Changes::CREATED)),
             ended(b"d", Outcome::Failed(failure())),
+            Event::Deleted { path: b"g".into(), is_directory: true },
             Event::Complaint { path: b"e".into(), failure: failure() },
             Event::Retrying { cause: "gone".into(), attempt: 1, pause: Duration::from_secs(2) },
             Event::ChannelLost { channel: 1, cause: "reset".into() },
@@ -398,7 +427,7 @@ mod tests {
     #[test]
     fn paths_are_data_and_messages_are_not() {
         let (out, err, _) = shown(display(ProgressMode::Plain, 2), all_kinds());
-        assert_eq!(out, "a\\n\nb is there already\nc\\xff\n");
+        assert_eq!(out, "a\\n\nb is there already\nc\\xff\ndeleting g/\n");
         assert!(err.contains("note: motd\\u{7}\nnote: line\n"), "{err}");
         assert!(
             err.contains("warning: connection lost: gone; attempt 1 begins in 2.0 s\n"),
@@ -422,6 +451,7 @@ mod tests {
         assert_eq!((&lines[1]["path"], &lines[1]["outcome"]), (&"d".into(), &"failed".into()));
         let (_, err, _) = shown(display(ProgressMode::Json, 1), all_kinds());
         assert_eq!(err.matches("\"event\":\"entry\"").count(), 4);
+        assert_eq!(err.matches("\"event\":\"deleted\"").count(), 1);
     }
 
     #[test]
@@ -431,6 +461,34 @@ mod tests {
         let lines: Vec<Value> =
             out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!((&lines[0]["path"], &lines[1]["path_bytes"]), (&"a\n".into(), &"63ff".into()));
+        assert_eq!((&lines[2]["path"], &lines[2]["outcome"]), (&"g".into(), &"deleted".into()));
+        assert_eq!(lines[0]["changes"], serde_json::json!(["created"]));
+    }
+
+    #[test]
+    fn itemized_lines_take_the_place_of_paths() {
+        let itemized = |level, verbose| {
+            let itemizer = Itemizer { level, ..Itemizer::default() };
+            let display = Display { itemizer, ..display(ProgressMode::None, verbose) };
+            shown(display, all_kinds()).0
+        };
+        let changed = "cf+++++++++ a\\n\ncf+++++++++ c\\xff\n*deleting   g/\n";
+        assert_eq!(itemized(1, 0), changed);
+        assert_eq!(itemized(1, 1), changed);
+        assert!(itemized(2, 0).contains(".f          b\n"));
+    }
+
+    #[test]
+    fn a_dry_run_says_what_would_become_of_what() {
+        let mapping = Mapping::new(&["src/".into()], "h:dst".as_ref(), false);
+        let plain = Display { mapping: Some(mapping), ..display(ProgressMode::None, 0) };
+        let (out, ..) = shown(plain.clone(), all_kinds());
+        assert_eq!(out, "src/c\\xff -> h:dst/c\\xff\ndeleting h:dst/g/\n");
+        let (out, ..) = shown(Display { json: true, ..plain }, all_kinds());
+        let line: Value = serde_json::from_str(out.lines().next().unwrap()).unwrap();
+        assert_eq!(line["source"], "src/c\\xff");
+        assert_eq!(line["destination"], "h:dst/c\\xff");
+        assert!(out.contains("would_delete"));
     }
 
     #[test]

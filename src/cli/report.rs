@@ -1,17 +1,22 @@
-//! The report file: one JSON line a file, for programs.
+//! The report file, for programs and for `retry`: the command, then one JSON line a file, then how it
+//! ended.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::text::{hex, shown, timestamp};
+use super::itemize::words;
+use super::mapping::Route;
+use super::text::{from_hex, hex, shown, timestamp};
 use crate::engine::event::{EntryKind, EntryReport};
 use crate::protocol::manifest::Escaped;
-use crate::protocol::message::Outcome;
+use crate::protocol::message::{Failure, Outcome, Special};
 
 /// One entry, as programs read it.
 #[derive(Debug, Serialize)]
@@ -21,32 +26,98 @@ pub struct EntryLine<'a> {
     /// The bytes of a path that is not valid UTF-8, in hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path_bytes: Option<String>,
+    pub kind: &'static str,
     pub size: u64,
     pub mtime: String,
     pub root: Option<String>,
     pub outcome: &'static str,
+    /// What was changed, or would be.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// In a dry run: where it comes from and where it goes, as on a screen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination: Option<String>,
 }
 
 impl<'a> EntryLine<'a> {
     pub fn new(entry: &'a EntryReport) -> Self {
         let (path, path_bytes) = json_path(&entry.path);
-        let (outcome, error) = match &entry.outcome {
-            Outcome::Done => ("done", None),
-            Outcome::Skipped => ("skipped", None),
-            Outcome::Would => ("would", None),
-            Outcome::Failed(failure) => ("failed", Some(shown(failure.text()))),
+        let (outcome, changes, error) = match &entry.outcome {
+            Outcome::Done(changes) => ("done", words(*changes), None),
+            Outcome::Skipped => ("skipped", Vec::new(), None),
+            Outcome::Left => ("left", Vec::new(), None),
+            Outcome::Would(changes) => ("would", words(*changes), None),
+            Outcome::Failed(failure) => ("failed", Vec::new(), Some(shown(failure.text()))),
         };
         Self {
             path,
             path_bytes,
+            kind: kind(entry.kind),
             size: entry.size,
-            mtime: timestamp(entry.mtime),
+            mtime: timestamp(entry.metadata.mtime),
             root: entry.root.map(|root| root.to_string()),
             outcome,
+            changes,
             error,
+            source: None,
+            destination: None,
         }
+    }
+
+    /// The same line with where the entry comes from and goes to.
+    #[must_use]
+    pub fn on(self, route: &Route) -> Self {
+        let shown = |path: &Vec<u8>| Escaped(path).to_string();
+        let source = route.source.as_ref().map(shown);
+        Self { source, destination: Some(shown(&route.destination)), ..self }
+    }
+}
+
+/// What sort of thing an entry is, for programs.
+pub fn kind(kind: EntryKind) -> &'static str {
+    match kind {
+        EntryKind::Directory => "directory",
+        EntryKind::File => "file",
+        EntryKind::Symlink => "symlink",
+        EntryKind::Special(Special::Fifo) => "fifo",
+        EntryKind::Special(Special::Socket) => "socket",
+        EntryKind::Special(Special::CharacterDevice { .. }) => "character_device",
+        EntryKind::Special(Special::BlockDevice { .. }) => "block_device",
+        EntryKind::HardLink => "hard_link",
+        EntryKind::Other => "other",
+    }
+}
+
+/// Something that is known by its path alone, as programs read it.
+#[derive(Debug, Serialize)]
+pub struct PathLine<'a> {
+    pub path: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path_bytes: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_directory: Option<bool>,
+    pub outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl<'a> PathLine<'a> {
+    /// Something that was removed, or in a dry run would be.
+    pub fn deleted(path: &'a [u8], is_directory: bool, dry_run: bool) -> Self {
+        let (path, path_bytes) = json_path(path);
+        let outcome = if dry_run { "would_delete" } else { "deleted" };
+        Self { path, path_bytes, is_directory: Some(is_directory), outcome, error: None }
+    }
+
+    /// Something of which not all could be listed or kept.
+    pub fn complaint(path: &'a [u8], failure: &Failure) -> Self {
+        let (path, path_bytes) = json_path(path);
+        let error = Some(shown(failure.text()));
+        Self { path, path_bytes, is_directory: None, outcome: "incomplete", error }
     }
 }
 
@@ -58,11 +129,83 @@ pub fn json_path(path: &[u8]) -> (Cow<'_, str>, Option<String>) {
     }
 }
 
+/// The command that a report is of: enough to run it again.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct CommandLine {
+    pub version: String,
+    /// The working directory.
+    pub directory: Text,
+    /// What came after the program's name.
+    pub arguments: Vec<Text>,
+}
+
+impl CommandLine {
+    /// That of this process.
+    pub fn of_process() -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            directory: Text::new(std::env::current_dir().unwrap_or_default().into_os_string()),
+            arguments: std::env::args_os().skip(1).map(Text::new).collect(),
+        }
+    }
+}
+
+/// Bytes that are mostly text: a string, or `{"bytes": "ff00"}` where that cannot be.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Text {
+    Plain(String),
+    Hex { bytes: String },
+}
+
+impl Default for Text {
+    fn default() -> Self {
+        Self::Plain(String::new())
+    }
+}
+
+impl Text {
+    pub fn new(text: OsString) -> Self {
+        match text.into_string() {
+            Ok(text) => Self::Plain(text),
+            Err(text) => Self::Hex { bytes: hex(text.as_bytes()) },
+        }
+    }
+
+    /// `None` if the digits are no digits.
+    pub fn to_os_string(&self) -> Option<OsString> {
+        match self {
+            Self::Plain(text) => Some(text.into()),
+            Self::Hex { bytes } => from_hex(bytes).map(OsString::from_vec),
+        }
+    }
+}
+
+/// The first line of a report.
+#[derive(Debug, Serialize)]
+struct JobLine<'a> {
+    job: &'a CommandLine,
+}
+
+/// The last line of a report.
+#[derive(Debug, Serialize)]
+struct EndLine {
+    end: End,
+}
+
+#[derive(Debug, Serialize)]
+struct End {
+    /// Every entry was told.
+    complete: bool,
+}
+
 /// Writes the report. After a lost connection the engine looks at every entry again, so it is
 /// remembered what was written already.
 pub struct ReportFile {
     name: String,
     out: Box<dyn Write + Send>,
+    /// What is written, and what it becomes if the run comes to its end.
+    replacing: Option<(PathBuf, PathBuf)>,
     hasher: RandomState,
     /// Hashes of the paths that have a line.
     written: HashSet<u64>,
@@ -78,26 +221,44 @@ impl std::fmt::Debug for ReportFile {
 
 impl ReportFile {
     /// Makes the file, or takes standard output for `-`.
-    pub fn create(name: &OsStr) -> Result<Self, ReportError> {
+    pub fn create(name: &OsStr, command: &CommandLine) -> Result<Self, ReportError> {
         if name == "-" {
-            return Ok(Self::new("on standard output".into(), Box::new(io::stdout())));
+            let report = Self::new("on standard output".into(), Box::new(io::stdout()));
+            return report.begun(command);
         }
         let shown = Escaped(name.as_encoded_bytes()).to_string();
         match std::fs::File::create(name) {
-            Ok(file) => Ok(Self::new(shown, Box::new(BufWriter::new(file)))),
+            Ok(file) => Self::new(shown, Box::new(BufWriter::new(file))).begun(command),
             Err(cause) => Err(ReportError { name: shown, cause }),
         }
     }
 
+    /// Writes beside a report, which is replaced once the run has come to its end: until then it is
+    /// what the next attempt begins with.
+    pub fn replace(name: &OsStr, command: &CommandLine) -> Result<Self, ReportError> {
+        let mut beside = name.to_os_string();
+        beside.push(".new");
+        let report = Self::create(&beside, command)?;
+        let name_shown = Escaped(name.as_encoded_bytes()).to_string();
+        Ok(Self { name: name_shown, replacing: Some((beside.into(), name.into())), ..report })
+    }
+
     fn new(name: String, out: Box<dyn Write + Send>) -> Self {
         let (written, failed) = (HashSet::new(), HashMap::new());
-        Self { name, out, hasher: RandomState::new(), written, failed }
+        Self { name, out, replacing: None, hasher: RandomState::new(), written, failed }
+    }
+
+    fn begun(mut self, command: &CommandLine) -> Result<Self, ReportError> {
+        self.write(&JobLine { job: command })?;
+        // Buffered data that cannot be written shows here, before anything is transferred.
+        self.out.flush().map_err(|cause| self.error(cause))?;
+        Ok(self)
     }
 
     /// Takes note of an entry that has ended: all files, and whatever failed.
     pub fn add(&mut self, entry: &EntryReport) -> Result<(), ReportError> {
         let failed = matches!(entry.outcome, Outcome::Failed(_));
-        if entry.kind != EntryKind::File && !failed {
+        if !matches!(entry.kind, EntryKind::File | EntryKind::HardLink) && !failed {
             return Ok(());
         }
         let hash = self.hasher.hash_one(&entry.path);
@@ -116,11 +277,29 @@ impl ReportFile {
         self.out.write_all(line.as_bytes()).map_err(|cause| self.error(cause))
     }
 
-    /// Writes what is left.
-    pub fn finish(mut self) -> Result<(), ReportError> {
+    /// Takes note of something else.
+    pub fn add_path(&mut self, line: &PathLine<'_>) -> Result<(), ReportError> {
+        self.write(line)
+    }
+
+    fn write(&mut self, line: &impl Serialize) -> Result<(), ReportError> {
+        let line = json_line(line).map_err(|cause| self.error(cause))?;
+        self.out.write_all(line.as_bytes()).map_err(|cause| self.error(cause))
+    }
+
+    /// Writes what is left. `complete`: every entry was told.
+    pub fn finish(mut self, complete: bool) -> Result<(), ReportError> {
         let failed = std::mem::take(&mut self.failed);
         let written = failed.values().try_for_each(|line| self.out.write_all(line.as_bytes()));
-        written.and_then(|()| self.out.flush()).map_err(|cause| self.error(cause))
+        written.map_err(|cause| self.error(cause))?;
+        self.write(&EndLine { end: End { complete } })?;
+        self.out.flush().map_err(|cause| self.error(cause))?;
+        let replaced = match &self.replacing {
+            Some((beside, name)) if complete => std::fs::rename(beside, name),
+            Some((beside, _)) => std::fs::remove_file(beside),
+            None => Ok(()),
+        };
+        replaced.map_err(|cause| self.error(cause))
     }
 
     fn error(&self, cause: io::Error) -> ReportError {
@@ -149,59 +328,81 @@ const MAX_HELD_BACK: usize = 65_536;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::itemize;
     use crate::protocol::chunk::Digest;
-    use crate::protocol::manifest::Timestamp;
-    use crate::protocol::message::{Failure, FailureCode};
+    use crate::protocol::message::{Changes, FailureCode};
     use serde_json::Value;
 
     fn entry(path: &[u8], outcome: Outcome) -> EntryReport {
-        let mtime = Timestamp::new(-2, 500_000_000).unwrap();
-        let root = (outcome == Outcome::Done).then_some(Digest([0xab; 32]));
-        EntryReport { path: path.into(), kind: EntryKind::File, size: 7, mtime, root, outcome }
+        let root = matches!(outcome, Outcome::Done(_)).then_some(Digest([0xab; 32]));
+        EntryReport { root, ..itemize::tests::entry(path, EntryKind::File, outcome) }
+    }
+
+    fn done() -> Outcome {
+        Outcome::Done(Changes::CREATED_WITH_CONTENT)
     }
 
     fn failed() -> Outcome {
         Outcome::Failed(Failure::new(FailureCode::Io, "cannot read \x1bx"))
     }
 
-    fn lines(entries: &[EntryReport]) -> Vec<Value> {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("report");
-        let mut report = ReportFile::create(path.as_os_str()).unwrap();
-        for entry in entries {
-            report.add(entry).unwrap();
-        }
-        report.finish().unwrap();
+    fn read(path: &std::path::Path) -> Vec<Value> {
         let text = std::fs::read_to_string(path).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    /// The lines between the first and the last.
+    fn lines(entries: &[EntryReport]) -> Vec<Value> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("report");
+        let mut report = ReportFile::create(path.as_os_str(), &CommandLine::default()).unwrap();
+        for entry in entries {
+            report.add(entry).unwrap();
+        }
+        report.finish(true).unwrap();
+        let mut lines = read(&path);
+        assert_eq!(lines.pop().unwrap(), serde_json::json!({ "end": { "complete": true } }));
+        assert_eq!(lines.remove(0)["job"]["arguments"], Value::Array(Vec::new()));
+        lines
+    }
+
     #[test]
     fn a_line_says_everything() {
-        let lines = lines(&[entry(b"d/a\n\"b", Outcome::Done), entry(b"x", failed())]);
+        let lines = lines(&[entry(b"d/a\n\"b", done()), entry(b"x", failed())]);
         let root = "ab".repeat(32);
         let done = serde_json::json!({
-            "path": "d/a\n\"b", "size": 7, "mtime": "-1.500000000", "root": root, "outcome": "done"
+            "path": "d/a\n\"b", "kind": "file", "size": 5, "mtime": "-1.500000000", "root": root,
+            "outcome": "done", "changes": ["created", "content"]
         });
         let failed = serde_json::json!({
-            "path": "x", "size": 7, "mtime": "-1.500000000", "root": null, "outcome": "failed",
-            "error": "cannot read \\u{1b}x"
+            "path": "x", "kind": "file", "size": 5, "mtime": "-1.500000000", "root": null,
+            "outcome": "failed", "error": "cannot read \\u{1b}x"
         });
         assert_eq!(lines, [done, failed]);
     }
 
     #[test]
     fn paths_that_are_not_utf8_lose_nothing() {
-        let lines = lines(&[entry(b"caf\xe9", Outcome::Would)]);
+        let lines = lines(&[entry(b"caf\xe9", Outcome::Would(Changes::CREATED))]);
         assert_eq!(lines[0]["path"], "caf\\xe9");
         assert_eq!(lines[0]["path_bytes"], "636166e9");
+    }
+
+    #[test]
+    fn arguments_that_are_not_utf8_lose_nothing() {
+        for (bytes, json) in [(&b"caf\xe9"[..], r#"{"bytes":"636166e9"}"#), (b"a\n", r#""a\n""#)] {
+            let text = Text::new(OsString::from_vec(bytes.into()));
+            assert_eq!(serde_json::to_string(&text).unwrap(), json);
+            let again: Text = serde_json::from_str(json).unwrap();
+            assert_eq!(again.to_os_string().unwrap().as_bytes(), bytes);
+        }
     }
 
     #[test]
     fn directories_are_left_out_unless_they_failed() {
         let directory =
             |outcome| EntryReport { kind: EntryKind::Directory, ..entry(b"d", outcome) };
-        assert!(lines(&[directory(Outcome::Done), directory(Outcome::Skipped)]).is_empty());
+        assert!(lines(&[directory(done()), directory(Outcome::Skipped)]).is_empty());
         assert_eq!(lines(&[directory(failed())]).len(), 1);
     }
 
@@ -212,19 +413,51 @@ mod tests {
             lines.iter().map(|line| line["outcome"].clone()).collect::<Vec<_>>()
         };
         let a = |outcome| entry(b"a", outcome);
-        assert_eq!(outcomes(&[a(Outcome::Done), a(Outcome::Skipped)]), ["done"]);
+        assert_eq!(outcomes(&[a(done()), a(Outcome::Skipped)]), ["done"]);
         assert_eq!(outcomes(&[a(Outcome::Skipped), a(Outcome::Skipped)]), ["skipped"]);
         assert_eq!(outcomes(&[a(failed()), a(failed())]), ["failed"]);
-        assert_eq!(outcomes(&[a(failed()), a(Outcome::Done)]), ["done"]);
+        assert_eq!(outcomes(&[a(failed()), a(done())]), ["done"]);
+    }
+
+    #[test]
+    fn deletions_and_complaints_have_lines_too() {
+        let line = |line: &PathLine<'_>| serde_json::to_value(line).unwrap();
+        let deleted = line(&PathLine::deleted(b"d\xff", true, false));
+        let wanted = serde_json::json!({
+            "path": "d\\xff", "path_bytes": "64ff", "is_directory": true, "outcome": "deleted"
+        });
+        assert_eq!(deleted, wanted);
+        assert_eq!(line(&PathLine::deleted(b"d", false, true))["outcome"], "would_delete");
+        let failure = Failure::new(FailureCode::Permission, "no");
+        let complaint = line(&PathLine::complaint(b"x", &failure));
+        assert_eq!(
+            (&complaint["outcome"], &complaint["error"]),
+            (&"incomplete".into(), &"no".into())
+        );
+    }
+
+    #[test]
+    fn a_report_is_replaced_only_by_a_complete_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("report");
+        std::fs::write(&path, "old\n").unwrap();
+        for complete in [false, true] {
+            let mut report =
+                ReportFile::replace(path.as_os_str(), &CommandLine::default()).unwrap();
+            report.add(&entry(b"a", done())).unwrap();
+            report.finish(complete).unwrap();
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(text == "old\n", !complete);
+            assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+        }
+        assert_eq!(read(&path).len(), 3);
     }
 
     #[test]
     fn a_report_that_cannot_be_made_is_an_error() {
-        let error = ReportFile::create("/nonexistent/report".as_ref()).unwrap_err().to_string();
+        let create = |name: &str| ReportFile::create(name.as_ref(), &CommandLine::default());
+        let error = create("/nonexistent/report").unwrap_err().to_string();
         assert!(error.starts_with("cannot write the report /nonexistent/report: "), "{error}");
-        if let Ok(mut full) = ReportFile::create("/dev/full".as_ref()) {
-            full.add(&entry(b"a", Outcome::Done)).unwrap();
-            assert!(full.finish().is_err());
-        }
+        assert!(create("/dev/full").is_err());
     }
 }

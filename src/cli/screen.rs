@@ -1,6 +1,7 @@
 //! What is written to standard error and standard output while a transfer runs.
 //!
-//! Standard output carries data: the paths of `-v` and `-n`, reports, the summary of `--json`.
+//! Standard output carries data: what was asked for, such as listings, the paths of `-v`, `-n` and
+//! `-i`, reports, and the summary of `--json`.
 //! Standard error carries everything else, as text or, with `--progress=json`, as JSON lines.
 
 use std::io::{self, BufWriter, Write};
@@ -8,6 +9,7 @@ use std::io::{self, BufWriter, Write};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use super::check::Verdict;
 use super::job::Display;
 use super::progress::View;
 use super::report::{EntryLine, json_line};
@@ -22,12 +24,14 @@ pub enum Line<'a> {
     Connected { peer: &'a str, transport: &'a str, streams: u16, encrypted: bool },
     Progress(&'a View),
     Entry(&'a EntryLine<'a>),
+    Deleted { path: &'a str, is_directory: bool },
     Complaint { path: &'a str, error: &'a str },
     Retrying { cause: &'a str, attempt: u32, pause_seconds: f64 },
     Warning { text: &'a str },
     Note { text: &'a str },
     Error { text: &'a str, hint: Option<&'a str>, exit_code: u8 },
     Summary(&'a Summary),
+    Verdict(&'a Verdict),
 }
 
 /// Both outputs of the program.
@@ -65,6 +69,15 @@ impl Screen {
     /// An error: shown whatever was asked for.
     pub fn error(&mut self, text: &str) {
         self.err_line(&format!("fastsync: {}", shown(text)));
+    }
+
+    /// The same where nothing else tells programs of it.
+    pub fn complain(&mut self, text: &str) {
+        if self.is_json() {
+            self.json(&Line::Warning { text });
+        } else {
+            self.error(text);
+        }
     }
 
     /// Something that was or will be mended.
@@ -105,8 +118,13 @@ impl Screen {
 
     /// A line of data on standard output, which is buffered until [`Self::flush`].
     pub fn out_line(&mut self, line: &str) {
+        self.out_bytes(format!("{line}\n").as_bytes());
+    }
+
+    /// Data on standard output, likewise.
+    pub fn out_bytes(&mut self, data: &[u8]) {
         if self.out_error.is_none() {
-            self.out_error = self.out.write_all(format!("{line}\n").as_bytes()).err();
+            self.out_error = self.out.write_all(data).err();
         }
     }
 

@@ -45,7 +45,8 @@ pub struct Settings {
         default_missing_value = "on"
     )]
     pub resume: Option<ResumeMode>,
-    /// Sync data to stable storage before success is reported: batch or none [default: batch]
+    /// Sync data to stable storage: none, batch (before success is reported) or file (each
+    /// before the next) [default: batch]
     #[arg(long, value_name = "WHEN")]
     pub durability: Option<DurabilityMode>,
     /// How often to make a lost connection again without progress in between [default: 5]

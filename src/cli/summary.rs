@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::progress::WITHIN_MACHINE;
+use super::stats::Stats;
 use super::text::{bytes, duration, plural, rate};
 use crate::engine::event::{Connection, Report};
 
@@ -12,6 +14,14 @@ pub struct Summary {
     pub done: u64,
     pub skipped: u64,
     pub failed: u64,
+    /// Of what is done: entries that are new, that only got other metadata, that were made hard links.
+    pub created: u64,
+    pub attributes_only: u64,
+    pub linked: u64,
+    /// What was removed at the destination (in a dry run: would be), and what stays there because of
+    /// `--max-delete`.
+    pub deleted: u64,
+    pub over_limit: u64,
     /// In a dry run: entries that would be transferred, and their bytes.
     pub would: u64,
     pub bytes_would: u64,
@@ -30,6 +40,10 @@ pub struct Summary {
     pub durable: bool,
     pub dry_run: bool,
     pub reconnects: u32,
+    /// The run came to its end.
+    pub complete: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stats: Option<Stats>,
     #[serde(skip)]
     elapsed: std::time::Duration,
 }
@@ -48,6 +62,11 @@ impl Summary {
             done: report.done,
             skipped: report.skipped,
             failed: report.failed,
+            created: report.created,
+            attributes_only: report.attributes_only,
+            linked: report.linked,
+            deleted: report.deleted,
+            over_limit: report.over_limit,
             would: would.0,
             bytes_would: would.1,
             complaints: report.complaints,
@@ -65,6 +84,8 @@ impl Summary {
             durable: report.durable && !report.dry_run,
             dry_run: report.dry_run,
             reconnects: report.reconnects,
+            complete: true,
+            stats: None,
             elapsed: report.elapsed,
         }
     }
@@ -75,11 +96,12 @@ impl Summary {
             let entries = if self.would == 1 { "entry" } else { "entries" };
             return vec![format!(
                 "dry run, nothing was changed: {} {entries} ({}) would be transferred, {} skipped, \
-                 {} failed",
+                 {} failed{}",
                 self.would,
                 bytes(self.bytes_would),
                 self.skipped,
-                self.failed
+                self.failed,
+                self.deletions()
             )];
         }
         let mut lines = vec![self.counts(), self.means()];
@@ -90,13 +112,47 @@ impl Summary {
         lines
     }
 
+    #[must_use]
+    pub fn with_stats(self, stats: Option<Stats>) -> Self {
+        Self { stats, ..self }
+    }
+
+    /// The same of a run that an error has ended.
+    #[must_use]
+    pub fn of_incomplete_run(self) -> Self {
+        Self { complete: false, verified: false, ..self }
+    }
+
+    /// What was done before an error ended the run.
+    pub fn partial_line(&self) -> String {
+        format!("before that: {}", self.counts())
+    }
+
+    fn deletions(&self) -> String {
+        let word = if self.dry_run { "would be deleted" } else { "deleted" };
+        match (self.deleted, self.over_limit) {
+            (0, 0) => String::new(),
+            (deleted, 0) => format!(", {deleted} {word}"),
+            (deleted, kept) => format!(", {deleted} {word}, {kept} not because of --max-delete"),
+        }
+    }
+
     fn counts(&self) -> String {
         let entries = if self.done == 1 { "entry" } else { "entries" };
+        let parts = [
+            (self.attributes_only, plural(self.attributes_only, "change") + " of metadata only"),
+            (self.linked, plural(self.linked, "hard link")),
+        ];
+        let parts: Vec<_> =
+            parts.into_iter().filter(|(count, _)| *count > 0).map(|(_, text)| text).collect();
+        let parts =
+            if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) };
         format!(
-            "{} {entries} done, {} skipped, {} failed; {} in {} ({}/s)",
+            "{} {entries} done{parts}, {} skipped, {} failed{}; {} in {} ({}/s)",
             self.done,
             self.skipped,
             self.failed,
+            self.deletions(),
             bytes(self.bytes_done),
             duration(self.elapsed),
             bytes(self.bytes_per_second)
@@ -108,8 +164,15 @@ impl Summary {
         match (self.verified, self.bytes_sent > 0) {
             (true, _) => "verified (BLAKE3)",
             (false, true) => "NOT ALL VERIFIED",
+            (false, false) if self.is_within_machine() && self.bytes_done > 0 => {
+                "copied by the kernel, not verified"
+            }
             (false, false) => "nothing to verify",
         }
+    }
+
+    fn is_within_machine(&self) -> bool {
+        self.transport == WITHIN_MACHINE
     }
 
     fn means(&self) -> String {
@@ -118,14 +181,17 @@ impl Summary {
             0 => String::new(),
             count => format!(", reconnected {}", plural(count.into(), "time")),
         };
+        let way = if self.is_within_machine() {
+            "within this machine".to_owned()
+        } else {
+            let streams = plural(self.streams.into(), "stream");
+            format!("{streams} over {}{}", self.transport, peer.unwrap_or_default())
+        };
         format!(
-            "sent {}, resumed {}, skipped {}; {} over {}{}{reconnects}; {}, {}",
+            "sent {}, resumed {}, skipped {}; {way}{reconnects}; {}, {}",
             bytes(self.bytes_sent),
             bytes(self.bytes_resumed),
             bytes(self.bytes_skipped),
-            plural(self.streams.into(), "stream"),
-            self.transport,
-            peer.unwrap_or_default(),
             self.proof(),
             if self.durable { "durable" } else { "not synced to stable storage" }
         )
@@ -185,6 +251,30 @@ mod tests {
         let summary = Summary::new(0, &dry, (1, 5), None);
         assert!(!summary.verified && !summary.durable);
         assert!(summary.lines()[0].contains("1 entry (5 B) would be transferred"));
+    }
+
+    #[test]
+    fn other_changes_are_named_where_there_are_any() {
+        let changed =
+            Report { attributes_only: 1, linked: 2, deleted: 3, over_limit: 4, ..report() };
+        let lines = Summary::new(25, &changed, (0, 0), None).lines();
+        let wanted = "12 entries done (1 change of metadata only, 2 hard links), 3 skipped, \
+                      0 failed, 3 deleted, 4 not because of --max-delete; 1.07 GB in 2.1 s";
+        assert!(lines[0].starts_with(wanted), "{}", lines[0]);
+        let dry = Report { dry_run: true, deleted: 3, ..report() };
+        let lines = Summary::new(0, &dry, (1, 5), None).lines();
+        assert!(lines[0].ends_with("0 failed, 3 would be deleted"), "{}", lines[0]);
+    }
+
+    #[test]
+    fn what_the_kernel_copied_is_not_called_verified() {
+        let copied = Report { bytes_sent: 0, transport: "memory", ..report() };
+        let lines = Summary::new(0, &copied, (0, 0), None).lines();
+        let wanted = "within this machine; copied by the kernel, not verified, durable";
+        assert!(lines[1].ends_with(wanted), "{}", lines[1]);
+        let sent = Report { transport: "memory", ..report() };
+        let lines = Summary::new(0, &sent, (0, 0), None).lines();
+        assert!(lines[1].ends_with("within this machine; verified (BLAKE3), durable"));
     }
 
     #[test]

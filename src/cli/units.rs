@@ -17,6 +17,12 @@ use crate::protocol::message::{Durability, Resume};
 #[error("{0}")]
 pub struct ValueError(String);
 
+impl ValueError {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
 /// How many data channels: 1 to 256.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Streams(pub u16);
@@ -171,7 +177,7 @@ impl FromStr for ResumeMode {
     }
 }
 
-/// When data must be on stable storage: `batch` or `none`.
+/// When data must be on stable storage: `none`, `batch` or `file`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct DurabilityMode(pub Durability);
 
@@ -181,8 +187,9 @@ impl FromStr for DurabilityMode {
     fn from_str(text: &str) -> Result<Self, ValueError> {
         match text {
             "batch" => Ok(Self(Durability::Batch)),
+            "file" => Ok(Self(Durability::File)),
             "none" => Ok(Self(Durability::None)),
-            _ => Err(ValueError(format!("{text} is neither `batch` nor `none`"))),
+            _ => Err(ValueError(format!("{text} is none of `none`, `batch` and `file`"))),
         }
     }
 }
@@ -395,6 +402,7 @@ mod tests {
         assert_eq!("on".parse(), Ok(ResumeMode(Resume::Trust)));
         assert_eq!("false".parse(), Ok(ResumeMode(Resume::Never)));
         assert_eq!("none".parse(), Ok(DurabilityMode(Durability::None)));
+        assert_eq!("file".parse(), Ok(DurabilityMode(Durability::File)));
         assert_eq!("tty".parse(), Ok(ProgressMode::Terminal));
         assert!("md5".parse::<Checksum>().is_err());
         assert!("maybe".parse::<Switch>().is_err());
