@@ -15,9 +15,10 @@ use fastsync::engine::job::{Job, Launch, Place, TransferConfig};
 use fastsync::engine::{self, EngineError, Watch};
 use fastsync::protocol::chunk::EntryId;
 use fastsync::protocol::handshake::{MAGIC, hello};
-use fastsync::protocol::manifest::{Name, Timestamp};
+use fastsync::protocol::manifest::Name;
 use fastsync::protocol::message::{
-    Accept, Entry, Failure, FailureCode, Hello, Kind, Message, Mode, Open, Options, Secret, Task,
+    Accept, Entry, Failure, FailureCode, Hello, Kind, Message, Metadata, Open, Options, Secret,
+    Task,
 };
 use rustix::process::Signal;
 
@@ -74,8 +75,8 @@ fn entry_named(name: &[u8]) -> Vec<u8> {
         parent: EntryId::ROOT,
         name: Name::new(&vec![b'Q'; name.len()]).unwrap(),
         kind: Kind::Directory,
-        mode: Mode::default(),
-        mtime: Timestamp::default(),
+        is_linked: false,
+        metadata: Metadata::default(),
     };
     let mut bytes = Message::Entries(vec![entry]).encode().unwrap();
     let at = bytes.windows(name.len()).position(|part| part.iter().all(|c| *c == b'Q')).unwrap();
@@ -89,7 +90,7 @@ fn an_agent_that_is_fed_garbage_ends() {
     let ground = Ground::new();
     let dst = ground.path("dst");
     let start = [greeting(), open(&dst, |_| {})].concat();
-    let sources = Message::Sources { single_file: false }.encode().unwrap();
+    let sources = Message::Sources { single_file: false, root: None }.encode().unwrap();
     let absurd = |change: fn(&mut Options)| [greeting(), open(&dst, change)].concat();
     let named = |name: &[u8]| [start.clone(), sources.clone(), entry_named(name)].concat();
     let source = [

@@ -6,4 +6,5 @@
 mod common;
 mod foreign;
 mod kills;
+mod power;
 mod storage;

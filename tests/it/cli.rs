@@ -12,7 +12,18 @@ use super::support::{FASTSYNC, PATIENCE, Running, World, assert_same, number, tr
 #[test]
 fn help_and_version_are_data_and_no_error() {
     let world = World::new();
-    for arguments in [&["--help"][..], &["-h"], &["push", "--help"], &["pull", "-h"]] {
+    for arguments in [
+        &["--help"][..],
+        &["-h"],
+        &["push", "--help"],
+        &["pull", "-h"],
+        &["cp", "--help"],
+        &["sync", "--help"],
+        &["ls", "--help"],
+        &["check", "--help"],
+        &["manifest", "--help"],
+        &["retry", "--help"],
+    ] {
         let ran = world.run(arguments).exits(0);
         assert!(ran.err.is_empty() && ran.out.len() > 200, "{ran:?}");
     }
@@ -20,6 +31,11 @@ fn help_and_version_are_data_and_no_error() {
     assert_eq!(ran.out, format!("fastsync {}\n", env!("CARGO_PKG_VERSION")).as_bytes());
     let help = String::from_utf8(world.run(["push", "--help"]).out).unwrap();
     for flag in ["--streams", "--resume", "--encrypt", "--port-range", "--agent-path", "--report"] {
+        assert!(help.contains(flag), "{flag}");
+    }
+    assert!(!help.contains("--delete"), "push deletes nothing");
+    let help = String::from_utf8(world.run(["sync", "--help"]).out).unwrap();
+    for flag in ["--delete", "--max-delete", "--archive", "--exclude", "--checksum", "--stats"] {
         assert!(help.contains(flag), "{flag}");
     }
 }
@@ -31,7 +47,7 @@ fn what_makes_no_sense_ends_with_1_and_changes_nothing() {
     world.text("bad.toml", "[global]\nstreems = 4\n");
     let cases: &[(&[&str], &str)] = &[
         (&[], "Usage"),
-        (&["sync", "file", "dst"], "unrecognized"),
+        (&["move", "file", "dst"], "unrecognized"),
         (&["push", "--frobnicate", "file", "dst"], "--frobnicate"),
         (&["push", "file"], "a source and a destination"),
         (&["push", "a:x", "b:y"], "two other hosts is not possible yet"),
@@ -50,6 +66,22 @@ fn what_makes_no_sense_ends_with_1_and_changes_nothing() {
         (&["push", "file", "s3://bucket/x"], "not supported yet"),
         (&["push", "file", "-oProxyCommand=x:y"], "destination"),
         (&["push", "file", "ho;st:x"], "signs of a shell"),
+        (&["cp", "--delete", "file", "dst"], "--delete"),
+        (&["push", "--delete", "file", "dst"], "--delete"),
+        (&["cp", "a:x", "b:y"], "two other hosts is not possible yet"),
+        (&["sync", "--max-delete=1", "file", "dst"], "without --delete"),
+        (&["sync", "--delete", "--files-from=file", "home", "dst"], "whole directories"),
+        (&["cp", "--files-from=missing", "home", "dst"], "cannot read the list of files missing"),
+        (&["cp", "--exclude-from=missing", "file", "dst"], "cannot read filter rules from missing"),
+        (&["cp", "--inplace", "--backup", "file", "dst"], "--inplace"),
+        (&["cp", "--remove-source-files", "--durability=none", "file", "dst"], "durability"),
+        (&["cp", "--chmod=u+q", "file", "dst"], "no change of permissions"),
+        (&["cp", "--max-size=5X", "file", "dst"], "not a size"),
+        (&["cp", "--max-depth=0", "file", "dst"], "from 1 on"),
+        (&["check", "file"], "two locations"),
+        (&["check", "a", "b", "c"], "two locations"),
+        (&["check", "home", "file"], "nor a manifest"),
+        (&["retry", "file"], "does not begin with the command"),
     ];
     for (arguments, text) in cases {
         world.run(*arguments).exits(1).says(text);
@@ -113,7 +145,9 @@ fn verbose_names_what_is_done_and_twice_what_was_there() {
     let ran = world.run(["push", "src/", "dst", "-vv"]).exits(0);
     assert_eq!(ran.lines(), [b"a\\nb is there already"]);
     let ran = world.run(["pull", "src/", "new", "--report", "-", "-q"]).exits(0);
-    assert_eq!(ran.json()[0]["path"], "a\nb");
+    let lines = ran.json();
+    assert_eq!((&lines[0]["job"]["arguments"][0], lines.len()), (&"pull".into(), 3));
+    assert_eq!(lines[1]["path"], "a\nb");
 }
 
 #[test]
@@ -221,8 +255,9 @@ fn a_file_that_grows_all_the_time_arrives_of_one_piece_or_not_at_all() {
             is_over.store(true, Ordering::Relaxed);
             running.wait()
         });
-        let report = fs::read(world.path("report")).unwrap();
-        let line: serde_json::Value = serde_json::from_slice(&report).unwrap();
+        let report = fs::read_to_string(world.path("report")).unwrap();
+        let line = report.lines().nth(1).unwrap();
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
         if ran.status.success() {
             let arrived = fs::read(world.path("dst/grows")).unwrap();
             assert_eq!(arrived.len() as u64, number(&line, "size"));

@@ -12,3 +12,4 @@ mod resume;
 mod ssh;
 mod sshd;
 mod support;
+mod verbs;

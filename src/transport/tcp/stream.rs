@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use crate::protocol::buffer::Pool;
 use crate::protocol::frame::{Body, Frame, FrameError, Header};
 use crate::protocol::handshake::FrameKey;
+use crate::protocol::sparse::SparseError;
 use crate::transport::record::{self, Opener, Sealer};
 use crate::transport::{FrameReceiver, FrameSender, TransportError};
 
@@ -234,11 +235,15 @@ impl FrameReader {
             return Err(FrameError::TooLong { len, limit }.into());
         }
         if len == 0 {
-            return Ok(header.with(Bytes::new()));
+            return Ok(header.with(Bytes::new())?);
         }
         let mut buffer = pool.take(len).await?;
         self.fill(stream, &mut buffer).await?;
-        Ok(header.with(buffer.freeze()))
+        header.with(buffer.freeze()).map_err(|error| match error {
+            // Damage, or without TLS a stranger's work: the next channel may do better.
+            FrameError::Sparse(SparseError::Digest) => TransportError::NotAuthentic,
+            error => error.into(),
+        })
     }
 
     async fn header<S: AsyncRead + Unpin>(

@@ -13,9 +13,10 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::protocol::buffer::Pool;
 use crate::protocol::chunk::{ByteRange, Chunk, ChunkData, Digest, EntryId, Pack};
-use crate::protocol::frame::{Frame, FrameError, Header};
+use crate::protocol::frame::{Body, Frame, FrameError, Header};
 use crate::protocol::handshake::{ChannelHello, Side};
 use crate::protocol::message::Secret;
+use crate::protocol::sparse::{Extent, Sparse};
 use crate::transport::record::{Opener, Sealer};
 use crate::transport::tls;
 use crate::transport::{FrameReceiver, FrameSender, TransportError};
@@ -90,6 +91,17 @@ fn chunk(data: Bytes) -> Frame {
     Frame::Chunk(Chunk { range, version: 3, digest: Digest([9; 32]), data: ChunkData::Bytes(data) })
 }
 
+/// A MiB with 20 KiB of data in two extents.
+fn sparse() -> Frame {
+    let range = ByteRange::new(EntryId(5), 0, 1 << 20, true).unwrap();
+    let extents = [(4096, 8192), ((1 << 20) - 12_288, 12_288)];
+    let extents = extents.map(|(start, len)| Extent { start, len });
+    let len = Sparse::payload_len(range.len(), &extents).unwrap();
+    let mut payload = bytes(len).to_vec();
+    Sparse::write_table(range.len(), Digest([9; 32]), &extents, &mut payload);
+    Frame::Chunk(Chunk::sparse(range, 3, payload.into()).unwrap())
+}
+
 fn bytes(len: usize) -> Bytes {
     (0..len).map(|n| u8::try_from((n ^ (n >> 8)) & 0xff).unwrap()).collect()
 }
@@ -100,7 +112,7 @@ fn frames() -> Vec<Frame> {
     let pack = Frame::Pack(Pack { number: 7, digest: Digest([3; 32]), payload: bytes(4) });
     let lens = [1, 2, 63, 64, 65, 16_319, 16_320, 16_383, 16_384, 16_385, 65_535, 65_536, 524_287];
     let lens = lens.into_iter().chain([524_288, 8 * MIB, 3, 3 * MIB + 1]);
-    [hole, pack].into_iter().chain(lens.map(|len| chunk(bytes(len)))).collect()
+    [hole, pack, sparse()].into_iter().chain(lens.map(|len| chunk(bytes(len)))).collect()
 }
 
 fn same(one: &Frame, other: &Frame) -> bool {
@@ -384,6 +396,31 @@ async fn a_header_with_a_wrong_bit_is_not_authentic() {
         stream.write_all(&bytes).await.unwrap();
         let refused = receiver.receive(&pool).await;
         assert!(matches!(refused, Err(TransportError::NotAuthentic)), "byte {byte}");
+    }
+}
+
+/// FRAME-10: damage to a table ends the channel, a table that lies the session; and data is for
+/// others to look at.
+#[tokio::test]
+async fn a_wrong_table_of_a_sparse_chunk_is_no_frame() {
+    let pool = Pool::new(1, MIB);
+    for (at, lies, is_ok) in
+        [(0, false, false), (41, false, false), (41, true, false), (99, false, true)]
+    {
+        let session = Session::start(false);
+        let (mut stream, coded, mut receiver) = by_hand(&session).await;
+        let frame = sparse();
+        let mut payload = frame.payload().to_vec();
+        payload[at] ^= 1;
+        let mut header = frame.header(1);
+        if let (Body::Sparse { digest, .. }, true) = (&mut header.body, lies) {
+            *digest = Digest::of(&payload[..Sparse::table_len(2)]);
+        }
+        stream.write_all(&[&coded(header)[..], &payload].concat()).await.unwrap();
+        match receiver.receive(&pool).await {
+            Ok(_) => assert!(is_ok, "byte {at}"),
+            Err(error) => assert_eq!((error.is_violation(), false), (lies, is_ok), "{error}"),
+        }
     }
 }
 
