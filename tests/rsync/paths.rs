@@ -149,13 +149,15 @@ fn one_file_system_stops_at_mount_points() {
     const MOUNT: &str = "mount -t tmpfs none src/mounted && mkdir -p src/mounted/dir && \
                          echo inner > src/mounted/file && mount -t tmpfs none dst/there && \
                          echo old > dst/there/old && touch -d @1000 src/mounted src/mounted/*";
-    let scene = Scene::with_mounts(MOUNT, |site| {
-        site.files(&["src/a", "src/other/b", "dst/other/old", "src/there/new"]);
-        site.dir("src/mounted");
-        site.dir("dst/there");
-    });
-    scene.sync(&["-x", "src/", "dst"]);
-    assert!(!scene.path("dst/mounted/file").exists());
+    for flags in [&["-x"][..], &["-x", "--delete"]] {
+        let scene = Scene::with_mounts(MOUNT, |site| {
+            site.files(&["src/a", "src/other/b", "dst/other/old", "src/there/new"]);
+            site.dir("src/mounted");
+            site.dir("dst/there");
+        });
+        scene.sync(&[flags, &["src/", "dst"]].concat());
+        assert!(!scene.path("dst/mounted/file").exists());
+    }
 }
 
 #[test]

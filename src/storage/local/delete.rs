@@ -58,6 +58,8 @@ struct Compared {
     path: Vec<u8>,
     fd: OwnedFd,
     scope: Scope,
+    /// The file system that it is on.
+    device: u64,
 }
 
 impl Inner {
@@ -84,7 +86,7 @@ impl Inner {
         let mut remover = Remover::new(self);
         remover.max = delete.max;
         remover.tell = Some(deleted);
-        let mut scopes = HashMap::new();
+        let mut scopes: HashMap<EntryId, (Scope, u64)> = HashMap::new();
         for position in 0..=self.tree.len() {
             // The root comes first, and every directory after the one that it is in.
             let (id, parent) = match position.checked_sub(1).map(|at| self.tree.at(at)) {
@@ -96,10 +98,17 @@ impl Inner {
             if !complete.contains(&id) || !is_top && !scopes.contains_key(&parent) {
                 continue;
             }
-            match self.compared(id, scopes.get(&parent).filter(|_| !is_top)) {
+            let above: Option<&(Scope, u64)> = scopes.get(&parent).filter(|_| !is_top);
+            let device = above.map(|(_, device)| *device);
+            match self.compared(id, above.map(|(scope, _)| scope)) {
+                // With -x, what is mounted at the destination is nobody's to clear, nor what is
+                // below it: it gets no scope.
+                Ok(directory)
+                    if self.one_file_system
+                        && device.is_some_and(|device| device != directory.device) => {}
                 Ok(directory) => {
                     self.clear(&directory, names, &mut remover);
-                    scopes.insert(id, directory.scope);
+                    scopes.insert(id, (directory.scope, directory.device));
                 }
                 // It was not made, or is not there any more.
                 Err(StorageError::Io { cause, .. })
@@ -163,7 +172,8 @@ impl Inner {
             scope
         };
         let scope = self.enter_scope(&scope, &path, fd.as_fd())?;
-        Ok(Compared { id, path, fd, scope })
+        let stat = rustix::fs::fstat(&fd).map_err(at(Operation::Stat)).map_err(failed)?;
+        Ok(Compared { id, path, fd, scope, device: stat.st_dev })
     }
 
     /// Removes what the source does not have from one directory.

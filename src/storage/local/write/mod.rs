@@ -58,6 +58,8 @@ pub struct Inner {
     pub dry_run: bool,
     pub preserve: Preserve,
     pub links: Links,
+    /// Nothing is deleted on other file systems than the one above.
+    pub one_file_system: bool,
     pub update: Update,
     pub owners: Owners,
     pub link_dest: LinkDest,
@@ -172,6 +174,7 @@ impl LocalSink {
             dry_run: options.dry_run,
             preserve: options.preserve.clone(),
             links: options.select.links,
+            one_file_system: options.select.one_file_system,
             update: options.update.clone(),
             owners,
             link_dest,
