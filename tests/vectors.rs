@@ -377,6 +377,7 @@ fn messages() -> Vec<(&'static str, Message)> {
                 (EntryId(251), Verdict::Resume),
                 (EntryId(65_536), Verdict::Ended(Outcome::Would(all_changes()))),
                 (EntryId(65_537), Verdict::Hash),
+                (EntryId(65_538), Verdict::Alone),
             ]),
         ),
         (

@@ -50,7 +50,7 @@ pub struct EntryReport {
     pub size: u64,
     /// As it is at the source.
     pub metadata: Metadata,
-    /// Where a symlink leads.
+    /// Where a symlink leads; of a hard link, the path of the entry that it is another name of.
     pub target: Option<Vec<u8>>,
     /// What `b3sum` prints, if the file was transferred or hashed in this session.
     pub root: Option<Digest>,
@@ -61,6 +61,7 @@ impl EntryReport {
     pub(super) fn new(
         path: Vec<u8>,
         entry: &Entry,
+        leader: Option<Vec<u8>>,
         root: Option<Digest>,
         outcome: Outcome,
     ) -> Self {
@@ -74,7 +75,7 @@ impl EntryReport {
         };
         let target = match &entry.kind {
             Kind::Symlink { target } => Some(target.clone()),
-            _ => None,
+            _ => leader,
         };
         let metadata = entry.metadata.clone();
         Self { path, kind, size: entry.size(), metadata, target, root, outcome }

@@ -26,6 +26,8 @@ struct Inventory {
     last: EntryId,
     /// Paths of directories, for those of what is in them.
     directories: HashMap<EntryId, Vec<u8>>,
+    /// Paths of what others are hard links to.
+    leaders: HashMap<EntryId, Vec<u8>>,
     /// Files of which the root is awaited.
     open: HashMap<EntryId, (Entry, u16)>,
     totals: Totals,
@@ -44,6 +46,7 @@ pub async fn run<R: AsyncRead + Unpin>(
         hash,
         last: EntryId::ROOT,
         directories: HashMap::new(),
+        leaders: HashMap::new(),
         open: HashMap::new(),
         totals: Totals::default(),
     };
@@ -107,6 +110,9 @@ impl Inventory {
         if entry.kind == Kind::Directory {
             self.directories.insert(id, self.path(&entry));
         }
+        if entry.is_linked {
+            self.leaders.insert(id, self.path(&entry));
+        }
         let outcome = match &entry.kind {
             Kind::File(_) if self.hash => {
                 self.open.insert(id, (entry, 0));
@@ -152,7 +158,11 @@ impl Inventory {
             // Nothing was transferred (END-3).
             root: Digest::default(),
         });
-        let report = EntryReport::new(self.path(entry), entry, root, outcome);
+        let leader = match entry.kind {
+            Kind::HardLink { leader } => self.leaders.get(&leader).cloned(),
+            _ => None,
+        };
+        let report = EntryReport::new(self.path(entry), entry, leader, root, outcome);
         self.observer.ended(report, true);
     }
 

@@ -556,6 +556,8 @@ pub enum Verdict {
     Ended(Outcome),
     /// Say what the file's data amounts to; another verdict follows (ENTRY-15).
     Hash,
+    /// Announce a hard link anew as what it is by itself, as its leader is not there (ENTRY-16).
+    Alone,
 }
 
 /// How an entry ended.

@@ -177,6 +177,7 @@ fn verdict() -> impl Strategy<Value = Verdict> {
         Just(Verdict::Resume),
         outcome().prop_map(Verdict::Ended),
         Just(Verdict::Hash),
+        Just(Verdict::Alone),
     ]
 }
 
@@ -624,8 +625,8 @@ fn values_out_of_range_are_refused() {
     assert!(outcome(&[251, 0x00, 0x08]).is_err(), "a change that does not exist");
     assert!(Message::decode(&[16, 1, 1, 4]).is_ok(), "Left");
     assert!(Message::decode(&[16, 1, 1, 5]).is_err(), "an outcome that does not exist");
-    assert!(Message::decode(&[12, 1, 1, 3]).is_ok(), "Hash");
-    assert!(Message::decode(&[12, 1, 1, 4]).is_err(), "a verdict that does not exist");
+    assert!(Message::decode(&[12, 1, 1, 4]).is_ok(), "Alone");
+    assert!(Message::decode(&[12, 1, 1, 5]).is_err(), "a verdict that does not exist");
     assert!(Message::decode(&[3, 14, 0]).is_ok(), "Abort with the last code");
     assert!(Message::decode(&[3, 15, 0]).is_err(), "a code that does not exist");
     assert!(Message::decode(&[3, 0, 1, 0xff]).is_err(), "a text that is no text");

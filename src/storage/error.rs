@@ -23,6 +23,9 @@ pub enum StorageError {
         Escaped(path)
     )]
     Conflict { path: Vec<u8>, existing: &'static str },
+    /// The file at the destination is the one at the source, which was to be removed.
+    #[error("{} is its own source, which therefore was not removed", Escaped(path))]
+    SameFile { path: Vec<u8> },
     /// The entry's directory could not be made, so nothing can be put into it.
     #[error("cannot write {}: its directory could not be made", Escaped(path))]
     NoParent { path: Vec<u8> },
@@ -53,6 +56,7 @@ impl StorageError {
             | Self::Vanished { path }
             | Self::Conflict { path, .. }
             | Self::NoParent { path }
+            | Self::SameFile { path }
             | Self::Attribute { path, .. }
             | Self::EmptySource { path }
             | Self::Io { path, .. } => path,
@@ -70,9 +74,10 @@ impl StorageError {
         match self {
             Self::Changed { .. } => FailureCode::Changed,
             Self::Vanished { .. } => FailureCode::Vanished,
-            Self::Conflict { .. } | Self::NoParent { .. } | Self::EmptySource { .. } => {
-                FailureCode::Conflict
-            }
+            Self::Conflict { .. }
+            | Self::SameFile { .. }
+            | Self::NoParent { .. }
+            | Self::EmptySource { .. } => FailureCode::Conflict,
             Self::Io { .. } if self.is_destination_full() => FailureCode::DestinationFull,
             Self::Io { cause, .. } | Self::Attribute { cause, .. }
                 if cause.kind() == io::ErrorKind::PermissionDenied =>

@@ -118,7 +118,8 @@ impl<K: Sink> Receiver<K> {
                 self.go_on_if_compared(incoming);
                 Ok(())
             }
-            State::Comparing(_)
+            State::Alone
+            | State::Comparing(_)
             | State::Placing
             | State::Packed(_)
             | State::Chunked(_)

@@ -74,6 +74,7 @@ impl<K: Sink> Receiver<K> {
             // Another copy of it came before, and completed the file.
             State::Committing(_) => return Ok(None),
             State::Placing
+            | State::Alone
             | State::Comparing(_)
             | State::Packed(_)
             | State::Copying(_)

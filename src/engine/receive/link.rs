@@ -9,13 +9,11 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use super::Receiver;
+use super::open::State;
 use crate::engine::plan::lock;
 use crate::engine::session::{SessionError, first_error};
 use crate::protocol::chunk::EntryId;
-use crate::protocol::manifest::Escaped;
-use crate::protocol::message::{
-    Entry, Failure, FailureCode, Kind, Message, Metadata, Outcome, Verdict,
-};
+use crate::protocol::message::{Entry, Kind, Message, Outcome, Verdict};
 use crate::storage::{Placed, Sink};
 
 /// The entries that others are links to, for as long as the session lasts, and who waits for them.
@@ -31,21 +29,40 @@ enum Leader {
     /// It has not ended, and these wait for it.
     Coming(Vec<Arc<Entry>>),
     There(Arc<Entry>),
-    Lost(Lost),
+    /// It failed or is left alone; this link leads the others now, once there is one.
+    Gone {
+        successor: Option<EntryId>,
+    },
 }
 
-/// A leader that failed.
-#[derive(Clone, Debug)]
-pub struct Lost {
-    path: Vec<u8>,
-    code: FailureCode,
-}
-
-/// A link that can be made, or cannot any more.
+/// A link that can be made.
 #[derive(Debug)]
 pub struct ToLink {
     entry: Arc<Entry>,
-    leader: Result<Arc<Entry>, Lost>,
+    leader: Arc<Entry>,
+}
+
+impl Links {
+    /// Who leads now in place of this leader: itself, or the last of its successors.
+    fn current(&mut self, leader: EntryId) -> EntryId {
+        let mut last = leader;
+        while let Some(Leader::Gone { successor: Some(next) }) = self.leaders.get(&last) {
+            last = *next;
+        }
+        // The way is short the next time.
+        if last != leader
+            && let Some(Leader::Gone { successor }) = self.leaders.get_mut(&leader)
+        {
+            *successor = Some(last);
+        }
+        last
+    }
+
+    /// Makes a link the leader of all that would be links to another entry.
+    fn succeed(&mut self, gone: EntryId, successor: EntryId, waiting: Vec<Arc<Entry>>) {
+        self.leaders.insert(gone, Leader::Gone { successor: Some(successor) });
+        self.leaders.insert(successor, Leader::Coming(waiting));
+    }
 }
 
 impl<K: Sink> Receiver<K> {
@@ -68,49 +85,91 @@ impl<K: Sink> Receiver<K> {
         Ok(())
     }
 
-    /// Hands a link on, now or when its leader has ended.
-    pub fn link_or_wait(&self, entry: &Arc<Entry>, leader: EntryId) {
+    /// Hands a link on, now or when its leader has ended. Returns whether it has to do without one.
+    pub fn link_or_wait(&self, entry: &Arc<Entry>, leader: EntryId) -> bool {
         let mut links = lock(&self.links);
-        let entry = Arc::clone(entry);
+        let leader = links.current(leader);
         match links.leaders.get_mut(&leader) {
             Some(Leader::Coming(waiting)) => {
-                waiting.push(entry);
+                waiting.push(Arc::clone(entry));
                 links.waiting += 1;
                 drop(links);
                 self.ended.notify_one();
+                false
             }
             Some(Leader::There(leader)) => {
-                self.to_link.push(ToLink { entry, leader: Ok(Arc::clone(leader)) });
+                let leader = Arc::clone(leader);
+                self.to_link.push(ToLink { entry: Arc::clone(entry), leader });
+                false
             }
-            Some(Leader::Lost(lost)) => {
-                self.to_link.push(ToLink { entry, leader: Err(lost.clone()) });
-            }
-            // It was checked when it was announced.
-            None => {
-                let lost = Lost { path: Vec::new(), code: FailureCode::Violation };
-                self.to_link.push(ToLink { entry, leader: Err(lost) });
+            // That it is known was checked when it was announced.
+            Some(Leader::Gone { .. }) | None => {
+                links.succeed(leader, entry.id, Vec::new());
+                true
             }
         }
     }
 
     /// Lets go of the links that waited for this entry.
     pub fn leader_ended(&self, entry: &Entry, outcome: &Outcome) {
-        let ended = match outcome {
-            Outcome::Failed(failure) => {
-                Err(Lost { path: self.sink.path(entry), code: failure.code })
-            }
-            _ => Ok(Arc::new(bare(entry))),
-        };
+        if !matches!(outcome, Outcome::Done(_) | Outcome::Skipped | Outcome::Would(_)) {
+            return self.leader_gone(entry.id);
+        }
         let mut links = lock(&self.links);
-        let Some(leader) = links.leaders.get_mut(&entry.id) else { return };
-        let now = match &ended {
-            Ok(entry) => Leader::There(Arc::clone(entry)),
-            Err(lost) => Leader::Lost(lost.clone()),
-        };
-        let Leader::Coming(waiting) = std::mem::replace(leader, now) else { return };
+        let Some(known) = links.leaders.get_mut(&entry.id) else { return };
+        let leader = Arc::new(entry.bare());
+        let now = Leader::There(Arc::clone(&leader));
+        let Leader::Coming(waiting) = std::mem::replace(known, now) else { return };
         links.waiting -= waiting.len();
         for entry in waiting {
-            self.to_link.push(ToLink { entry, leader: ended.clone() });
+            self.to_link.push(ToLink { entry, leader: Arc::clone(&leader) });
+        }
+    }
+
+    /// Lets the first of the links that waited for an entry lead the others.
+    fn leader_gone(&self, id: EntryId) {
+        let mut links = lock(&self.links);
+        let Some(Leader::Coming(waiting)) = links.leaders.get_mut(&id) else { return };
+        let mut waiting = std::mem::take(waiting).into_iter();
+        let Some(successor) = waiting.next() else {
+            links.leaders.insert(id, Leader::Gone { successor: None });
+            return;
+        };
+        links.waiting -= 1;
+        links.succeed(id, successor.id, waiting.collect());
+        self.to_promote.push(successor);
+    }
+
+    /// The path of what a hard link is another name of.
+    pub fn leader_of(&self, entry: &Entry) -> Option<Vec<u8>> {
+        let Kind::HardLink { leader } = entry.kind else { return None };
+        let mut links = lock(&self.links);
+        let leader = links.current(leader);
+        match links.leaders.get(&leader) {
+            Some(Leader::There(leader)) => Some(self.sink.path(leader)),
+            _ => None,
+        }
+    }
+
+    /// Asks the sender what a link is by itself, as there is nothing that it could be linked to
+    /// (ENTRY-16).
+    pub fn promote(&self, link: &Entry) -> Option<Verdict> {
+        if let Some(known) = lock(&self.open).at(link.id, 0) {
+            known.state = State::Alone;
+            return Some(Verdict::Alone);
+        }
+        // It was withdrawn meanwhile.
+        self.leader_gone(link.id);
+        None
+    }
+
+    /// Asks for all links whose leaders have failed or are left alone.
+    pub async fn promote_all(self: Arc<Self>) -> Result<(), SessionError> {
+        loop {
+            let link = self.to_promote.next().await;
+            let verdict = self.promote(&link);
+            let verdicts = verdict.map(|verdict| (link.id, verdict)).into_iter().collect();
+            self.say_in_pieces(verdicts, Verdict::estimated_len, Message::Verdicts)?;
         }
     }
 
@@ -140,21 +199,18 @@ impl<K: Sink> Receiver<K> {
             if lock(&self.open).get(id).is_none() {
                 continue;
             }
-            let outcome = match leader {
-                Ok(leader) => match self.sink.link(Arc::clone(&entry), leader).await {
-                    Ok(Placed::Settled(changes)) if changes.is_empty() => Outcome::Skipped,
-                    Ok(Placed::Left) => Outcome::Left,
-                    Ok(Placed::Settled(changes)) if self.options.dry_run => Outcome::Would(changes),
-                    Ok(Placed::Settled(changes)) => Outcome::Done(changes),
-                    Ok(Placed::Wanted(_) | Placed::Compare) => {
-                        return Err(SessionError::bug("the sink asks for the data of a link"));
-                    }
-                    Err(error) => {
-                        self.check_fatal(&error)?;
-                        Outcome::Failed(error.to_failure())
-                    }
-                },
-                Err(lost) => Outcome::Failed(lost.failure(&self.sink.path(&entry))),
+            let outcome = match self.sink.link(Arc::clone(&entry), leader).await {
+                Ok(Placed::Settled(changes)) if changes.is_empty() => Outcome::Skipped,
+                Ok(Placed::Left) => Outcome::Left,
+                Ok(Placed::Settled(changes)) if self.options.dry_run => Outcome::Would(changes),
+                Ok(Placed::Settled(changes)) => Outcome::Done(changes),
+                Ok(Placed::Wanted(_) | Placed::Compare) => {
+                    return Err(SessionError::bug("the sink asks for the data of a link"));
+                }
+                Err(error) => {
+                    self.check_fatal(&error)?;
+                    Outcome::Failed(error.to_failure())
+                }
             };
             if self.end(id, 0, &outcome, None) {
                 verdicts.push((id, Verdict::Ended(outcome)));
@@ -163,26 +219,6 @@ impl<K: Sink> Receiver<K> {
         self.pass_on_complaints()?;
         self.say_in_pieces(verdicts, Verdict::estimated_len, Message::Verdicts)
     }
-}
-
-impl Lost {
-    /// What that means for a link.
-    fn failure(&self, link: &[u8]) -> Failure {
-        let text = format!(
-            "cannot link {} to {}, which failed itself",
-            Escaped(link),
-            Escaped(&self.path)
-        );
-        Failure::new(self.code, text)
-    }
-}
-
-/// An entry without what only its own place needs: it is kept for the rest of the session.
-fn bare(entry: &Entry) -> Entry {
-    let Metadata { mode, mtime, owner, group, attributes: _ } = entry.metadata;
-    let metadata = Metadata { mode, mtime, owner, group, attributes: Vec::new() };
-    let (name, kind) = (entry.name.clone(), entry.kind.clone());
-    Entry { id: entry.id, parent: entry.parent, name, kind, is_linked: true, metadata }
 }
 
 /// How many tasks make links, and how many links each of them makes before it says so.

@@ -194,12 +194,17 @@ impl<K: Sink> Listener<K> {
         let mut open = lock(&self.receiver.open);
         let Some(known) = open.get_mut(entry.id) else { return Ok(None) };
         let is_same_place = known.entry.parent == entry.parent && known.entry.name == entry.name;
-        let was_file = matches!(known.entry.kind, Kind::File(_));
         let is_file = matches!(entry.kind, Kind::File(file) if file.size <= MAX_FILE_LEN);
+        let is_asked_for = match known.state {
+            State::Alone => {
+                is_file || matches!(entry.kind, Kind::Symlink { .. } | Kind::Special(_))
+            }
+            _ => is_file && matches!(known.entry.kind, Kind::File(_)),
+        };
         let is_valid = entry.metadata.check().is_ok();
         let was_placed = !matches!(known.state, State::Placing | State::Copying(_));
         let is_next = version <= MAX_RESTARTS && version == known.version + 1;
-        if !is_same_place || !was_file || !is_file || !is_valid || !was_placed || !is_next {
+        if !is_same_place || !is_asked_for || !is_valid || !was_placed || !is_next {
             return Err(SessionError::violation(format!(
                 "{} cannot begin anew like this",
                 entry.id
@@ -215,8 +220,8 @@ impl<K: Sink> Listener<K> {
             State::Committing(_) => None,
             _ => Some(std::mem::replace(&mut known.state, State::Placing)),
         };
-        // Who is a link to it has been said before.
-        entry.is_linked = known.entry.is_linked;
+        // Who is a link to it has been said before. What was a link may lead others now.
+        entry.is_linked = known.entry.is_linked || matches!(old, Some(State::Alone));
         let entry = Arc::new(entry);
         open.renew(Arc::clone(&entry), version);
         if open.is_over_limit() {
@@ -249,6 +254,7 @@ impl<K: Sink> Receiver<K> {
             State::Chunked(_)
             | State::Packed(_)
             | State::Placing
+            | State::Alone
             | State::Comparing(_)
             | State::Copying(_)
             | State::Grouped => {

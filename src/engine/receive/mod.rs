@@ -66,7 +66,9 @@ use super::session::{ChannelEnd, Channels, Newest, Observer, SessionError, first
 use crate::protocol::buffer::Pool;
 use crate::protocol::chunk::{Digest, EntryId};
 use crate::protocol::manifest::{Fate, FinalEntry, Totals};
-use crate::protocol::message::{Changes, Deletions, Durability, Kind, Message, Options, Outcome};
+use crate::protocol::message::{
+    Changes, Deletions, Durability, Entry, Kind, Message, Options, Outcome,
+};
 use crate::storage::{Operation, Sink, StorageError};
 use crate::transport::FrameReceiver;
 use compare::Hashing;
@@ -116,6 +118,8 @@ struct Receiver<K: Sink> {
     to_copy_ranges: Queue<Arc<RangeCopy<K::File>>>,
     to_commit: Queue<Batch<K::Prepared>>,
     to_link: Queue<ToLink>,
+    /// Hard links whose leaders are not there.
+    to_promote: Queue<Arc<Entry>>,
     /// Why the whole session cannot go on.
     fatal: Queue<SessionError>,
 }
@@ -176,6 +180,7 @@ pub async fn run<K: Sink, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
         to_copy_ranges: Queue::new(),
         to_commit: Queue::new(),
         to_link: Queue::new(),
+        to_promote: Queue::new(),
         fatal: Queue::new(),
     });
     let mut tasks: JoinSet<Result<(), SessionError>> = JoinSet::new();
@@ -240,6 +245,7 @@ impl<K: Sink> Receiver<K> {
         tasks.spawn(Arc::clone(self).place_all(stale));
         tasks.spawn(Arc::clone(self).keep_barriers());
         tasks.spawn(Arc::clone(self).link_all());
+        tasks.spawn(Arc::clone(self).promote_all());
         if self.options.durability == Durability::Batch {
             tasks.spawn(Arc::clone(self).commit_groups());
         }
@@ -315,9 +321,11 @@ impl<K: Sink> Receiver<K> {
         }
         let root = root.or(ended.compared).filter(|_| !is_failed);
         let is_packed = self.options.is_packed(entry.size());
-        let report = EntryReport::new(self.sink.path(entry), entry, root, outcome.clone());
+        let leader = self.leader_of(entry);
+        let report = EntryReport::new(self.sink.path(entry), entry, leader, root, outcome.clone());
         self.observer.ended(report, is_packed);
-        if entry.is_linked {
+        // A link without a leader may lead others.
+        if entry.is_linked || matches!(entry.kind, Kind::HardLink { .. }) {
             self.leader_ended(entry, outcome);
         }
         self.ended.notify_one();

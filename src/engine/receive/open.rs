@@ -34,6 +34,8 @@ pub struct Incoming<F> {
 pub enum State<F> {
     /// The sink is looking at what is there; a hard link waits for the entry that it leads to.
     Placing,
+    /// It is a hard link without a leader: the sender is asked what it is by itself.
+    Alone,
     /// Both ends hash what they have of it.
     Comparing(Comparison),
     /// It will come in a pack, and this is different about it at the destination.
@@ -160,6 +162,7 @@ impl<F> State<F> {
         match self {
             Self::Chunked(file) | Self::Committing(file) | Self::Copying(Some(file)) => Some(file),
             Self::Placing
+            | Self::Alone
             | Self::Comparing(_)
             | Self::Packed(_)
             | Self::Copying(None)

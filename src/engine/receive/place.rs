@@ -121,8 +121,8 @@ impl<K: Sink> Receiver<K> {
     fn judge_alone(&self, entry: &Arc<Entry>, version: u16) -> Option<Verdict> {
         let failure = match &entry.kind {
             Kind::HardLink { leader } => {
-                self.link_or_wait(entry, *leader);
-                return None;
+                let is_alone = self.link_or_wait(entry, *leader);
+                return is_alone.then(|| self.promote(entry)).flatten();
             }
             Kind::Unsendable(failure) => failure.clone(),
             _ => {
@@ -221,7 +221,7 @@ impl Verdict {
     /// About how long it is when encoded, in bytes.
     pub fn estimated_len(&self) -> usize {
         match self {
-            Self::Need | Self::Resume | Self::Hash => 1,
+            Self::Need | Self::Resume | Self::Hash | Self::Alone => 1,
             Self::Ended(outcome) => 1 + outcome.estimated_len(),
         }
     }

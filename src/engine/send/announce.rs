@@ -7,7 +7,7 @@ use super::{Announced, Sender, too_large};
 use crate::engine::plan::lock;
 use crate::engine::session::SessionError;
 use crate::protocol::chunk::EntryId;
-use crate::protocol::message::{Entry, Kind, Message};
+use crate::protocol::message::{Entry, Kind, Message, Metadata};
 use crate::storage::{Found, Source};
 
 /// What was found and is not announced yet.
@@ -99,6 +99,9 @@ impl<S: Source> Sender<S> {
                 let mut open = lock(&self.open);
                 for entry in &entries {
                     self.observer.found(entry);
+                    if entry.is_linked {
+                        lock(&self.leaders).insert(entry.id, Arc::new(entry.bare()));
+                    }
                     let weight = self.weight(entry);
                     open.insert(entry.id, Announced::new(Arc::new(entry.clone()), weight));
                 }
@@ -116,6 +119,14 @@ impl<S: Source> Sender<S> {
 }
 
 impl Entry {
+    /// What tells where it is and what it is like, without what only its own place needs: it is kept
+    /// for the rest of the session.
+    pub(in crate::engine) fn bare(&self) -> Self {
+        let metadata = Metadata { attributes: Vec::new(), ..self.metadata };
+        let (name, kind) = (self.name.clone(), self.kind.clone());
+        Self { id: self.id, parent: self.parent, name, kind, is_linked: true, metadata }
+    }
+
     /// About how long it is when encoded, in bytes.
     fn estimated_len(&self) -> usize {
         let more = match &self.kind {

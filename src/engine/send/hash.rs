@@ -11,7 +11,7 @@ use super::Sender;
 use crate::engine::plan::{SmallFile, lock};
 use crate::engine::session::{SessionError, first_error};
 use crate::protocol::chunk::{Digest, EntryId, Pack};
-use crate::protocol::message::{Kind, Message};
+use crate::protocol::message::{Entry, Kind, Message};
 use crate::protocol::tree::RootBuilder;
 use crate::storage::{Source, StorageError};
 
@@ -30,7 +30,42 @@ impl<S: Source> Sender<S> {
         Ok(())
     }
 
-    /// Hashes what it is told to, until the session ends.
+    /// The receiver wants a hard link as what it is by itself (ENTRY-16).
+    pub(super) fn announce_alone(&self, id: EntryId) -> Result<(), SessionError> {
+        let mut open = lock(&self.open);
+        let known = open.get_mut(&id).ok_or_else(|| super::unknown(id))?;
+        if !is_link(&known.entry) || std::mem::replace(&mut known.is_hashing, true) {
+            let text = format!("{id} is no hard link that could be announced anew (ENTRY-16)");
+            return Err(SessionError::violation(text));
+        }
+        let link = SmallFile { entry: Arc::clone(&known.entry), version: known.version };
+        drop(open);
+        let _ = self.to_hash.send(link);
+        Ok(())
+    }
+
+    async fn look_at_link(&self, link: &SmallFile) -> Result<(), SessionError> {
+        let id = link.entry.id;
+        let path = || self.source.path(&link.entry);
+        let now = match self.source.look_again(Arc::clone(&link.entry)).await {
+            Ok(now) => now,
+            Err(error) => return self.withdraw(id, error.to_failure()),
+        };
+        match &now.kind {
+            Kind::File(file) if self.options.is_too_large(file.size) => {
+                self.withdraw(id, super::too_large(&path()))
+            }
+            Kind::File(_) | Kind::Symlink { .. } | Kind::Special(_) => {
+                self.announce_anew(now, link.version)
+            }
+            Kind::Unsendable(failure) => self.withdraw(id, failure.clone()),
+            Kind::Directory | Kind::HardLink { .. } | Kind::Unselected => {
+                self.withdraw(id, super::no_file(&path()))
+            }
+        }
+    }
+
+    /// Hashes what it is told to, and looks at hard links again, until the session ends.
     pub(super) async fn hash_all(
         self: Arc<Self>,
         files: flume::Receiver<SmallFile>,
@@ -44,6 +79,10 @@ impl<S: Source> Sender<S> {
                     Err(_) => return Ok(()),
                 },
             };
+            if is_link(&first.entry) {
+                self.look_at_link(&first).await?;
+                continue;
+            }
             if !self.options.is_packed(first.entry.size()) {
                 self.hash_large(&first).await?;
                 continue;
@@ -53,7 +92,7 @@ impl<S: Source> Sender<S> {
             while batch.len() < MAX_BATCH_FILES && len < MAX_BATCH_LEN {
                 let Ok(file) = files.try_recv() else { break };
                 let fits = len + file.entry.size() <= MAX_BATCH_LEN;
-                if !fits || !self.options.is_packed(file.entry.size()) {
+                if !fits || is_link(&file.entry) || !self.options.is_packed(file.entry.size()) {
                     next = Some(file);
                     break;
                 }
@@ -143,6 +182,10 @@ impl<S: Source> Sender<S> {
         }
         self.say(&Message::Root { entry, version, root })
     }
+}
+
+fn is_link(entry: &Entry) -> bool {
+    matches!(entry.kind, Kind::HardLink { .. })
 }
 
 /// How many files are hashed at the same time.

@@ -48,8 +48,10 @@ pub struct Sender<S: Source> {
     window: Semaphore,
     /// How much the window has in all.
     max_open: u32,
-    /// Takes files of which the receiver wants the root only.
+    /// Takes files of which the receiver wants the root only, and hard links without a leader.
     to_hash: flume::Sender<SmallFile>,
+    /// The entries that others are hard links to, for reports.
+    leaders: Mutex<HashMap<EntryId, Arc<Entry>>>,
     /// What is to be removed here once it is durable there; unused unless that was asked for.
     removable: Mutex<Vec<Arc<Entry>>>,
     totals: Mutex<Totals>,
@@ -130,6 +132,7 @@ pub async fn run<S: Source, R: AsyncRead + Unpin + Send, C: FrameSender>(
         window: Semaphore::new(max_open_entries as usize),
         max_open: max_open_entries,
         to_hash,
+        leaders: Mutex::default(),
         removable: Mutex::default(),
         totals: Mutex::default(),
         walk_done: AtomicBool::new(false),
@@ -269,6 +272,7 @@ impl<S: Source> Sender<S> {
         match verdict {
             Verdict::Ended(outcome) => self.end(id, outcome),
             Verdict::Hash => self.hash(id),
+            Verdict::Alone => self.announce_alone(id),
             Verdict::Need | Verdict::Resume => {
                 let mut open = lock(&self.open);
                 let known = open.get_mut(&id).ok_or_else(|| unknown(id))?;
@@ -407,7 +411,13 @@ impl<S: Source> Sender<S> {
             lock(&self.removable).push(Arc::clone(&known.entry));
         }
         let path = self.source.path(&known.entry);
-        let report = EntryReport::new(path, &known.entry, root.or(known.hashed), outcome);
+        let leader = match known.entry.kind {
+            Kind::HardLink { leader } => lock(&self.leaders).get(&leader).cloned(),
+            _ => None,
+        };
+        let leader = leader.map(|leader| self.source.path(&leader));
+        let root = root.or(known.hashed);
+        let report = EntryReport::new(path, &known.entry, leader, root, outcome);
         self.observer.ended(report, is_packed);
         self.window.add_permits(known.weight as usize);
         self.ended.notify_one();
@@ -570,11 +580,7 @@ impl<S: Source> Sender<S> {
         error: &StorageError,
     ) -> Result<Option<Frame>, SessionError> {
         let id = entry.id;
-        let is_current = |known: &Announced<S::File>| {
-            let has_verdict = known.is_placed || known.is_hashing;
-            known.version == version && has_verdict && !known.is_withdrawn
-        };
-        if !lock(&self.open).get(&id).is_some_and(is_current) {
+        if !lock(&self.open).get(&id).is_some_and(|known| is_at(known, version)) {
             return Ok(None);
         }
         let is_hopeless = !matches!(error, StorageError::Changed { .. }) || version >= MAX_RESTARTS;
@@ -597,12 +603,17 @@ impl<S: Source> Sender<S> {
                 return Ok(None);
             }
         };
+        self.announce_anew(now, version)?;
+        Ok(None)
+    }
+
+    /// Says what an entry is now, unless that was done already, or it has ended.
+    fn announce_anew(&self, now: Entry, version: u16) -> Result<(), SessionError> {
         let old = {
             let mut open = lock(&self.open);
             // Several channels may find the same change: the first announces it.
-            let Some(known) = open.get_mut(&id).filter(|known| is_current(known)) else {
-                return Ok(None);
-            };
+            let is_current = |known: &&mut Announced<S::File>| is_at(known, version);
+            let Some(known) = open.get_mut(&now.id).filter(is_current) else { return Ok(()) };
             known.version += 1;
             let before = std::mem::replace(&mut known.entry, Arc::new(now.clone()));
             known.before = Some((before, known.root.take()));
@@ -612,8 +623,7 @@ impl<S: Source> Sender<S> {
         if let Some(old) = old {
             self.plan.cancel(&old);
         }
-        self.say(&Message::Restart { entry: now, version: version + 1 })?;
-        Ok(None)
+        self.say(&Message::Restart { entry: now, version: version + 1 })
     }
 
     /// Removes what is durably at the other end, if that was asked for (DEL-6).
@@ -682,6 +692,12 @@ struct ReceiverSummary {
     summary: Summary,
     durable: bool,
     deletions: Deletions,
+}
+
+/// Whether the receiver has said what it wants of this version, and waits for it.
+fn is_at<F>(known: &Announced<F>, version: u16) -> bool {
+    let has_verdict = known.is_placed || known.is_hashing;
+    known.version == version && has_verdict && !known.is_withdrawn
 }
 
 enum SendError {

@@ -7,10 +7,10 @@ use rustix::fd::{AsFd as _, BorrowedFd};
 use rustix::fs::{AtFlags, Dev, FileType, Mode as FsMode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::beneath;
 use super::place::{State, created};
 use super::write::{Inner, Step, at};
-use crate::protocol::message::{Changes, Entry, Kind, Links, Special};
+use super::{Look, beneath, mtime};
+use crate::protocol::message::{Changes, Entry, FileKind, Kind, Links, Special};
 use crate::storage::{Operation, Placed, StorageError};
 
 impl Inner {
@@ -129,7 +129,7 @@ impl Inner {
         };
         let existing = self.look(dir.as_fd(), name, entry)?;
         let is_left = match &existing {
-            Some(_) => self.update.ignore_existing,
+            Some(stat) => self.update.ignore_existing || self.is_kept(stat, leader),
             None => self.update.existing_only,
         };
         if is_left {
@@ -162,6 +162,29 @@ impl Inner {
             self.link_existing(from, dir.as_fd(), name, entry)?;
         }
         Ok(Placed::Settled(changes))
+    }
+
+    /// Whether a file is newer than what would take its place, and is to stay for that (UPD-3).
+    pub fn is_kept(&self, existing: &Stat, new: &Entry) -> bool {
+        let (wanted, found) = (new.metadata.mtime, mtime(existing));
+        let is_file = FileType::from_raw_mode(existing.st_mode) == FileType::RegularFile;
+        let is_newer = found > wanted && !self.is_same_time(found, wanted);
+        self.update.keep_newer && is_file && is_newer
+    }
+
+    /// Refuses to take a file for its own copy where the source is to be removed (DEL-6).
+    pub fn check_other_than_source(
+        &self,
+        existing: &Stat,
+        file: FileKind,
+        entry: &Entry,
+    ) -> Result<(), StorageError> {
+        let look = Look::new(existing);
+        let is_source = (look.inode, look.ctime) == (file.stamp.inode, file.stamp.ctime);
+        if self.removes_sources && is_source {
+            return Err(StorageError::SameFile { path: self.path(entry) });
+        }
+        Ok(())
     }
 
     /// What changes where a link takes the place of something.

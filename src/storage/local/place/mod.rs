@@ -101,10 +101,11 @@ impl Inner {
             self.check_room(dir, name, &stat, entry)?;
             return self.place_absent(file, entry);
         }
-        let (wanted, existing) = (entry.metadata.mtime, mtime(&stat));
-        if self.update.keep_newer && existing > wanted && !self.is_same_time(existing, wanted) {
+        self.check_other_than_source(&stat, file, entry)?;
+        if self.is_kept(&stat, entry) {
             return Ok(Placed::Left);
         }
+        let (wanted, existing) = (entry.metadata.mtime, mtime(&stat));
         let is_size_equal = Look::new(&stat).size == file.size;
         let is_equal = is_size_equal
             && match self.update.compare {

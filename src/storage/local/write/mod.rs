@@ -58,6 +58,8 @@ pub struct Inner {
     pub dry_run: bool,
     pub preserve: Preserve,
     pub links: Links,
+    /// The sender removes each file that is here in the end.
+    pub removes_sources: bool,
     /// Nothing is deleted on other file systems than the one above.
     pub one_file_system: bool,
     pub update: Update,
@@ -174,6 +176,7 @@ impl LocalSink {
             dry_run: options.dry_run,
             preserve: options.preserve.clone(),
             links: options.select.links,
+            removes_sources: options.remove_source_files,
             one_file_system: options.select.one_file_system,
             update: options.update.clone(),
             owners,
