@@ -104,7 +104,7 @@ pub fn deletion(path: &[u8], is_directory: bool) -> String {
 /// A path as rsync shows it: a slash behind a directory, and the source's own directory is `./`.
 pub fn shown(path: &[u8], is_directory: bool) -> String {
     match (path, is_directory) {
-        (b"", _) => "./".into(),
+        (b"" | b".", _) => "./".into(),
         (_, true) => format!("{}/", Escaped(path)),
         (_, false) => Escaped(path).to_string(),
     }

@@ -195,7 +195,9 @@ impl Monitor {
     }
 
     fn ended(&mut self, entry: &EntryReport) {
-        self.tally.counts.add(entry);
+        if entry.path != EntryReport::ROOT {
+            self.tally.counts.add(entry);
+        }
         let (verbose, json) = (self.screen.display.verbose, self.screen.is_json());
         if let Outcome::Failed(failure) = &entry.outcome {
             self.tally.errors += 1;

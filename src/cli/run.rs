@@ -55,6 +55,7 @@ pub enum Kind {
 /// instance, or waits for standard input for ever.
 pub fn with_runtime(work: impl FnOnce(&Runtime) -> Result<u8, Refusal>) -> Result<u8, Refusal> {
     let runtime = Runtime::new()?;
+    runtime.block_on(async { signals::survive_file_size_limit() });
     let result = work(&runtime);
     runtime.shutdown_timeout(SHUTDOWN);
     result

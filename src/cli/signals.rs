@@ -3,6 +3,16 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+/// Lets writes beyond a limit on file sizes fail, which by default would kill this process
+/// (setrlimit(2), `RLIMIT_FSIZE`). To be called within a runtime.
+pub fn survive_file_size_limit() {
+    // Without a listener it would be as before.
+    let _ = signal(SignalKind::from_raw(SIGXFSZ));
+}
+
+/// The same number on every architecture that Linux runs on but MIPS and PA-RISC.
+const SIGXFSZ: i32 = 25;
+
 /// Heeds interrupt, terminate and hangup, but not those that were ignored when we were started,
 /// as `nohup` does. Never returns if the first could be heeded.
 pub async fn heed(stop: watch::Sender<bool>) {

@@ -82,6 +82,18 @@ impl EntryReport {
     }
 }
 
+impl EntryReport {
+    /// The path of the destination's own directory.
+    pub const ROOT: &[u8] = b".";
+
+    /// What was different about the destination's own directory, with the path `.`. It is no entry,
+    /// and is not counted.
+    pub(super) fn of_root(metadata: Metadata, outcome: Outcome) -> Self {
+        let (path, kind) = (Self::ROOT.to_vec(), EntryKind::Directory);
+        Self { path, kind, size: 0, metadata, target: None, root: None, outcome }
+    }
+}
+
 /// What sort of thing an entry is, for reports.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum EntryKind {

@@ -7,10 +7,12 @@ use std::time::Duration;
 use tokio::io::AsyncRead;
 
 use super::control::{ControlError, Inbox, Outbox};
+use super::event::{EntryReport, Event};
 use super::journal::{Journal, Opened, Purpose};
 use super::receive::{self, Destination, ReceiverEnd};
 use super::session::{Channels, Observer, SessionError};
-use crate::protocol::message::{FailureCode, Message, Metadata, Options, Resume};
+use crate::protocol::chunk::EntryId;
+use crate::protocol::message::{Changes, FailureCode, Message, Metadata, Options, Outcome, Resume};
 use crate::storage::local::{LocalSink, LocalSource, StateDir, boot_id};
 use crate::storage::{Operation, Sink as _, StorageError};
 use crate::transport::FrameReceiver;
@@ -35,7 +37,8 @@ pub async fn receive_into<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     }
     if let Some(root) = root {
         root.check().map_err(SessionError::violation)?;
-        sink.keep_root(root);
+        let changes = sink.keep_root(root.clone());
+        tell_of_root(root, changes, options.dry_run, &outbox, &observer)?;
     }
     let state = if options.dry_run { None } else { Some(open_state(&sink, inbox).await?) };
     let mut destination =
@@ -62,6 +65,23 @@ pub async fn receive_into<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     }
     outbox.say(&Message::Closed).map_err(SessionError::bug)?;
     Ok(end)
+}
+
+/// Tells both ends what is different about the destination's own directory (UPD-2).
+fn tell_of_root(
+    metadata: Metadata,
+    changes: Changes,
+    dry_run: bool,
+    outbox: &Outbox,
+    observer: &Observer,
+) -> Result<(), SessionError> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let outcome = if dry_run { Outcome::Would(changes) } else { Outcome::Done(changes) };
+    outbox.say(&Message::Outcomes(vec![(EntryId::ROOT, outcome.clone())]))?;
+    observer.tell(Event::Ended(EntryReport::of_root(metadata, outcome)));
+    Ok(())
 }
 
 /// The sender's first word of its sources (ENTRY-1).

@@ -34,7 +34,8 @@ pub enum StorageError {
     Attribute { name: Vec<u8>, path: Vec<u8>, cause: io::Error },
     /// The source has nothing, and the destination would lose all that it has.
     #[error(
-        "the source is empty; nothing was deleted at {}; --allow-empty-source deletes all the same",
+        "the source is empty, or all that it has is left out; nothing was deleted at {}; \
+         --allow-empty-source deletes all the same",
         Escaped(path)
     )]
     EmptySource { path: Vec<u8> },

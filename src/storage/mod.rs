@@ -139,8 +139,9 @@ pub trait Sink: Clone + Send + Sync + 'static {
     /// Takes note of what owners and groups are called at the sender, before entries that have them.
     fn learn_owners(&self, users: Vec<Owner>, groups: Vec<Owner>);
 
-    /// Takes note of what the destination's own directory is to be like in the end.
-    fn keep_root(&self, metadata: Metadata);
+    /// Takes note of what the destination's own directory is to be like in the end. Returns what is
+    /// different about it now.
+    fn keep_root(&self, metadata: Metadata) -> Changes;
 
     /// Looks at what is there for each entry, in order; makes directories, symlinks and special
     /// files, and corrects the metadata of files whose content is right. The answers are in the order

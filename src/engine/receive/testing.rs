@@ -165,7 +165,9 @@ impl Sink for TestSink {
         self.note(format!("owners {} {}", users.len(), groups.len()));
     }
 
-    fn keep_root(&self, _: Metadata) {}
+    fn keep_root(&self, _: Metadata) -> Changes {
+        Changes::NONE
+    }
 
     async fn place(&self, entries: Vec<Arc<Entry>>) -> Vec<Result<Placed, StorageError>> {
         let mut answers = Vec::new();

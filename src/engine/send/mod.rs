@@ -228,12 +228,21 @@ impl<S: Source> Sender<S> {
             }
             Message::Outcomes(outcomes) => {
                 for (id, outcome) in outcomes {
+                    if let Some(metadata) = self.source.root().filter(|_| id == EntryId::ROOT) {
+                        self.observer.tell(Event::Ended(EntryReport::of_root(metadata, outcome)));
+                        continue;
+                    }
                     self.crossed(id);
                     self.end(id, outcome)?;
                 }
             }
             Message::Complaint { entry, failure } => {
-                let path = format!("{entry}").into_bytes();
+                let path = match self.path_of(entry) {
+                    path if path.is_empty() && entry != EntryId::ROOT => {
+                        format!("{entry}").into_bytes()
+                    }
+                    path => path,
+                };
                 self.observer.complain(path, failure);
             }
             Message::Deleted(deleted) => {

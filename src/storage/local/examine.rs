@@ -41,6 +41,8 @@ pub struct Sight {
     pub directory: Option<OwnedFd>,
     /// Whether a symlink was followed.
     is_followed: bool,
+    /// It is a directory that may not be listed; the complaint says why.
+    pub is_closed: bool,
     /// What of its metadata cannot be told.
     pub complaint: Option<Failure>,
 }
@@ -101,6 +103,7 @@ impl Examiner {
         if is_sent && (self.attributes || self.acls) {
             match self.read_attributes(target, &sight) {
                 Ok(attributes) => sight.keep(attributes, target.path),
+                Err(_) if sight.complaint.is_some() => {}
                 Err(cause) => sight.complaint = Some(unreadable(&(target.path)(), cause)),
             }
         }
@@ -178,15 +181,28 @@ impl Examiner {
         access: OFlags,
         is_followed: bool,
     ) -> Result<Sight, Refusal> {
-        let fd = if is_followed {
-            beneath::open_through(target.dir, target.name, access | OFlags::DIRECTORY)
-        } else {
-            beneath::open_child(target.dir, target.name, access)
+        let open = |access| {
+            if is_followed {
+                beneath::open_through(target.dir, target.name, access | OFlags::DIRECTORY)
+            } else {
+                beneath::open_child(target.dir, target.name, access)
+            }
+        };
+        let (fd, closed) = match open(access) {
+            // What cannot be listed is there all the same.
+            Err(cause @ Errno::ACCESS) => (open(OFlags::PATH), Some(cause)),
+            answer => (answer, None),
         };
         let fd = fd.map_err(|cause| Refusal::System(Operation::Open, cause))?;
         let stat =
             rustix::fs::fstat(&fd).map_err(|cause| Refusal::System(Operation::Stat, cause))?;
-        Ok(Sight { is_followed, ..self.sight(stat, Kind::Directory, Some(fd)) })
+        let mut sight = Sight { is_followed, ..self.sight(stat, Kind::Directory, Some(fd)) };
+        if let Some(cause) = closed {
+            let refusal = Refusal::System(Operation::Open, cause);
+            sight.complaint = Some(refusal.failure((target.path)(), false));
+            sight.is_closed = true;
+        }
+        Ok(sight)
     }
 
     fn no_directory(&self, stat: Stat, target: Target<'_>) -> Sight {
@@ -213,7 +229,15 @@ impl Examiner {
             metadata.mode = Mode::from_raw(mode);
         }
         let stat = Some(stat);
-        Sight { kind, metadata, stat, directory, is_followed: false, complaint: None }
+        Sight {
+            kind,
+            metadata,
+            stat,
+            directory,
+            is_followed: false,
+            is_closed: false,
+            complaint: None,
+        }
     }
 
     fn read_attributes(&self, target: Target<'_>, sight: &Sight) -> Result<Vec<Attribute>, Errno> {
@@ -243,6 +267,7 @@ impl Sight {
             stat: None,
             directory: None,
             is_followed: false,
+            is_closed: false,
             complaint: None,
         }
     }

@@ -231,6 +231,24 @@ impl Inner {
         Some(mode & !lost)
     }
 
+    /// Complains of setuid and setgid bits that were not given.
+    pub fn tell_withheld(
+        &self,
+        target: &Target<'_>,
+        current: u32,
+        given: Option<u32>,
+        subject: Subject<'_>,
+    ) {
+        let (Some(wanted), Some(given)) = (target.mode_over(current), given) else { return };
+        if wanted & !given & (SET_USER_ID | SET_GROUP_ID) != 0 {
+            let text =
+                "its setuid or setgid bit is left out, as it has another owner or group here";
+            let cause = std::io::Error::new(std::io::ErrorKind::PermissionDenied, text);
+            let path = (subject.path)();
+            self.complain(subject.id, StorageError::io(Operation::SetMode, &path)(cause));
+        }
+    }
+
     fn attribute_changes<'a>(
         &self,
         target: &Target<'a>,
@@ -302,6 +320,7 @@ impl Inner {
         let was_given = is_owner_kept && target.owner.is_some_and(|it| it != stat.st_uid)
             || is_group_kept && target.group.is_some_and(|it| it != stat.st_gid);
         let mode = self.allowed_mode(target, stat.st_mode, is_owner_kept, is_group_kept);
+        self.tell_withheld(target, stat.st_mode, mode, subject);
         let were_set = target.has_attributes()
             && self.apply_attributes(file, stat, target, mode.unwrap_or_default(), subject);
         let is_spoilt = were_set || (was_given && stat.st_mode & 0o6000 != 0);

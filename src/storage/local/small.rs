@@ -57,7 +57,7 @@ impl Inner {
         let prepare = |(file, entry): &(VerifiedFile, Arc<Entry>)| {
             let dir = self.enter(&mut directory, entry)?;
             self.prepare(&dir, entry, &mut |file_fd| {
-                write_all(file_fd, file.data(), 0)
+                self.write_sparse(file_fd, file.data())
                     .map_err(|cause| self.error(entry)((Operation::Write, cause)))
             })
         };
@@ -175,6 +175,26 @@ impl Inner {
         Ok(())
     }
 
+    /// Writes all of a new file, and leaves out blocks that hold nothing but zeros, so that the
+    /// holes of a source come back, which a pack does not tell.
+    fn write_sparse(&self, file: BorrowedFd<'_>, data: &[u8]) -> Result<(), Errno> {
+        let is_hole = |block: &[u8]| block.iter().all(|byte| *byte == 0);
+        if self.update.in_place || !data.chunks(BLOCK).any(is_hole) {
+            return write_all(file, data, 0);
+        }
+        let (mut rest, mut offset) = (data, 0);
+        while let Some(first) = rest.chunks(BLOCK).next() {
+            let is_first_hole = is_hole(first);
+            let alike = rest.chunks(BLOCK).take_while(|block| is_hole(block) == is_first_hole);
+            let (run, after) = rest.split_at(alike.map(<[u8]>::len).sum());
+            if !is_first_hole {
+                write_all(file, run, offset)?;
+            }
+            (rest, offset) = (after, offset + run.len() as u64);
+        }
+        rustix::fs::ftruncate(file, offset)
+    }
+
     fn fill(
         &self,
         file: BorrowedFd<'_>,
@@ -238,3 +258,6 @@ pub fn max_prepared() -> usize {
 }
 
 const MAX_PREPARED: usize = 4096;
+
+/// What file systems allocate at a time, in bytes.
+const BLOCK: usize = 4096;

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::sync::PoisonError;
 
 use rustix::fd::BorrowedFd;
-use rustix::fs::{FileType, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::examine::{Refusal, Sight, Target};
@@ -125,6 +125,9 @@ impl Walk<'_> {
         aim: Aim,
         is_entered: bool,
     ) -> Result<Visit, Gone> {
+        if self.is_given_twice(spot, &name, sight.as_ref().ok()) {
+            return Ok(Visit::Hidden);
+        }
         let mut visit = Visit::Leaf;
         let (name, mut sight) = match (self.admit(spot.at.id, name), sight) {
             (Ok(name), Ok(sight)) => (name, sight),
@@ -145,7 +148,7 @@ impl Walk<'_> {
                 Ok(child) => {
                     let is_mount = self.survey.selection.one_file_system
                         && spot.at.device.is_some_and(|device| device != stat.st_dev);
-                    let is_listed = is_entered && !is_mount;
+                    let is_listed = is_entered && !is_mount && !sight.is_closed;
                     if is_listed || matches!(aim, Aim::Named { whole: false } | Aim::Way) {
                         let place = Place { id, parent: spot.at.id, name: name.as_bytes() };
                         self.tree.insert(place, Node::new(&stat), Some(fd));
@@ -248,6 +251,21 @@ impl Walk<'_> {
             }
         }
         entry
+    }
+
+    /// Whether this very thing came from an earlier source already.
+    fn is_given_twice(&self, spot: &Spot<'_>, name: &Name, sight: Option<&Sight>) -> bool {
+        if spot.at.id != EntryId::ROOT || self.survey.origins.len() < 2 {
+            return false;
+        }
+        let first = self.taken.get(name).and_then(|first| self.survey.origins.get(*first));
+        let stat = sight.and_then(|sight| sight.stat.as_ref());
+        let (Some(first), Some(stat)) = (first, stat) else { return false };
+        let found_as = first.name.as_ref().unwrap_or(name).as_bytes();
+        let is_followed = self.survey.examiner.follows();
+        let flags = if is_followed { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
+        rustix::fs::statat(&first.root, found_as, flags)
+            .is_ok_and(|earlier| Node::new(&earlier) == Node::new(stat))
     }
 
     /// Decides whether something may be sent. If not, it gets a name under which that can be told.

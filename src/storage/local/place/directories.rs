@@ -239,12 +239,29 @@ impl Inner {
         }
     }
 
-    /// Takes note of what the destination's own directory is to be like in the end.
-    pub fn keep_root(&self, metadata: Metadata) {
-        if !self.dry_run && self.keeps_root {
+    /// Takes note of what the destination's own directory is to be like in the end. Returns what is
+    /// different about it now.
+    pub fn keep_root(&self, metadata: Metadata) -> Changes {
+        if !self.keeps_root {
+            return Changes::NONE;
+        }
+        let changes = self.root_changes(&metadata);
+        if !self.dry_run {
             let mut kept = self.root_metadata.lock().unwrap_or_else(PoisonError::into_inner);
             *kept = Some(metadata);
         }
+        changes
+    }
+
+    fn root_changes(&self, metadata: &Metadata) -> Changes {
+        let Some(root) = self.root.as_ref().filter(|_| !self.is_root_new) else {
+            return Changes::CREATED_WITH_CONTENT;
+        };
+        // What is wrong with it will show when its metadata is set.
+        let Ok(stat) = rustix::fs::fstat(root) else { return Changes::NONE };
+        let target = self.target(metadata, FileType::Directory, None);
+        let compared = self.compare(root.as_fd(), b".", &stat, &target);
+        compared.map_or(Changes::NONE, |(changes, _)| changes)
     }
 }
 

@@ -154,10 +154,13 @@ impl Inner {
         let target = self.target(&entry.metadata, kind, None);
         let correct = || {
             let (changes, file) = self.compare(dir, name, stat, &target)?;
-            if !changes.is_empty() && !self.dry_run {
+            let path = || self.path(entry);
+            let subject = self.subject(entry, &path);
+            if changes.is_empty() {
+                self.tell_withheld(&target, stat.st_mode, Some(stat.st_mode), subject);
+            } else if !self.dry_run {
                 let file = file.map_or_else(|| open_looked_at(dir, name, stat), Ok)?;
-                let path = || self.path(entry);
-                self.apply(file.as_fd(), stat, &target, self.subject(entry, &path));
+                self.apply(file.as_fd(), stat, &target, subject);
             }
             Ok(changes)
         };

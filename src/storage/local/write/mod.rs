@@ -36,8 +36,8 @@ use crate::protocol::buffer::Pool;
 use crate::protocol::chunk::{ByteRange, Digest, EntryId, VerifiedChunk, VerifiedFile};
 use crate::protocol::manifest::Name;
 use crate::protocol::message::{
-    Delete, Deleted, Deletions, Durability, Entry, Links, Metadata, Options, Owner, Preserve,
-    Update,
+    Changes, Delete, Deleted, Deletions, Durability, Entry, Links, Metadata, Options, Owner,
+    Preserve, Update,
 };
 use crate::storage::filter::Rules;
 use crate::storage::{NameSet, Operation, Placed, Sink, StorageError};
@@ -70,6 +70,8 @@ pub struct Inner {
     pub directory_acls: Mutex<DirectoryAcls>,
     /// Whether the root's own metadata is set.
     pub keeps_root: bool,
+    /// Whether this run has made the root.
+    pub is_root_new: bool,
     /// What the root itself is to be like in the end.
     pub root_metadata: Mutex<Option<Metadata>>,
     /// Permission bits that new files do not get.
@@ -184,6 +186,7 @@ impl LocalSink {
             granularity: OnceLock::new(),
             directory_acls: Mutex::default(),
             keeps_root,
+            is_root_new: found.is_new,
             root_metadata: Mutex::default(),
             umask: umask(),
             rename: found.rename,
@@ -417,8 +420,8 @@ impl Sink for LocalSink {
         self.inner.owners.learn(users, groups);
     }
 
-    fn keep_root(&self, metadata: Metadata) {
-        self.inner.keep_root(metadata);
+    fn keep_root(&self, metadata: Metadata) -> Changes {
+        self.inner.keep_root(metadata)
     }
 
     async fn place_compared(
