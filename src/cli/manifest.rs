@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{BufRead, Write};
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
+use super::lines::{LineError, Lines};
 use super::listing::Prefix;
 use super::progress::{Tally, Viewer};
 use super::report::{json_line, json_path};
@@ -110,29 +112,51 @@ pub struct Known {
 /// The files of a manifest, by their paths.
 pub type Manifest = HashMap<Vec<u8>, Known>;
 
-/// A line that is no line of a manifest; lines count from 1.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct WrongLine(pub usize);
-
-/// Whether a file is a manifest, by how it begins.
-pub fn is_manifest(content: &[u8]) -> bool {
-    let first = content.split(|byte| *byte == b'\n').find(|line| !line.is_empty());
-    first.is_some_and(|line| read_line(line).is_some())
+/// Why something is no manifest.
+#[derive(Debug, Error)]
+pub enum BadManifest {
+    /// A line is of another sort; lines count from 1.
+    #[error("line {0}: this is no line of a manifest")]
+    Foreign(u64),
+    #[error(transparent)]
+    Line(#[from] LineError),
 }
 
+/// Whether a file is a manifest, by how it begins.
+pub fn is_manifest(head: &[u8]) -> bool {
+    let Some(start) = head.iter().position(|byte| *byte != b'\n') else { return false };
+    let head = head.get(start..).unwrap_or_default();
+    match head.iter().position(|byte| *byte == b'\n') {
+        Some(end) => read_line(head.get(..end).unwrap_or_default()).is_some(),
+        // The first line of a report may be longer than what is looked at.
+        None => read_line(head).is_some() || head.starts_with(b"{\"job\":"),
+    }
+}
+
+/// How much of a file tells whether it is a manifest, in bytes.
+pub const HEAD_LEN: u64 = 64 << 10;
+
 /// Reads lines of b3sum, of `manifest --json`, or of a report.
-pub fn parse(content: &[u8]) -> Result<Manifest, WrongLine> {
+pub fn parse(content: impl BufRead) -> Result<Manifest, BadManifest> {
     let mut manifest = Manifest::new();
-    for (number, line) in content.split(|byte| *byte == b'\n').enumerate() {
+    let mut lines = Lines::new(content);
+    while let Some((number, line)) = lines.next()? {
         if line.is_empty() {
             continue;
         }
-        match read_line(line).ok_or(WrongLine(number + 1))? {
-            Line::File(path, known) => _ = manifest.insert(path, known),
+        match read_line(line).ok_or(BadManifest::Foreign(number))? {
+            Line::File(path, known) => _ = manifest.insert(plain(&path), known),
             Line::Nothing => {}
         }
     }
     Ok(manifest)
+}
+
+/// The same path without `./` and doubled slashes, as `find . | xargs b3sum` writes them.
+fn plain(path: &[u8]) -> Vec<u8> {
+    let start: &[u8] = if path.starts_with(b"/") { b"/" } else { b"" };
+    let parts = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+    [start, &parts.collect::<Vec<_>>().join(&b'/')].concat()
 }
 
 /// What a line says.
@@ -269,7 +293,25 @@ mod tests {
             assert!(!is_manifest(wrong.as_bytes()), "{wrong}");
         }
         let text = format!("{line}\n\nhello\n");
-        assert_eq!(parse(text.as_bytes()), Err(WrongLine(3)));
+        assert!(matches!(parse(text.as_bytes()), Err(BadManifest::Foreign(3))));
         assert!(parse(format!("\\{ROOT}  a\\x").as_bytes()).is_err());
+        let endless = std::io::BufReader::new(std::io::repeat(b'x'));
+        assert!(matches!(parse(endless), Err(BadManifest::Line(LineError::TooLong { number: 1 }))));
+    }
+
+    #[test]
+    fn the_beginning_of_a_report_is_enough() {
+        assert!(is_manifest(b"{\"job\":{\"version\":\"0.1.0\",\"arguments\":[\"..."));
+        assert!(!is_manifest(b"{\"jab\":{\"version"));
+    }
+
+    #[test]
+    fn paths_are_the_same_however_they_are_written() {
+        for written in ["a/b", "./a/b", "a//b", "././a/./b"] {
+            let manifest = parse(format!("{ROOT}  {written}\n").as_bytes()).unwrap();
+            assert!(manifest.contains_key(&b"a/b"[..]), "{written}");
+        }
+        let manifest = parse(format!("{ROOT}  /a//b\n").as_bytes()).unwrap();
+        assert!(manifest.contains_key(&b"/a/b"[..]));
     }
 }

@@ -13,6 +13,7 @@ mod exit;
 mod flags;
 mod itemize;
 mod job;
+mod lines;
 mod listing;
 mod location;
 mod look;
@@ -35,7 +36,8 @@ mod units;
 mod values;
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, BufWriter, IsTerminal as _, Write as _};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal as _, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::ExitCode;
 
@@ -48,13 +50,14 @@ use args::{Arguments, Check, Command, Connecting, Ls, Manifest, Retry, Transfer}
 use check::{Comparison, ManifestCheck};
 use flags::{Choosing, Deleting};
 use job::{Plan, Verb};
+use lines::LineError;
 use listing::{Listing, Names, Prefix, Style};
 use location::Location;
 use look::Inventory;
-use manifest::Manifests;
+use manifest::{BadManifest, Manifests};
 use progress::Viewer;
 use report::{CommandLine, ReportFile};
-use retry::Earlier;
+use retry::{Earlier, Unusable};
 use rules::Files;
 use run::{Kind, Session};
 use screen::Screen;
@@ -137,7 +140,8 @@ fn run_transfer(
     let name = plan.report.as_deref();
     let report = name.map(|name| ReportFile::create(name, &CommandLine::of_process()));
     let report = report.transpose().map_err(|error| Refusal::file(error.to_string()))?;
-    run_plan(plan, Kind::Transfer, Box::new(Transfers::new(report)))
+    let viewer = Transfers::new(report, &plan.job.config);
+    run_plan(plan, Kind::Transfer, Box::new(viewer))
 }
 
 fn run_plan(plan: Plan, kind: Kind, viewer: Box<dyn Viewer>) -> Result<u8, Refusal> {
@@ -151,10 +155,17 @@ fn run_plan(plan: Plan, kind: Kind, viewer: Box<dyn Viewer>) -> Result<u8, Refus
 /// Runs the command of a report again.
 fn run_retry(retry: &Retry) -> Result<u8, Refusal> {
     let shown = Escaped(retry.file.as_bytes());
-    let content = std::fs::read(&retry.file)
-        .map_err(|error| Refusal::file(format!("cannot read the report {shown}: {error}")))?;
+    let unreadable = |error| Refusal::file(format!("cannot read the report {shown}: {error}"));
+    let file = File::open(&retry.file).map_err(unreadable)?;
     let wrong = |UsageError(text)| UsageError(format!("cannot retry {shown}: {text}"));
-    let earlier = Earlier::parse(&content).map_err(wrong)?;
+    let earlier = Earlier::parse(BufReader::new(file)).map_err(|error| match error {
+        Unusable::Unreadable(error) => unreadable(error),
+        Unusable::Wrong(error) => wrong(error).into(),
+    })?;
+    if earlier.is_nothing_left() && earlier.not_deleted() > 0 {
+        say(&transfer::not_deleted(earlier.not_deleted()));
+        return Ok(exit::PARTIAL);
+    }
     if earlier.is_nothing_left() {
         if !retry.output.quiet {
             _ = writeln!(io::stderr(), "note: nothing of {shown} failed, and nothing is done");
@@ -174,7 +185,8 @@ fn run_retry(retry: &Retry) -> Result<u8, Refusal> {
     })?;
     let plan = earlier.plan(&retry, &ENVIRONMENT).map_err(wrong)?;
     let report = earlier.report(&plan, &name).map_err(|error| Refusal::file(error.to_string()))?;
-    run_plan(plan, Kind::Transfer, Box::new(Transfers::new(report)))
+    let viewer = Transfers::new(report, &plan.job.config).after(earlier.not_deleted());
+    run_plan(plan, Kind::Transfer, Box::new(viewer))
 }
 
 fn absolute(name: &OsStr) -> Result<OsString, Refusal> {
@@ -226,7 +238,7 @@ fn run_manifest(manifest: &Manifest) -> Result<u8, Refusal> {
     let display = job::quiet_display(output, &ENVIRONMENT)?;
     let file = file.as_ref().map(|name| {
         let shown = Escaped(name.as_bytes()).to_string();
-        let made = std::fs::File::create(name);
+        let made = File::create(name);
         let made = made.map_err(|error| Refusal::file(format!("cannot write {shown}: {error}")))?;
         let out: Box<dyn io::Write + Send> = Box::new(BufWriter::new(made));
         Ok::<_, Refusal>((out, shown))
@@ -239,30 +251,29 @@ fn run_check(check: &Check) -> Result<u8, Refusal> {
     if let [location, file] = &check.locations[..]
         && let Some(content) = manifest_content(location, file)?
     {
-        return check_manifest(check, location, file, &content);
+        return check_manifest(check, location, file, content);
     }
     let plan = look::plan_check(check, &ENVIRONMENT)?;
     run_plan(plan, Kind::Check, Box::new(Comparison))
 }
 
 /// The content of the second location if it is a manifest for the first.
-fn manifest_content(location: &OsStr, file: &OsStr) -> Result<Option<Vec<u8>>, Refusal> {
+fn manifest_content(location: &OsStr, file: &OsStr) -> Result<Option<impl BufRead>, Refusal> {
     let Location::Local(path) = Location::parse(file)? else { return Ok(None) };
     if !path.is_file() {
         return Ok(None);
     }
     let shown = Escaped(file.as_bytes());
-    let content = std::fs::read(&path)
-        .map_err(|error| Refusal::file(format!("cannot read {shown}: {error}")))?;
-    if manifest::is_manifest(&content) {
-        return Ok(Some(content));
-    }
+    let unreadable = |error| Refusal::file(format!("cannot read {shown}: {error}"));
+    let content = File::open(&path).map_err(unreadable)?;
+    let mut head = Vec::new();
+    (&content).take(manifest::HEAD_LEN).read_to_end(&mut head).map_err(unreadable)?;
     let is_directory = match Location::parse(location)? {
         Location::Local(path) => path.is_dir(),
         Location::Remote { path, .. } => mapping::last_name(&path).is_none(),
     };
-    if is_directory && content.is_empty() {
-        return Ok(Some(content));
+    if manifest::is_manifest(&head) || is_directory && head.is_empty() {
+        return Ok(Some(BufReader::new(io::Cursor::new(head).chain(content))));
     }
     if is_directory {
         let location = Escaped(location.as_bytes());
@@ -276,12 +287,17 @@ fn check_manifest(
     check: &Check,
     location: &OsStr,
     file: &OsStr,
-    content: &[u8],
+    content: impl BufRead,
 ) -> Result<u8, Refusal> {
     let Check { choosing, connecting, output, .. } = check;
-    let manifest = manifest::parse(content).map_err(|manifest::WrongLine(number)| {
+    let manifest = manifest::parse(content).map_err(|error| {
         let file = Escaped(file.as_bytes());
-        UsageError(format!("{file}, line {number}: this is no line of a manifest"))
+        match error {
+            BadManifest::Line(LineError::Read(error)) => {
+                Refusal::file(format!("cannot read {file}: {error}"))
+            }
+            error => UsageError(format!("{file}, {error}")).into(),
+        }
     })?;
     let Inventory { job, prefix } = inventory_of(location, choosing, connecting)?;
     let display = job::display(output, &ENVIRONMENT)?;

@@ -329,6 +329,7 @@ const MAX_SAMPLES: usize = 50;
 
 #[cfg(test)]
 mod tests {
+    use crate::engine::job::TransferConfig;
     use std::io::{self, Write};
     use std::sync::Mutex;
 
@@ -377,7 +378,7 @@ mod tests {
         drop(sender);
         let monitor = Monitor {
             screen: Screen::on(display, Box::new(out.clone()), Box::new(err.clone())),
-            viewer: Box::new(Transfers::new(None)),
+            viewer: Box::new(Transfers::new(None, &TransferConfig::default())),
             progress: Arc::default(),
             events: receiver,
             stop: watch::channel(false).1,

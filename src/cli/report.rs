@@ -30,6 +30,11 @@ pub struct EntryLine<'a> {
     pub size: u64,
     pub mtime: String,
     pub root: Option<String>,
+    /// Where a symlink leads, or what a hard link is a link of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_bytes: Option<String>,
     pub outcome: &'static str,
     /// What was changed, or would be.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -46,6 +51,7 @@ pub struct EntryLine<'a> {
 impl<'a> EntryLine<'a> {
     pub fn new(entry: &'a EntryReport) -> Self {
         let (path, path_bytes) = json_path(&entry.path);
+        let (target, target_bytes) = entry.target.as_deref().map(json_path).unzip();
         let (outcome, changes, error) = match &entry.outcome {
             Outcome::Done(changes) => ("done", words(*changes), None),
             Outcome::Skipped => ("skipped", Vec::new(), None),
@@ -60,6 +66,8 @@ impl<'a> EntryLine<'a> {
             size: entry.size,
             mtime: timestamp(entry.metadata.mtime),
             root: entry.root.map(|root| root.to_string()),
+            target,
+            target_bytes: target_bytes.flatten(),
             outcome,
             changes,
             error,
@@ -101,8 +109,39 @@ pub struct PathLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub is_directory: Option<bool>,
     pub outcome: &'static str,
+    /// If it is not about something of the source, or it is not known of what.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub about: Option<About>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// What a complaint is about, if not about what has its path at the source.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum About {
+    /// Something that was to be deleted at the destination.
+    Deletion,
+    /// The run, or nobody knows what of it.
+    Run,
+}
+
+impl About {
+    /// What a complaint is about. `deletes`: what stays is not what a source file could not give up.
+    pub fn of_complaint(path: &[u8], failure: &Failure, deletes: bool) -> Option<Self> {
+        let text = failure.text();
+        let is_deletion = text.starts_with("cannot remove ") || text.starts_with("cannot back up ");
+        if deletes && is_deletion {
+            return Some(Self::Deletion);
+        }
+        // What cannot be removed may be at either end. The destination itself has an absolute path,
+        // and what the other end complains of may have the number of an entry.
+        let is_numbered = path
+            .strip_prefix(b"entry ")
+            .is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit));
+        let is_unknown = path.is_empty() || path.starts_with(b"/") || is_numbered || is_deletion;
+        is_unknown.then_some(Self::Run)
+    }
 }
 
 impl<'a> PathLine<'a> {
@@ -110,14 +149,15 @@ impl<'a> PathLine<'a> {
     pub fn deleted(path: &'a [u8], is_directory: bool, dry_run: bool) -> Self {
         let (path, path_bytes) = json_path(path);
         let outcome = if dry_run { "would_delete" } else { "deleted" };
-        Self { path, path_bytes, is_directory: Some(is_directory), outcome, error: None }
+        let is_directory = Some(is_directory);
+        Self { path, path_bytes, is_directory, outcome, about: None, error: None }
     }
 
     /// Something of which not all could be listed or kept.
-    pub fn complaint(path: &'a [u8], failure: &Failure) -> Self {
+    pub fn complaint(path: &'a [u8], about: Option<About>, failure: &Failure) -> Self {
         let (path, path_bytes) = json_path(path);
         let error = Some(shown(failure.text()));
-        Self { path, path_bytes, is_directory: None, outcome: "incomplete", error }
+        Self { path, path_bytes, is_directory: None, outcome: "incomplete", about, error }
     }
 }
 
@@ -282,6 +322,12 @@ impl ReportFile {
         self.write(line)
     }
 
+    /// Takes over a line of an earlier report.
+    pub fn add_line(&mut self, line: &[u8]) -> Result<(), ReportError> {
+        let written = self.out.write_all(line).and_then(|()| self.out.write_all(b"\n"));
+        written.map_err(|cause| self.error(cause))
+    }
+
     fn write(&mut self, line: &impl Serialize) -> Result<(), ReportError> {
         let line = json_line(line).map_err(|cause| self.error(cause))?;
         self.out.write_all(line.as_bytes()).map_err(|cause| self.error(cause))
@@ -429,10 +475,50 @@ mod tests {
         assert_eq!(deleted, wanted);
         assert_eq!(line(&PathLine::deleted(b"d", false, true))["outcome"], "would_delete");
         let failure = Failure::new(FailureCode::Permission, "no");
-        let complaint = line(&PathLine::complaint(b"x", &failure));
+        let complaint = line(&PathLine::complaint(b"x", None, &failure));
         assert_eq!(
             (&complaint["outcome"], &complaint["error"]),
             (&"incomplete".into(), &"no".into())
+        );
+        let complaint = line(&PathLine::complaint(b"x", Some(About::Deletion), &failure));
+        assert_eq!(complaint["about"], "deletion");
+    }
+
+    #[test]
+    fn complaints_say_if_they_are_not_about_the_source() {
+        use crate::storage::{Operation, StorageError};
+        let about = |error: StorageError, deletes| {
+            About::of_complaint(error.path(), &error.to_failure(), deletes)
+        };
+        let io = |operation, path: &[u8]| {
+            StorageError::io(operation, path)(io::Error::from(io::ErrorKind::PermissionDenied))
+        };
+        for operation in [Operation::Remove, Operation::BackUp] {
+            assert_eq!(about(io(operation, b"m"), true), Some(About::Deletion));
+            assert_eq!(about(io(operation, b"m"), false), Some(About::Run));
+        }
+        assert_eq!(about(io(Operation::SetTimes, b"d/x"), true), None);
+        let empty = StorageError::EmptySource { path: b"/dst".to_vec() };
+        assert_eq!(about(empty, true), Some(About::Run));
+        for path in ["", "/dst", "entry 12"] {
+            assert_eq!(about(io(Operation::List, path.as_bytes()), true), Some(About::Run));
+        }
+        for path in ["entry ", "entry 1a", "x"] {
+            assert_eq!(about(io(Operation::List, path.as_bytes()), true), None);
+        }
+    }
+
+    #[test]
+    fn a_hard_link_has_what_it_is_a_link_of() {
+        let link = EntryReport {
+            kind: EntryKind::HardLink,
+            target: Some(b"caf\xe9".to_vec()),
+            ..entry(b"z", failed())
+        };
+        let line = &lines(&[link])[0];
+        assert_eq!(
+            (&line["target"], &line["target_bytes"]),
+            (&"caf\\xe9".into(), &"636166e9".into())
         );
     }
 

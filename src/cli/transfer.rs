@@ -3,9 +3,11 @@
 use super::itemize;
 use super::mapping::Route;
 use super::progress::{Tally, Viewer};
-use super::report::{EntryLine, PathLine, ReportError, ReportFile, json_line};
+use super::report::{About, EntryLine, PathLine, ReportError, ReportFile, json_line};
 use super::screen::Screen;
+use super::text::plural;
 use crate::engine::event::EntryReport;
+use crate::engine::job::TransferConfig;
 use crate::protocol::manifest::Escaped;
 use crate::protocol::message::{Failure, Outcome};
 
@@ -13,11 +15,22 @@ use crate::protocol::message::{Failure, Outcome};
 #[derive(Debug)]
 pub struct Transfers {
     report: Option<ReportFile>,
+    /// Whether what cannot be removed can only be something at the destination.
+    deletes: bool,
+    /// How much an earlier run could not delete, which this one does not delete either.
+    not_deleted: usize,
 }
 
 impl Transfers {
-    pub fn new(report: Option<ReportFile>) -> Self {
-        Self { report }
+    pub fn new(report: Option<ReportFile>, config: &TransferConfig) -> Self {
+        let deletes = config.delete.is_some() && !config.remove_source_files;
+        Self { report, deletes, not_deleted: 0 }
+    }
+
+    /// A second attempt, after one that could not delete so many things.
+    #[must_use]
+    pub fn after(self, not_deleted: usize) -> Self {
+        Self { not_deleted, ..self }
     }
 
     /// Adds to the report, which is given up at the first error.
@@ -70,14 +83,27 @@ impl Viewer for Transfers {
     }
 
     fn complaint(&mut self, path: &[u8], failure: &Failure, tally: &mut Tally) {
-        self.note(tally, |report| report.add_path(&PathLine::complaint(path, failure)));
+        let about = About::of_complaint(path, failure, self.deletes);
+        self.note(tally, |report| report.add_path(&PathLine::complaint(path, about, failure)));
     }
 
-    fn end(&mut self, complete: bool, _screen: &mut Screen, tally: &mut Tally) {
+    fn end(&mut self, complete: bool, screen: &mut Screen, tally: &mut Tally) {
+        if self.not_deleted > 0 {
+            tally.errors += 1;
+            screen.complain(&not_deleted(self.not_deleted));
+        }
         if let Some(Err(error)) = self.report.take().map(|report| report.finish(complete)) {
             tally.output_error.get_or_insert(error.to_string());
         }
     }
+}
+
+/// What is said of deletions that failed in an earlier run.
+pub fn not_deleted(count: usize) -> String {
+    let what = plural(count as u64, "deletion");
+    format!(
+        "{what} that failed then: not tried again, as retry never deletes; run the command itself"
+    )
 }
 
 /// Whether an entry has a line on standard output.

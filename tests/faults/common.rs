@@ -43,8 +43,13 @@ impl Ground {
 
     /// A push of `src/` to `dst`, in chunks of 256 KiB.
     pub fn push(&self, flags: &[&str]) -> Command {
+        self.command("push", flags)
+    }
+
+    /// The same with another verb.
+    pub fn command(&self, verb: &str, flags: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
-        command.args(["push", "--progress=json", "--json", "-c", "256K"]).args(flags);
+        command.args([verb, "--progress=json", "--json", "-c", "256K"]).args(flags);
         command.arg(self.path("src/")).arg(self.path("dst"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.env_remove("FASTSYNC_STREAMS").env("XDG_CONFIG_HOME", self.path("none"));

@@ -8,3 +8,4 @@ mod foreign;
 mod kills;
 mod power;
 mod storage;
+mod verbs;

@@ -9,6 +9,7 @@ mod cli;
 mod journal;
 mod local;
 mod resume;
+mod retry;
 mod ssh;
 mod sshd;
 mod support;

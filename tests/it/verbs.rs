@@ -6,8 +6,6 @@ use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
-
 use super::support::{
     QUICK, Ran, Running, World, assert_same, number, overwrite, set_mode, set_mtime, tree,
 };
@@ -280,6 +278,39 @@ fn a_manifest_is_what_b3sum_prints_and_checks() {
     assert_eq!((&line["path"], number(line, "size")), (&"b c".into(), 1000));
 }
 
+/// As `find . | xargs b3sum` writes it.
+#[test]
+fn paths_of_b3sum_may_begin_with_a_dot() {
+    let world = World::new();
+    world.text("d/dir/a", "x");
+    let mut command = Command::new("b3sum");
+    let written = command.current_dir(world.path("d")).args(["./dir//a"]).output();
+    world.text("sums", written.expect("b3sum is missing; scripts/test installs it").stdout);
+    world.run(["check", "d", "sums"]).exits(0).says("1 equal, 0 different, 0 missing, 0 extra");
+}
+
+/// A large second file is a file to compare with, and is not read into memory to find that out.
+#[test]
+fn whether_a_file_is_a_manifest_is_seen_by_its_beginning() {
+    let world = World::new();
+    for name in ["a", "b"] {
+        fs::File::create(world.path(name)).unwrap().set_len(4 << 30).unwrap();
+        set_mtime(&world.path(name), 1_000_000_000, 0);
+    }
+    let mut command = world.command("sh");
+    let script = r#"ulimit -v 2000000 && exec "$0" check a b"#;
+    command.args(["-c", script]).arg(world.fastsync().get_program());
+    Running::start(&mut command).wait().exits(0).says("1 equal");
+    let line = vec![b'x'; 17 << 20];
+    let sum = world.run(["manifest", "a", "--max-size=1"]).exits(0);
+    assert!(sum.out.is_empty());
+    let manifest = [&b"{\"end\":{}}\n"[..], &line].concat();
+    world.text("endless", manifest);
+    world.run(["check", "a", "endless"]).exits(1).says("endless, line 2 is longer than 16 MiB");
+    world.text("report", [&b"{\"job\":{"[..], &line].concat());
+    world.run(["retry", "report"]).exits(1).says("line 1 is longer than 16 MiB");
+}
+
 #[test]
 fn names_that_b3sum_cannot_read_are_named_and_json_has_them() {
     let world = World::new();
@@ -350,59 +381,4 @@ fn a_check_of_two_directories_says_what_sync_would_change() {
     world.run(["check", "a/same", "b/same"]).exits(0);
     world.run(["check", "a/same", "b"]).exits(0);
     world.run(["check", "a", "nowhere"]).exits(40).says("missing");
-}
-
-#[test]
-fn retry_does_again_what_failed_and_nothing_else() {
-    let world = World::new();
-    world.text("src/good", "good");
-    world.text("src/dir/bad", "bad");
-    world.text("src/worse", "worse");
-    world.text("dst/gone", "x");
-    world.text("dst/dir/bad/in the way", "x");
-    world.text("dst/worse/in the way", "x");
-    let report = |name: &str| -> Vec<Value> {
-        let text = fs::read_to_string(world.path(name)).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    };
-    world.run(["cp", "src/", "dst", "--report", "report", "-q"]).exits(23);
-    let lines = report("report");
-    assert_eq!((lines.len(), &lines[0]["job"]["arguments"][1]), (5, &"src/".into()));
-    assert_eq!(lines[4], serde_json::json!({ "end": { "complete": true } }));
-
-    fs::remove_dir_all(world.path("dst/dir/bad")).unwrap();
-    world.text("src/later", "is none of its business");
-    // From elsewhere: the command runs where it ran.
-    let mut command = world.fastsync();
-    command.current_dir(world.path("home")).args(["retry", "-v", "../report"]);
-    Running::start(&mut command).wait().exits(23).says("worse");
-    assert!(world.path("dst/dir/bad").is_file() && !world.path("dst/later").exists());
-    let outcomes: Vec<_> = report("report").iter().map(|it| it["outcome"].clone()).collect();
-    assert_eq!(outcomes[1..3], ["done", "failed"]);
-
-    fs::remove_dir_all(world.path("dst/worse")).unwrap();
-    world.run(["retry", "-n", "report"]).exits(0);
-    assert!(!world.path("dst/worse").exists());
-    world.run(["retry", "report", "--report", "another"]).exits(0);
-    assert_eq!(fs::read(world.path("dst/worse")).unwrap(), b"worse");
-    assert!(report("another")[1]["path"] == "worse" && report("report").len() == 4);
-    world.run(["retry", "another"]).exits(0).says("nothing of another failed");
-    assert!(world.path("dst/gone").exists());
-    world.run(["retry", "missing"]).exits(11).says("cannot read the report missing");
-}
-
-/// Its report has no end, so that all of it is done again, and nothing is deleted.
-#[test]
-fn a_run_that_was_cut_off_is_retried_as_a_whole() {
-    let world = World::new();
-    world.text("src/a", "a");
-    world.text("dst/gone", "x");
-    let ran = world.run(["sync", "-n", "--delete", "src/", "dst", "--report", "report"]).exits(0);
-    assert!(!ran.lines().is_empty());
-    let text = fs::read_to_string(world.path("report")).unwrap();
-    let first = text.lines().next().unwrap().replace("\"-n\",", "");
-    world.text("report", format!("{first}\n{{\"path\":\"a\",\"outc"));
-    world.run(["retry", "report"]).exits(0);
-    assert_eq!(fs::read(world.path("dst/a")).unwrap(), b"a");
-    assert!(world.path("dst/gone").exists());
 }
