@@ -82,7 +82,7 @@ impl Inner {
         let path = self.path(entry);
         self.backup_place(backup, &path, name)
             .and_then(|place| {
-                self.clear_older_backup(place.directory(dir), &place.name)?;
+                self.clear_older_backup(&place)?;
                 self.copy_into(dir, name, place.directory(dir), &place.name, stat)
             })
             .map_err(|cause| backup_error(&path, cause))
@@ -96,7 +96,7 @@ impl Inner {
         place: &BackupPlace,
     ) -> Step<()> {
         let to = place.directory(dir);
-        self.clear_older_backup(to, &place.name)?;
+        self.clear_older_backup(place)?;
         match rustix::fs::renameat(dir, name, to, &place.name) {
             Err(Errno::XDEV) => {}
             answer => return answer.map_err(at(Operation::BackUp)),
@@ -189,14 +189,15 @@ impl Inner {
     }
 
     /// Removes an older backup that is a directory, as nothing else can replace one. Anything else
-    /// is replaced when the new one is complete.
-    fn clear_older_backup(&self, to: BorrowedFd<'_>, backup: &[u8]) -> Step<()> {
-        if !look(to, backup)?.is_some_and(|stat| is_directory(&stat)) {
+    /// is replaced when the new one is complete. What is beside the thing itself may be no backup.
+    fn clear_older_backup(&self, place: &BackupPlace) -> Step<()> {
+        let Some(to) = &place.directory else { return Ok(()) };
+        if !look(to.as_fd(), &place.name)?.is_some_and(|stat| is_directory(&stat)) {
             return Ok(());
         }
         // What was used last may be in it.
         *self.backups.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.remove_wholly(to, backup)
+        self.remove_wholly(to.as_fd(), &place.name)
     }
 
     /// Makes the backup of what is no directory; returns whether it was moved for that.
@@ -208,7 +209,7 @@ impl Inner {
         stat: &Stat,
     ) -> Step<bool> {
         let (to, backup) = (place.directory(dir), &place.name);
-        self.clear_older_backup(to, backup)?;
+        self.clear_older_backup(place)?;
         match self.link_over(dir, name, to, backup) {
             Ok(()) => return Ok(false),
             Err((_, Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP)) => {}

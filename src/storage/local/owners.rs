@@ -401,5 +401,7 @@ mod tests {
         assert!(owners.tries_owner() && owners.must_give_group());
         let error = Owners::new(&chown(b"no such user", b"0")).unwrap_err();
         assert!(error.contains("no such user"));
+        let error = Owners::new(&chown(b"root", b"4294967295")).unwrap_err();
+        assert_eq!(error, "no group can have the number 4294967295");
     }
 }
