@@ -17,8 +17,15 @@ use crate::storage::local::{LocalSink, LocalSource, StateDir, boot_id};
 use crate::storage::{Operation, Sink as _, StorageError};
 use crate::transport::FrameReceiver;
 
-/// Receives into a path of this host, to the very end of the session. With `direct`, files are copied
-/// from that source instead of being sent.
+/// A source in this process.
+pub struct Near {
+    pub source: LocalSource,
+    /// Files are copied from it instead of being sent.
+    pub copies: bool,
+}
+
+/// Receives into a path of this host, to the very end of the session, from a source in this process
+/// if there is one.
 #[expect(clippy::too_many_arguments, reason = "all that a session consists of")]
 pub async fn receive_into<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     path: &[u8],
@@ -28,12 +35,15 @@ pub async fn receive_into<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     channels: Channels<C>,
     options: Options,
     observer: Observer,
-    direct: Option<LocalSource>,
+    near: Option<Near>,
 ) -> Result<ReceiverEnd, SessionError> {
     let (single_file, root) = sources(inbox).await?;
     let mut sink = LocalSink::open(path, single_file, job, &options).map_err(startup)?;
-    if let Some(source) = direct {
-        sink = sink.with_source(source);
+    if let Some(Near { source, copies }) = near {
+        sink = sink.beside(&source);
+        if copies {
+            sink = sink.with_source(source);
+        }
     }
     if let Some(root) = root {
         root.check().map_err(SessionError::violation)?;

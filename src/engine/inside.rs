@@ -32,7 +32,7 @@ pub async fn copy(
     observer: &Observer,
 ) -> Result<SessionEnd, Failed> {
     let options = options(job)?;
-    let source = open(sources, &options, job)?;
+    let source = open(sources, &options, job)?.awaiting_sink();
     let destination = absolute(destination);
     // What the kernel copied is in the journal without values, and of no use to another kind of job.
     let kind = if job.config.verify { "verified copy" } else { "copy" };
@@ -41,7 +41,7 @@ pub async fn copy(
         .chain(sources.iter().map(|path| absolute(path).as_os_str().as_bytes().to_vec()))
         .chain([destination.as_os_str().as_bytes().to_vec()]);
     let name = job_name(&names.collect::<Vec<_>>());
-    let direct = (!job.config.verify).then(|| source.clone());
+    let near = here::Near { source: source.clone(), copies: !job.config.verify };
     observer.tell(Event::Connected(Connection {
         transport: TRANSPORT,
         streams: options.streams,
@@ -51,7 +51,8 @@ pub async fn copy(
     let receiving = options.clone();
     let end = both(source, options, observer, async |inbox, outbox, channels, observer| {
         let path = destination.as_os_str().as_bytes();
-        here::receive_into(path, name, inbox, outbox, channels, receiving, observer, direct).await
+        here::receive_into(path, name, inbox, outbox, channels, receiving, observer, Some(near))
+            .await
     });
     let ReceiverEnd { totals, durable, deletions } = end.await?;
     Ok(SessionEnd { totals, durable, deletions })

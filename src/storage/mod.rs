@@ -174,6 +174,9 @@ pub trait Sink: Clone + Send + Sync + 'static {
     /// What could not be kept of entries whose content is there, since the last call.
     fn complaints(&self) -> Vec<(EntryId, StorageError)>;
 
+    /// What had to go for entries of another type, since the last call; in a dry run, what would.
+    fn removed(&self) -> Removed;
+
     /// Creates the temporary file for an entry, empty of data and of the entry's size. What an
     /// earlier run left under that name is removed.
     fn create(
@@ -295,6 +298,16 @@ pub trait Sink: Clone + Send + Sync + 'static {
     /// The entry's path for people, reports and the journal: relative to the destination's root,
     /// components joined by slashes.
     fn path(&self, entry: &Entry) -> Vec<u8>;
+}
+
+/// What had to go so that something of another type could take its place.
+#[derive(Clone, Debug, Default)]
+pub struct Removed {
+    pub deleted: Vec<Deleted>,
+    /// How much more there was to remove than [`Delete::max`] allows.
+    ///
+    /// [`Delete::max`]: crate::protocol::message::Delete::max
+    pub over_limit: u64,
 }
 
 /// What a sink found for an entry.

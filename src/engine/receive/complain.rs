@@ -41,8 +41,9 @@ impl<K: Sink> Receiver<K> {
         self.complain(path, failure);
     }
 
-    /// Tells both ends what the sink could not keep since the last time.
+    /// Tells both ends what the sink could not keep since the last time, and what it had to remove.
     pub fn pass_on_complaints(&self) -> Result<(), SessionError> {
+        self.tell_removed()?;
         for (entry, error) in self.sink.complaints() {
             let failure = error.to_failure();
             if self.complain(error.path().to_vec(), failure.clone()) {

@@ -9,7 +9,7 @@ use crate::engine::plan::lock;
 use crate::engine::session::SessionError;
 use crate::protocol::chunk::EntryId;
 use crate::protocol::message::{Deleted, Deletions, Message};
-use crate::storage::{NameSet, Sink};
+use crate::storage::{NameSet, Removed, Sink};
 
 /// What the source has.
 #[derive(Debug)]
@@ -44,12 +44,38 @@ impl<K: Sink> Receiver<K> {
         }
     }
 
+    /// Tells of what had to go for others since the last time, and counts it.
+    pub fn tell_removed(&self) -> Result<(), SessionError> {
+        let Removed { deleted, over_limit } = self.sink.removed();
+        let mut made_room = lock(&self.made_room);
+        made_room.done += deleted.len() as u64;
+        made_room.over_limit += over_limit;
+        drop(made_room);
+        let (mut piece, mut len) = (Vec::new(), 0);
+        for one in deleted {
+            let one = self.tell_one(one);
+            len += 16 + one.path.len();
+            piece.push(one);
+            if len > MAX_PIECE_LEN {
+                self.say(&Message::Deleted(std::mem::take(&mut piece)))?;
+                len = 0;
+            }
+        }
+        if piece.is_empty() { Ok(()) } else { self.say(&Message::Deleted(piece)) }
+    }
+
+    /// Tells the user of one thing, and returns what the sender is told.
+    fn tell_one(&self, one: Deleted) -> Deleted {
+        let Deleted { mut path, is_directory } = one;
+        self.observer.tell(Event::Deleted { path: path.clone(), is_directory });
+        path.truncate(MAX_PATH_LEN);
+        Deleted { path, is_directory }
+    }
+
     async fn tell_deleted(&self, deleted: flume::Receiver<Deleted>) -> Result<(), SessionError> {
         let (mut piece, mut len) = (Vec::new(), 0);
-        while let Ok(mut one) = deleted.recv_async().await {
-            let Deleted { path, is_directory } = one.clone();
-            self.observer.tell(Event::Deleted { path, is_directory });
-            one.path.truncate(MAX_PATH_LEN);
+        while let Ok(one) = deleted.recv_async().await {
+            let one = self.tell_one(one);
             len += 16 + one.path.len();
             piece.push(one);
             if len > MAX_PIECE_LEN || deleted.is_empty() {

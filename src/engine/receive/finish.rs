@@ -70,13 +70,16 @@ impl<K: Sink> Receiver<K> {
         let left_over =
             left_over.into_iter().map(|(path, begun)| (path, begun.temporary)).collect();
         self.discard_stale(left_over).await;
-        let deletions = match listing {
+        let mut deletions = match listing {
             Some(listing) => self.delete(listing).await?,
             None => Deletions::default(),
         };
         self.sink.finish().await;
         self.pass_on_complaints()?;
         self.sum_up_complaints()?;
+        let made_room = *lock(&self.made_room);
+        deletions.done += made_room.done;
+        deletions.over_limit += made_room.over_limit;
         if self.options.durability == Durability::None || self.options.dry_run {
             return Ok((false, deletions));
         }

@@ -105,6 +105,8 @@ struct Receiver<K: Sink> {
     is_done: Mutex<bool>,
     totals: Mutex<Totals>,
     complaints: Complaints,
+    /// What the sink had to remove for other entries.
+    made_room: Mutex<Deletions>,
     /// Directories that could not be made.
     failed_directories: Mutex<HashSet<EntryId>>,
     /// One permit for each small file that may be prepared and not committed.
@@ -171,6 +173,7 @@ pub async fn run<K: Sink, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
         last_id: AtomicU64::new(0),
         totals: Mutex::default(),
         complaints: Complaints::default(),
+        made_room: Mutex::default(),
         failed_directories: Mutex::default(),
         preparing: Arc::new(Semaphore::new(max_prepared)),
         ended: Notify::new(),

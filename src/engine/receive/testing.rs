@@ -25,7 +25,7 @@ use crate::protocol::message::{
     Outcome, Owner, Summary, Verdict,
 };
 use crate::protocol::session::{End, Role};
-use crate::storage::{NameSet, Operation, Placed, Sink, StorageError};
+use crate::storage::{NameSet, Operation, Placed, Removed, Sink, StorageError};
 use crate::transport::FrameSender as _;
 use crate::transport::memory::{self, MemoryReceiver, MemorySender};
 
@@ -158,6 +158,10 @@ fn changed(entry: &Entry) -> StorageError {
 }
 
 impl Sink for TestSink {
+    fn removed(&self) -> Removed {
+        Removed::default()
+    }
+
     type File = TestFile;
     type Prepared = TestPrepared;
 

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::replace::{is_directory, look};
 use super::write::{Inner, Step, at};
 use super::{beneath, copy, mtime, only_mtime};
-use crate::protocol::message::{Backup, Durability, Entry};
+use crate::protocol::message::{Backup, Durability, Entry, Update};
 use crate::storage::{Operation, StorageError};
 
 /// The directories in which backups are kept, if they are not beside what they are of.
@@ -81,7 +81,10 @@ impl Inner {
         let Some(backup) = &self.update.backup else { return Ok(()) };
         let path = self.path(entry);
         self.backup_place(backup, &path, name)
-            .and_then(|place| self.copy_into(dir, name, place.directory(dir), &place.name, stat))
+            .and_then(|place| {
+                self.clear_older_backup(&place)?;
+                self.copy_into(dir, name, place.directory(dir), &place.name, stat)
+            })
             .map_err(|cause| backup_error(&path, cause))
     }
 
@@ -93,6 +96,7 @@ impl Inner {
         place: &BackupPlace,
     ) -> Step<()> {
         let to = place.directory(dir);
+        self.clear_older_backup(place)?;
         match rustix::fs::renameat(dir, name, to, &place.name) {
             Err(Errno::XDEV) => {}
             answer => return answer.map_err(at(Operation::BackUp)),
@@ -102,46 +106,26 @@ impl Inner {
         rustix::fs::unlinkat(dir, name, AtFlags::empty()).map_err(at(Operation::Remove))
     }
 
-    /// Checks that a directory that has to give way can be moved to where its backup goes.
-    pub fn reserve_backup_of_directory(
-        &self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        stat: &Stat,
-        entry: &Entry,
-    ) -> Result<(), StorageError> {
-        let Some(backup) = self.update.backup.as_ref().filter(|_| is_directory(stat)) else {
-            return Ok(());
-        };
-        let path = self.path(entry);
-        let place = self.backup_place(backup, &path, name);
-        let place = place.map_err(|cause| backup_error(&path, cause))?;
-        if look(place.directory(dir), &place.name).map_err(self.error(entry))?.is_none() {
-            Ok(())
-        } else {
-            let existing = "a directory whose backup would replace an older one";
-            Err(StorageError::Conflict { path, existing })
-        }
+    /// Makes a backup of what is no directory and will be removed.
+    pub fn make_backup(&self, dir: BorrowedFd<'_>, name: &[u8], place: &BackupPlace) -> Step<()> {
+        let Some(stat) = look(dir, name)? else { return Ok(()) };
+        self.keep(dir, name, place, &stat).map(drop)
     }
 
-    /// Moves a directory with all that is in it to where its backup goes. `temp` is what it is
-    /// called by now.
-    pub fn move_directory_to_backup(
+    /// Moves a directory with all that is in it to where its backup goes, beside it; returns where
+    /// that is. `None` if an older backup is there, which may be the only one of something.
+    pub fn move_directory_aside(
         &self,
         dir: BorrowedFd<'_>,
-        temp: &[u8],
         name: &[u8],
-        entry: &Entry,
-    ) -> Result<(), StorageError> {
-        let Some(backup) = &self.update.backup else { return Ok(()) };
-        let path = self.path(entry);
-        self.backup_place(backup, &path, name)
-            .and_then(|place| {
-                // Never over something: a rename replaces no directory that has content.
-                rustix::fs::renameat(dir, temp, place.directory(dir), &place.name)
-                    .map_err(at(Operation::BackUp))
-            })
-            .map_err(|cause| backup_error(&path, cause))
+        backup: &Backup,
+    ) -> Step<Option<BackupPlace>> {
+        let place = BackupPlace { directory: None, name: [name, &backup.suffix].concat() };
+        if look(dir, &place.name)?.is_some() {
+            return Ok(None);
+        }
+        rustix::fs::renameat(dir, name, dir, &place.name).map_err(at(Operation::BackUp))?;
+        Ok(Some(place))
     }
 
     /// Where the backup of something goes: `path` is its path below the root, and `name` the end of
@@ -191,9 +175,29 @@ impl Inner {
             original = original
                 .and_then(|dir| beneath::open_child(dir.as_fd(), name, OFlags::PATH).ok())
                 .map(Arc::new);
-            held = Arc::new(make_like(held.as_fd(), name, original.as_deref())?);
+            let made = match make_like(held.as_fd(), name, original.as_deref()) {
+                // The older backup was of something else than a directory.
+                Err(Errno::NOTDIR | Errno::LOOP) => {
+                    rustix::fs::unlinkat(&held, name, AtFlags::empty())?;
+                    make_like(held.as_fd(), name, original.as_deref())
+                }
+                made => made,
+            };
+            held = Arc::new(made?);
         }
         Ok(held)
+    }
+
+    /// Removes an older backup that is a directory, as nothing else can replace one. Anything else
+    /// is replaced when the new one is complete. What is beside the thing itself may be no backup.
+    fn clear_older_backup(&self, place: &BackupPlace) -> Step<()> {
+        let Some(to) = &place.directory else { return Ok(()) };
+        if !look(to.as_fd(), &place.name)?.is_some_and(|stat| is_directory(&stat)) {
+            return Ok(());
+        }
+        // What was used last may be in it.
+        *self.backups.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.remove_wholly(to.as_fd(), &place.name)
     }
 
     /// Makes the backup of what is no directory; returns whether it was moved for that.
@@ -205,6 +209,7 @@ impl Inner {
         stat: &Stat,
     ) -> Step<bool> {
         let (to, backup) = (place.directory(dir), &place.name);
+        self.clear_older_backup(place)?;
         match self.link_over(dir, name, to, backup) {
             Ok(()) => return Ok(false),
             Err((_, Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP)) => {}
@@ -290,6 +295,31 @@ impl Inner {
         }
         rustix::fs::fsync(copy).map_err(at(Operation::Sync))
     }
+}
+
+/// Checks that backups have other names than what they are of.
+///
+/// # Errors
+///
+/// If the backup directory is the destination and there is no suffix.
+pub fn check(update: &Update, root: BorrowedFd<'_>) -> Result<(), StorageError> {
+    let Some(Backup { directory: Some(directory), suffix }) = &update.backup else {
+        return Ok(());
+    };
+    if !suffix.is_empty() {
+        return Ok(());
+    }
+    // One that does not exist yet, or cannot be opened, is another.
+    let Ok(opened) = beneath::open_operator_below(root, directory, false) else { return Ok(()) };
+    let identity = |fd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+    let failed = |cause: Errno| StorageError::io(Operation::Stat, directory)(cause);
+    if identity(opened.as_fd()).map_err(failed)? != identity(root).map_err(failed)? {
+        return Ok(());
+    }
+    let text = "backups without a suffix cannot be in the destination itself; choose another \
+                directory, or a suffix";
+    let cause = std::io::Error::new(std::io::ErrorKind::InvalidInput, text);
+    Err(StorageError::io(Operation::BackUp, directory)(cause))
 }
 
 /// Opens a directory for backups, and makes it first if it is missing, as open to others as the one

@@ -60,6 +60,8 @@ struct Compared {
     scope: Scope,
     /// The file system that it is on.
     device: u64,
+    /// Whether it is a source of this run itself, or the one that contents come from.
+    is_source: bool,
 }
 
 impl Inner {
@@ -84,7 +86,7 @@ impl Inner {
             self.refuse_empty_sources(&complete, names)?;
         }
         let mut remover = Remover::new(self);
-        remover.max = delete.max;
+        remover.max = delete.max.map(|max| max.saturating_sub(self.room.count()));
         remover.tell = Some(deleted);
         let mut scopes: HashMap<EntryId, (Scope, u64)> = HashMap::new();
         for position in 0..=self.tree.len() {
@@ -106,6 +108,8 @@ impl Inner {
                 Ok(directory)
                     if self.one_file_system
                         && device.is_some_and(|device| device != directory.device) => {}
+                // What it has and does not announce is not to be lost, nor what is below it.
+                Ok(directory) if directory.is_source => self.spare_source(&directory, names),
                 Ok(directory) => {
                     self.clear(&directory, names, &mut remover);
                     scopes.insert(id, (directory.scope, directory.device));
@@ -173,11 +177,26 @@ impl Inner {
         };
         let scope = self.enter_scope(&scope, &path, fd.as_fd())?;
         let stat = rustix::fs::fstat(&fd).map_err(at(Operation::Stat)).map_err(failed)?;
-        Ok(Compared { id, path, fd, scope, device: stat.st_dev })
+        let is_source = self.is_source((stat.st_dev, stat.st_ino));
+        Ok(Compared { id, path, fd, scope, device: stat.st_dev, is_source })
+    }
+
+    /// Complains about a directory from which nothing is removed because it is a source.
+    fn spare_source(&self, directory: &Compared, names: &NameSet) {
+        if self.extra(directory, names).is_ok_and(|extra| extra.is_empty()) {
+            return;
+        }
+        let text = "it is a source of this run; nothing in it was deleted";
+        let cause = std::io::Error::new(std::io::ErrorKind::ResourceBusy, text);
+        let path = self.shown_path(&directory.path);
+        self.complain(directory.id, StorageError::io(Operation::Remove, &path)(cause));
     }
 
     /// Removes what the source does not have from one directory.
     fn clear(&self, directory: &Compared, names: &NameSet, remover: &mut Remover<'_>) {
+        if !self.dry_run {
+            self.sweep_directory(directory.id, directory.fd.as_fd());
+        }
         match self.extra(directory, names) {
             Ok(extra) => {
                 for listed in extra.iter().rev() {

@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fd::AsFd as _;
 use rustix::fs::{Mode as FsMode, OFlags, RenameFlags};
 
-use super::testing::{entry, options, sink_with, tree};
-use super::write::LocalSink;
+use super::testing::{entry, file_kind, options, sink_with, tree};
+use super::{LocalSink, LocalSource};
 use super::{STATE_NAME, beneath};
 use crate::protocol::chunk::EntryId;
-use crate::protocol::message::{Backup, Delete, Deletions, Entry, Kind, Options, Select, Update};
+use crate::protocol::message::{
+    Backup, Delete, Deletions, Entry, Kind, MakeRoom, Options, Select, Update,
+};
 use crate::storage::{NameSet, Sink as _, StorageError};
 
 fn deleting() -> Options {
@@ -363,6 +365,49 @@ async fn a_directory_moved_out_is_not_followed_up() {
         assert!(outside.join("precious").exists());
         let _ = fs::remove_dir_all(outside.join("moved"));
     }
+}
+
+/// A source that is inside of the destination is not lost, whatever it does not announce.
+#[tokio::test]
+async fn a_source_stays() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path();
+    make(root, &["src/file", "src/precious", "src/sub/precious", "old/deep/file"]);
+    let source = LocalSource::open(&[root.join("src/")], &options(), None).unwrap();
+    let all =
+        Options { update: Update { make_room: MakeRoom::All, ..Update::default() }, ..deleting() };
+    let sink = sink_with(root, &all).beside(&source);
+    let names = announce(&sink, &[], &[(0, "file")]).await;
+    let (_, told) = delete(&sink, &[0], &names).await;
+    assert_eq!(told, ["old/deep/file", "old/deep/", "old/"]);
+    let complaints = sink.complaints();
+    assert!(complaints[0].1.to_string().contains("a source of this run"), "{complaints:?}");
+    let file = entry(1, 0, b"src", file_kind(1));
+    let placed = sink.create(Arc::clone(&file)).await.unwrap();
+    let made = sink.commit(placed, file).await;
+    assert!(matches!(made, Err(StorageError::Conflict { .. })), "it does not give way: {made:?}");
+    // What the source has under its own name comes into the source itself.
+    let sink = sink_with(root, &all).beside(&source);
+    let directories = [(1, 0, "src"), (2, 1, "sub")];
+    let names = announce(&sink, &directories, &[(1, "file"), (2, "x")]).await;
+    let (_, told) = delete(&sink, &[0, 1, 2], &names).await;
+    assert_eq!((told.len(), sink.complaints().len()), (0, 1));
+    let left = ["src", "src/file", "src/precious", "src/sub", "src/sub/precious"];
+    assert_eq!(tree(root), left);
+}
+
+/// DEL-1: temporary names of the job itself are nothing that it could still need.
+#[tokio::test]
+async fn what_a_killed_run_left_is_no_extra_thing() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path();
+    let sink = sink_with(root, &deleting());
+    let left = String::from_utf8(sink.inner().temp_name(b"gone")).unwrap();
+    make(root, &["kept", &format!("{left}/dir/file"), ".fastsync-00000000-0123456789abcdef"]);
+    let names = announce(&sink, &[], &[(0, "kept")]).await;
+    let (done, told) = delete(&sink, &[0], &names).await;
+    assert_eq!((done.unwrap(), told.len()), (Deletions::default(), 0));
+    assert_eq!(tree(root), [".fastsync-00000000-0123456789abcdef", "kept"]);
 }
 
 #[tokio::test]

@@ -55,8 +55,9 @@ async fn chunks_go_into_the_file_itself() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_missing_or_shorter_gets_its_size_in_the_end() {
+async fn a_file_that_is_shorter_gets_its_size_in_the_end() {
     let temp = tempfile::tempdir().unwrap();
+    fs::write(temp.path().join("file"), b"").unwrap();
     let sink = sink_with(temp.path(), &in_place(None));
     let entry = entry(1, 0, b"file", file_kind(2 << 20));
     let file = sink.create(Arc::clone(&entry)).await.unwrap();
@@ -70,6 +71,25 @@ async fn a_file_that_is_missing_or_shorter_gets_its_size_in_the_end() {
     sink.commit(file, entry).await.unwrap();
     let content = fs::read(temp.path().join("file")).unwrap();
     assert!(content == [vec![2; 1 << 20], vec![0; 1 << 20]].concat());
+}
+
+/// UPD-6: an interruption leaves nothing half done under a name that did not exist.
+#[tokio::test]
+async fn a_new_file_gets_its_name_when_it_is_whole() {
+    let temp = tempfile::tempdir().unwrap();
+    let sink = sink_with(temp.path(), &in_place(None));
+    let entry = entry(1, 0, b"file", file_kind(1 << 20));
+    let file = sink.create(Arc::clone(&entry)).await.unwrap();
+    sink.write(file.clone(), verified_chunk(chunk(&entry, 0), &vec![2; 1 << 20])).await.unwrap();
+    assert!(!temp.path().join("file").exists());
+    let identity = sink.identity(&file);
+    drop(file);
+    let file = sink.reopen(Arc::clone(&entry), identity).await.unwrap().unwrap();
+    sink.commit(file, Arc::clone(&entry)).await.unwrap();
+    assert_eq!(tree(temp.path()), ["file"]);
+    assert_eq!(fs::metadata(temp.path().join("file")).unwrap().len(), 1 << 20);
+    let file = sink.reopen(entry, identity).await.unwrap();
+    assert!(file.is_some_and(|file| sink.identity(&file) == identity), "it has its name now");
 }
 
 #[tokio::test]

@@ -24,7 +24,6 @@
 //! | `place.rs` | directories, and which files are wanted; directories' last touches |
 //! | `nodes.rs` | symlinks, special files, hard links |
 //! | `link_dest.rs` | equal files of earlier copies |
-//! | `replace.rs` | putting what is complete in its place |
 //! | `metadata.rs` | what metadata is different, and making it right |
 //! | `attributes.rs` | extended attributes |
 //! | `acl.rs` | POSIX ACLs as the kernel passes them |
@@ -33,6 +32,8 @@
 //! | `write/` | [`LocalSink`]: chunks into files |
 //! | `small.rs` | whole small files |
 //! | `replace.rs` | giving what is complete its final name |
+//! | `room.rs` | what gives way to something of another type |
+//! | `leftovers.rs` | temporary names, and what killed runs left under them |
 //! | `backup.rs` | keeping what is replaced or deleted |
 //! | `copy.rs` | copying from a source on this machine |
 //! | `sync.rs` | waiting for stable storage |
@@ -53,6 +54,7 @@ mod destination;
 mod examine;
 mod granularity;
 mod host;
+mod leftovers;
 mod link_dest;
 mod links;
 mod metadata;
@@ -64,6 +66,7 @@ mod read;
 mod remove;
 mod remover;
 mod replace;
+mod room;
 mod select;
 mod small;
 mod state;

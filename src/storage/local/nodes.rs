@@ -121,6 +121,7 @@ impl Inner {
         match self.state_of_parent(entry) {
             State::Left => return Ok(Placed::Left),
             State::Missing => return Ok(linked()),
+            State::Failed => return Err(StorageError::NoParent { path: self.path(entry) }),
             State::There => {}
         }
         let dir = match self.parent(entry) {

@@ -30,6 +30,14 @@ pub struct Origin {
     pub is_single: bool,
 }
 
+/// Which directory or file a source is.
+#[derive(Clone, Copy, Debug)]
+pub struct OriginId {
+    /// Device and inode.
+    pub identity: (u64, u64),
+    pub is_directory: bool,
+}
+
 /// A source argument that cannot be opened, among others that can.
 #[derive(Debug)]
 pub struct Missing {
@@ -68,6 +76,19 @@ pub fn open_all(
 }
 
 impl Origin {
+    /// What it is, and what it leads to if it is a symlink; nothing that is gone by now.
+    pub fn ids(&self) -> impl Iterator<Item = OriginId> {
+        let stats = match &self.name {
+            None => [rustix::fs::fstat(&self.root).ok(), None],
+            Some(name) => [AtFlags::SYMLINK_NOFOLLOW, AtFlags::empty()]
+                .map(|flags| rustix::fs::statat(&self.root, name.as_bytes(), flags).ok()),
+        };
+        stats.into_iter().flatten().map(|stat| OriginId {
+            identity: (stat.st_dev, stat.st_ino),
+            is_directory: FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
+        })
+    }
+
     /// Opens one argument. `links` tells whether a symlink at its end stands for what it leads to.
     fn open(argument: &Path, links: Links) -> Result<Self, Missing> {
         let parts = split(argument.as_os_str().as_bytes());

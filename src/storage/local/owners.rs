@@ -312,6 +312,8 @@ impl Giving {
         let Some(name) = fixed else { return Ok(Self { keep, fixed: None }) };
         let number = std::str::from_utf8(name).ok().and_then(|text| text.parse().ok());
         match look_up(name).or(number) {
+            // To the kernel it means that nothing is to be changed.
+            Some(u32::MAX) => Err(format!("no {sort} can have the number {}", u32::MAX)),
             Some(id) => Ok(Self { keep, fixed: Some(id) }),
             None => Err(format!("there is no {sort} called {} here", Escaped(name))),
         }
@@ -399,5 +401,7 @@ mod tests {
         assert!(owners.tries_owner() && owners.must_give_group());
         let error = Owners::new(&chown(b"no such user", b"0")).unwrap_err();
         assert!(error.contains("no such user"));
+        let error = Owners::new(&chown(b"root", b"4294967295")).unwrap_err();
+        assert_eq!(error, "no group can have the number 4294967295");
     }
 }

@@ -11,8 +11,10 @@ use std::sync::{Arc, Mutex};
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{Advice, AtFlags, FileType, Mode as FsMode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
+use tokio::sync::watch;
 
 use super::examine::{Examiner, Target};
+use super::origin::{Origin, OriginId};
 use super::remove::Unlinked;
 use super::select::Selection;
 use super::tree::Tree;
@@ -42,6 +44,17 @@ pub(super) struct Inner {
     pub unlinked: Unlinked,
     /// Set when the system refused to leave access times alone: only a file's owner may ask that.
     touches_atime: AtomicBool,
+    /// Where everything goes, as far as that is in this process.
+    sink: watch::Sender<SinkPlace>,
+}
+
+/// Whether the walk may come across the directory that everything goes to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum SinkPlace {
+    /// It will be told.
+    Awaited,
+    /// It is this directory; or one of another process, or none yet.
+    Known(Option<Node>),
 }
 
 /// An open file of a [`LocalSource`].
@@ -96,12 +109,30 @@ impl LocalSource {
         let leaders = (options.remove_source_files && preserve.hard_links).then(Mutex::default);
         let survey = Survey { origins, missing, examiner, selection, preserve, root, leaders };
         let (touches_atime, unlinked) = (AtomicBool::new(false), Unlinked::default());
-        Ok(Self { inner: Arc::new(Inner { survey, tree, unlinked, touches_atime }) })
+        let sink = watch::Sender::new(SinkPlace::Known(None));
+        Ok(Self { inner: Arc::new(Inner { survey, tree, unlinked, touches_atime, sink }) })
     }
 }
 
 /// For a sink on the same machine.
 impl LocalSource {
+    /// Lets the walk wait until a sink has said where it is, so that it is not found among what the
+    /// source has.
+    #[must_use]
+    pub fn awaiting_sink(self) -> Self {
+        self.inner.sink.send_replace(SinkPlace::Awaited);
+        self
+    }
+
+    /// Takes note of the directory that everything goes to, if it exists.
+    pub(super) fn sink_is_at(&self, root: Option<&Stat>) {
+        self.inner.sink.send_replace(SinkPlace::Known(root.map(Node::new)));
+    }
+
+    pub(super) fn origin_ids(&self) -> Vec<OriginId> {
+        self.inner.survey.origins.iter().flat_map(Origin::ids).collect()
+    }
+
     /// Opens a file as [`Source::open`] does.
     pub(super) fn open_copied(&self, entry: &Arc<Entry>) -> Result<CopiedFile, StorageError> {
         let (fd, stat) = self.inner.open(entry)?;
@@ -446,7 +477,13 @@ impl Source for LocalSource {
 
     async fn walk(&self, found: flume::Sender<storage::Found>) -> Result<(), StorageError> {
         let inner = Arc::clone(&self.inner);
-        blocking(move || walk::walk(&inner.survey, &inner.tree, found)).await
+        let mut sink = inner.sink.subscribe();
+        let known = sink.wait_for(|sink| *sink != SinkPlace::Awaited).await.map(|sink| *sink);
+        let sink = match known {
+            Ok(SinkPlace::Known(sink)) => sink,
+            Ok(SinkPlace::Awaited) | Err(_) => None,
+        };
+        blocking(move || walk::walk(&inner.survey, &inner.tree, sink, found)).await
     }
 
     async fn open(&self, entry: Arc<Entry>) -> Result<SourceFile, StorageError> {

@@ -1,8 +1,9 @@
 //! Removing one thing with all that is in it.
 //!
 //! In: a name in a held directory. Out: what was removed, children before their directories. No
-//! symlink is followed, nothing that is mounted is entered, and no depth is too much: only the
-//! lowest few directories are kept open, and the way back up is checked at each step.
+//! symlink is followed, nothing that is mounted is entered, no source of this run is touched, and no
+//! depth is too much: only the lowest few directories are kept open, and the way back up is checked
+//! at each step.
 
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode as FsMode, OFlags, RawDir, Stat};
@@ -20,8 +21,9 @@ pub struct Remover<'a> {
     inner: &'a Inner,
     /// Only tell what would be removed.
     pub dry_run: bool,
-    /// Remove even where backups are asked for: the whole was backed up already.
-    pub ignore_backups: bool,
+    pub backups: Backups,
+    /// The directory that is asked for is neither counted nor told of, only what is in it.
+    pub is_top_free: bool,
     /// How many things may be removed.
     pub max: Option<u64>,
     /// Is told of each.
@@ -30,6 +32,17 @@ pub struct Remover<'a> {
     /// Device and inode of the directory that backups go to, which stays.
     backup_root: Option<(u64, u64)>,
     errors: Vec<StorageError>,
+}
+
+/// What is done about backups, where they are asked for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Backups {
+    /// What would be removed is moved to where its backup goes.
+    Move,
+    /// Backups are made, and nothing is removed: what is in a directory that will give way.
+    Make,
+    /// It is removed: its backup was made before, or it needs none.
+    Ignore,
 }
 
 /// What became of something.
@@ -71,13 +84,19 @@ impl<'a> Remover<'a> {
         Self {
             inner,
             dry_run: inner.dry_run,
-            ignore_backups: false,
+            backups: Backups::Move,
+            is_top_free: false,
             max: None,
             tell: None,
             count: Deletions::default(),
             backup_root: None,
             errors: Vec::new(),
         }
+    }
+
+    /// For what has been given up: it needs no backup.
+    pub fn without_backups(inner: &'a Inner) -> Self {
+        Self { backups: Backups::Ignore, ..Self::new(inner) }
     }
 
     /// What could not be removed, since the last call.
@@ -120,7 +139,7 @@ impl<'a> Remover<'a> {
             let Some(listed) = frame.names.pop() else {
                 let Some(done) = stack.pop() else { break };
                 let Some(above) = stack.last_mut() else {
-                    return self.finish(&done, dir, name, &path) == Fate::Gone;
+                    return self.finish(&done, dir, name, &path, self.is_top_free) == Fate::Gone;
                 };
                 if let Err(cause) = reopen(above, &done) {
                     self.errors.push(StorageError::io(Operation::Open, &path)(cause));
@@ -128,7 +147,7 @@ impl<'a> Remover<'a> {
                 }
                 let Some(fd) = &above.fd else { return false };
                 let last = path.get(above.path_len + 1..).unwrap_or_default().to_vec();
-                let fate = self.finish(&done, fd.as_fd(), &last, &path);
+                let fate = self.finish(&done, fd.as_fd(), &last, &path, false);
                 above.note(fate);
                 path.truncate(above.path_len);
                 continue;
@@ -184,6 +203,10 @@ impl<'a> Remover<'a> {
         if self.backup_root() == Some(identity) {
             return None;
         }
+        if self.inner.is_in_use(identity) {
+            self.errors.push(in_use(path));
+            return None;
+        }
         match self.inner.enter_scope(scope, path, fd.as_fd()) {
             Ok(scope) => Some(Frame {
                 fd: Some(fd),
@@ -221,14 +244,21 @@ impl<'a> Remover<'a> {
     }
 
     /// Removes a directory that was gone through, if nothing in it stays.
-    fn finish(&mut self, frame: &Frame, dir: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Fate {
+    fn finish(
+        &mut self,
+        frame: &Frame,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        is_free: bool,
+    ) -> Fate {
         let fate = if frame.is_kept {
             Fate::Stays
         } else if frame.is_over {
-            self.count.over_limit += 1;
+            self.count.over_limit += u64::from(!is_free);
             Fate::Over
         } else {
-            self.remove_empty(dir, name, path)
+            self.remove_empty(dir, name, path, is_free)
         };
         if let (Some(mode), Some(fd)) = (frame.original, &frame.fd)
             && fate != Fate::Gone
@@ -238,8 +268,14 @@ impl<'a> Remover<'a> {
         fate
     }
 
-    fn remove_empty(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Fate {
-        if !self.may_remove() {
+    fn remove_empty(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        is_free: bool,
+    ) -> Fate {
+        if !is_free && !self.may_remove() {
             return Fate::Over;
         }
         if !self.dry_run {
@@ -253,7 +289,9 @@ impl<'a> Remover<'a> {
                 Err(cause) => return self.fail(path, (Operation::Remove, cause)),
             }
         }
-        self.told(path, true);
+        if !is_free {
+            self.told(path, true);
+        }
         Fate::Gone
     }
 
@@ -262,12 +300,28 @@ impl<'a> Remover<'a> {
         if !self.may_remove() {
             return Fate::Over;
         }
+        if self.inner.has_files_in_use() {
+            let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
+            if stat.is_ok_and(|stat| self.inner.is_in_use((stat.st_dev, stat.st_ino))) {
+                self.errors.push(in_use(path));
+                return Fate::Stays;
+            }
+        }
         let backup = self.inner.update.backup.as_ref().filter(|backup| {
             let is_backup = backup.directory.is_none() && name.ends_with(&backup.suffix);
-            !self.ignore_backups && !is_backup
+            self.backups != Backups::Ignore && !is_backup
         });
         let mut fate = Fate::Gone;
-        if let Some(backup) = backup.filter(|_| self.dry_run) {
+        if let Some(backup) = backup.filter(|_| self.backups == Backups::Make) {
+            let made = self
+                .inner
+                .backup_place(backup, path, name)
+                .and_then(|place| self.inner.make_backup(dir, name, &place));
+            if let Err(step) = made {
+                self.errors.push(super::backup::backup_error(path, step));
+                return Fate::Stays;
+            }
+        } else if let Some(backup) = backup.filter(|_| self.dry_run) {
             if backup.directory.is_none() {
                 fate = Fate::Stays;
             }
@@ -328,6 +382,12 @@ impl Frame {
         self.is_kept |= fate == Fate::Stays;
         self.is_over |= fate == Fate::Over;
     }
+}
+
+fn in_use(path: &[u8]) -> StorageError {
+    let text = "it is a source of this run, or the destination itself; it was left alone";
+    let cause = std::io::Error::new(std::io::ErrorKind::ResourceBusy, text);
+    StorageError::io(Operation::Remove, path)(cause)
 }
 
 /// Opens a directory again from the one below it, unless it still is open.

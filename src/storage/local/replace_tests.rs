@@ -11,7 +11,7 @@ use rustix::fs::{FileType, Mode as FsMode, OFlags};
 use super::beneath;
 use super::testing::{entry, file_kind, options, sink_with, tree, verified_file, write_files};
 use super::write::LocalSink;
-use crate::protocol::message::{Backup, Entry, MakeRoom, Options, Update};
+use crate::protocol::message::{Backup, Delete, Entry, Kind, MakeRoom, Options, Update};
 use crate::storage::{Sink as _, StorageError};
 
 fn open(path: &Path) -> OwnedFd {
@@ -127,8 +127,132 @@ async fn what_a_killed_run_left_under_the_temporary_name_does_not_matter() {
     assert_eq!(tree(temp.path()), ["file"]);
     let cautious = sink_with(temp.path(), &with(MakeRoom::Files, None));
     fs::create_dir_all(left.join("full")).unwrap();
-    assert!(cautious.create(file).await.is_err());
-    assert!(left.join("full").exists(), "what may be somebody's is not removed");
+    let made = cautious.create(Arc::clone(&file)).await.unwrap();
+    cautious.discard(made).await.unwrap();
+    let link = entry(2, 0, b"file", Kind::Symlink { target: b"target".to_vec() });
+    fs::create_dir_all(left.join("full")).unwrap();
+    assert!(cautious.place(vec![link]).await.remove(0).is_ok());
+    assert_eq!(tree(temp.path()), ["file"]);
+}
+
+/// Entries that a killed run had begun may be gone from the source when the next one comes.
+#[tokio::test]
+async fn temporary_names_of_a_killed_run_are_swept() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path();
+    fs::create_dir(root.join("dir")).unwrap();
+    let plant = |sink: &LocalSink| {
+        let name = |of: &[u8]| String::from_utf8(sink.inner().temp_name(of)).unwrap();
+        fs::create_dir_all(root.join(name(b"a")).join("old/dir")).unwrap();
+        symlink("target", root.join("dir").join(name(b"b"))).unwrap();
+        fs::write(root.join("dir/.fastsync-00000000-0123456789abcdef"), b"another's").unwrap();
+    };
+    let dir = entry(1, 0, b"dir", Kind::Directory);
+    let first = sink_with(root, &with(MakeRoom::Files, None));
+    plant(&first);
+    let state = first.open_state().await.unwrap();
+    first.place(vec![Arc::clone(&dir)]).await;
+    first.finish().await;
+    assert_eq!(tree(root).iter().filter(|path| path.contains(".fastsync-abab")).count(), 4);
+    // It is killed.
+    std::io::Write::write_all(&mut state.journal(), b"begun").unwrap();
+    drop((first, state));
+    let second = sink_with(root, &with(MakeRoom::Files, None));
+    let state = second.open_state().await.unwrap();
+    second.place(vec![dir]).await;
+    second.finish().await;
+    state.remove().unwrap();
+    assert!(second.complaints().is_empty());
+    assert_eq!(tree(root), ["dir", "dir/.fastsync-00000000-0123456789abcdef"]);
+}
+
+/// What cannot go keeps the name that it had.
+#[tokio::test]
+async fn a_directory_that_cannot_be_removed_gets_its_name_back() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path();
+    let sink = sink_with(root, &with(MakeRoom::All, None));
+    for path in ["dir/a", "dir/b"] {
+        fs::create_dir_all(root.join(path)).unwrap();
+    }
+    let set = |attribute: &str| {
+        let mut chattr = std::process::Command::new("chattr");
+        let run = chattr.arg(attribute).arg(root.join("dir/b")).output();
+        run.is_ok_and(|it| it.status.success())
+    };
+    if !set("+i") {
+        return;
+    }
+    let made = write(&sink, &entry(1, 0, b"dir", file_kind(3)), b"new").await;
+    assert!(set("-i"));
+    assert!(made.unwrap_err().to_string().starts_with("cannot remove dir/b"));
+    assert_eq!(tree(root), ["dir", "dir/b"]);
+    assert_eq!(sink.removed().deleted.len(), 1);
+}
+
+#[tokio::test]
+async fn what_gives_way_is_counted_and_told() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path();
+    let limited = |max, dry_run| {
+        let delete = Some(Delete { max: Some(max), ..Delete::default() });
+        Options { delete, dry_run, ..with(MakeRoom::All, None) }
+    };
+    for path in ["x/dir", "y"] {
+        fs::create_dir_all(root.join(path)).unwrap();
+        fs::write(root.join(path).join("file"), b"old").unwrap();
+    }
+    let files = [entry(1, 0, b"x", file_kind(3)), entry(2, 0, b"y", file_kind(3))];
+    let dry = sink_with(root, &limited(2, true));
+    let placed = dry.place(files.to_vec()).await;
+    assert!(placed[0].is_ok() && matches!(placed[1], Err(StorageError::Conflict { .. })));
+    let sink = sink_with(root, &limited(2, false));
+    write(&sink, &files[0], b"new").await.unwrap();
+    let refused = write(&sink, &files[1], b"new").await.unwrap_err().to_string();
+    assert!(refused.contains("more in it than may still be deleted"), "{refused}");
+    assert_eq!(tree(root), ["x", "y", "y/file"]);
+    for sink in [dry, sink] {
+        let removed = sink.removed();
+        let paths: Vec<_> = removed.deleted.iter().map(|it| it.path.as_slice()).collect();
+        assert_eq!(paths, [&b"x/dir/file"[..], b"x/dir"], "and not the name that is used again");
+        assert_eq!((removed.over_limit, sink.removed().deleted.len()), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn what_changes_its_type_again_and_again_is_backed_up_each_time() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path().join("root");
+    let kept = temp.path().join("kept");
+    fs::create_dir_all(root.join("x/sub")).unwrap();
+    fs::write(root.join("x/sub/file"), b"1").unwrap();
+    let options = with(MakeRoom::All, Some((Some("../kept"), "")));
+    let file = entry(1, 0, b"x", file_kind(1));
+    write(&sink_with(&root, &options), &file, b"2").await.unwrap();
+    assert_eq!(tree(&kept), ["x", "x/sub", "x/sub/file"]);
+    let directory = entry(1, 0, b"x", Kind::Directory);
+    let sink = sink_with(&root, &options);
+    assert!(sink.place(vec![directory]).await.remove(0).is_ok());
+    assert_eq!((tree(&kept), fs::read(kept.join("x")).unwrap()), (vec!["x".into()], b"2".into()));
+    fs::write(root.join("x/other"), b"3").unwrap();
+    write(&sink_with(&root, &options), &file, b"4").await.unwrap();
+    assert_eq!(fs::read(kept.join("x/other")).unwrap(), b"3");
+    assert_eq!((tree(&root), tree(&kept)), (vec!["x".into()], vec!["x".into(), "x/other".into()]));
+}
+
+#[test]
+fn backups_cannot_be_what_they_are_of() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path().to_str().unwrap();
+    let open = |directory, suffix| {
+        let options = with(MakeRoom::Files, Some((Some(directory), suffix)));
+        LocalSink::open(root.as_bytes(), false, [0; 16], &options)
+    };
+    for directory in [".", "./", root, "../."] {
+        let is_refused = directory != "../.";
+        assert_eq!(open(directory, "").is_err(), is_refused, "{directory}");
+        assert!(open(directory, "~").is_ok());
+    }
 }
 
 #[tokio::test]
@@ -168,8 +292,8 @@ async fn backups_in_a_directory_keep_their_paths_and_who_may_see_them() {
     fs::set_permissions(root.join("a"), fs::Permissions::from_mode(0o710)).unwrap();
     fs::write(root.join("a/b/file"), b"old").unwrap();
     let sink = sink_with(&root, &with(MakeRoom::Files, Some((Some("../kept/of"), ".1"))));
-    let a = entry(1, 0, b"a", crate::protocol::message::Kind::Directory);
-    let b = entry(2, 1, b"b", crate::protocol::message::Kind::Directory);
+    let a = entry(1, 0, b"a", Kind::Directory);
+    let b = entry(2, 1, b"b", Kind::Directory);
     let file = entry(3, 2, b"file", file_kind(3));
     assert!(sink.place(vec![a, b]).await.iter().all(Result::is_ok));
     write(&sink, &file, b"new").await.unwrap();
@@ -181,11 +305,13 @@ async fn backups_in_a_directory_keep_their_paths_and_who_may_see_them() {
     fs::create_dir(temp.path().join("canary")).unwrap();
     symlink(temp.path().join("canary"), kept.join("a")).unwrap();
     let fresh = sink_with(&root, &with(MakeRoom::Files, Some((Some("../kept/of"), ".1"))));
-    let b = entry(2, 1, b"b", crate::protocol::message::Kind::Directory);
-    let a = entry(1, 0, b"a", crate::protocol::message::Kind::Directory);
+    let b = entry(2, 1, b"b", Kind::Directory);
+    let a = entry(1, 0, b"a", Kind::Directory);
     fresh.place(vec![a, b]).await;
-    assert!(write(&fresh, &file, b"odd").await.is_err(), "a symlink there is not followed");
-    assert_eq!(fs::read(root.join("a/b/file")).unwrap(), b"new");
+    write(&fresh, &file, b"odd").await.unwrap();
+    assert_eq!(fs::read(root.join("a/b/file")).unwrap(), b"odd");
+    assert_eq!(fs::read(kept.join("a/b/file.1")).unwrap(), b"new");
+    assert!(!kept.join("a").is_symlink(), "an older backup, which is replaced and not followed");
     assert_eq!(tree(&temp.path().join("canary")), [""; 0]);
 }
 

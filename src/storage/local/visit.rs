@@ -17,7 +17,7 @@ use super::walk::{Directory, Gone, Node, Walk};
 use super::{Look, STATE_NAME};
 use crate::protocol::chunk::EntryId;
 use crate::protocol::manifest::{Escaped, Name};
-use crate::protocol::message::{Entry, Failure, FailureCode, Kind};
+use crate::protocol::message::{Entry, Failure, FailureCode, Kind, Metadata};
 use crate::storage::Found;
 use crate::storage::filter::{Scope, Side};
 
@@ -91,6 +91,9 @@ impl Walk<'_> {
         if is_filtered && listed_as.is_some_and(|is_directory| !spot.admits(&name, is_directory)) {
             return Ok(Visit::Hidden);
         }
+        if self.is_state_of_sink(spot, raw_name) {
+            return Ok(Visit::Hidden);
+        }
         let path = || spot.path(name.as_bytes());
         let target = Target { dir: spot.dir, name: name.as_bytes(), path: &path };
         let is_entered = matches!(aim, Aim::Listed | Aim::Named { whole: true })
@@ -113,7 +116,63 @@ impl Walk<'_> {
         if aim == Aim::Way && found_as == Some(false) {
             return Ok(Visit::NoDirectory);
         }
+        if let Ok(sight) = &sight
+            && self.is_sink(spot, raw_name, sight.stat.as_ref(), aim)
+        {
+            return self.leave_out_sink(spot, name);
+        }
         self.emit(spot, name, sight, aim, is_entered)
+    }
+
+    /// Whether something is where the running job keeps its journal.
+    fn is_state_of_sink(&self, spot: &Spot<'_>, name: &[u8]) -> bool {
+        name == STATE_NAME && self.sink.is_some() && self.sink == self.node_of(spot)
+    }
+
+    /// Whether a directory is the one that everything goes to, or what a source becomes there, and
+    /// so would be copied into itself. A source that is that directory by itself is no such thing.
+    fn is_sink(&self, spot: &Spot<'_>, name: &[u8], stat: Option<&Stat>, aim: Aim) -> bool {
+        let (Some(sink), Some(stat)) = (self.sink, stat) else { return false };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            return false;
+        }
+        let origin = self.survey.origins.get(self.origin).and_then(|origin| origin.name.as_ref());
+        let is_origin = origin.is_some() && spot.at.id == EntryId::ROOT;
+        if is_origin || aim == Aim::Way {
+            return false;
+        }
+        let is_copy = |origin: &Name| origin.as_bytes() == name && self.node_of(spot) == Some(sink);
+        Node::new(stat) == sink || origin.is_some_and(is_copy)
+    }
+
+    fn node_of(&self, spot: &Spot<'_>) -> Option<Node> {
+        if spot.at.id == EntryId::ROOT {
+            return rustix::fs::fstat(spot.dir).ok().map(|stat| Node::new(&stat));
+        }
+        self.tree.value(spot.at.id)
+    }
+
+    /// Announces the destination as what is not meant, and says so: nothing of it is copied into it,
+    /// and what it has under that name stays.
+    fn leave_out_sink(&mut self, spot: &Spot<'_>, name: Name) -> Result<Visit, Gone> {
+        let path = spot.path(name.as_bytes());
+        let (Ok(name) | Err((name, _))) = self.admit(spot.at.id, name);
+        self.last += 1;
+        let id = EntryId(self.last);
+        self.send(Found::Entry(Entry {
+            id,
+            parent: spot.at.id,
+            name,
+            kind: Kind::Unselected,
+            is_linked: false,
+            metadata: Metadata::default(),
+        }))?;
+        let text = format!(
+            "{} is left out: it is where everything is copied to; exclude it to be rid of this",
+            Escaped(&path)
+        );
+        self.complain(id, Some(Failure::new(FailureCode::Conflict, text)))?;
+        Ok(Visit::Leaf)
     }
 
     /// Makes an entry of what was seen, and sends it.

@@ -62,15 +62,17 @@ impl Node {
 /// Nobody listens any more.
 pub struct Gone;
 
-/// Sends every entry that is meant.
+/// Sends every entry that is meant, but for what is in the directory that everything goes to.
 pub fn walk(
     survey: &Survey,
     tree: &Tree<Node>,
+    sink: Option<Node>,
     found: flume::Sender<Found>,
 ) -> Result<(), StorageError> {
     let mut walk = Walk {
         survey,
         tree,
+        sink,
         found,
         last: 0,
         origin: 0,
@@ -92,6 +94,8 @@ pub fn walk(
 pub struct Walk<'a> {
     pub survey: &'a Survey,
     pub tree: &'a Tree<Node>,
+    /// The directory that everything goes to, if it may be in a source.
+    pub sink: Option<Node>,
     found: flume::Sender<Found>,
     /// The identity that was given last.
     pub last: u64,

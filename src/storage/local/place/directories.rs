@@ -41,6 +41,8 @@ pub enum State {
     Missing,
     /// The options say that nothing is made, neither it nor anything in it.
     Left,
+    /// It could not be made.
+    Failed,
 }
 
 /// The ACLs that directories get in the end, each different list once.
@@ -191,11 +193,12 @@ impl Inner {
         if self.dry_run {
             return Vec::new();
         }
+        self.sweep();
         let finish = |at| {
             let (id, parent, name, wish) = self.tree.at(at)?;
             let finished = match wish.state {
                 State::There => self.finish_directory(id, parent, &name, wish),
-                State::Missing | State::Left => Ok(()),
+                State::Missing | State::Left | State::Failed => Ok(()),
             };
             let (operation, cause) = finished.err()?;
             let path = self.tree.path(parent, &name);

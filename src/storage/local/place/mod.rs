@@ -9,15 +9,15 @@ mod directories;
 mod tests;
 
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, FileType, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Stat};
 use rustix::io::Errno;
 
 pub use directories::{DirectoryAcls, State, Wish};
 
 use super::metadata::{Subject, Target, open_looked_at};
-use super::write::{Inner, Step, at};
-use super::{Look, beneath, mtime};
-use crate::protocol::message::{Changes, Compare, Entry, FileKind, Kind, MakeRoom};
+use super::write::{Inner, Step};
+use super::{Look, mtime};
+use crate::protocol::message::{Changes, Compare, Entry, FileKind, Kind};
 use crate::storage::{Operation, Placed, StorageError};
 
 impl Inner {
@@ -30,6 +30,10 @@ impl Inner {
                 return Err(self.error(entry)((Operation::Create, Errno::INVAL)));
             }
             (State::Left, _) => Some((State::Left, Placed::Left)),
+            (State::Failed, _) => {
+                self.remember_if_directory(entry, name, None, State::Failed);
+                return Err(StorageError::NoParent { path: self.path(entry) });
+            }
             (State::Missing, _) => Some(self.place_nowhere(entry)),
             (State::There, _) => None,
         };
@@ -51,7 +55,14 @@ impl Inner {
         };
         let dir = dir.as_fd();
         match &entry.kind {
-            Kind::Directory => self.place_directory(dir, name, entry),
+            Kind::Directory => {
+                let placed = self.place_directory(dir, name, entry);
+                if placed.is_err() {
+                    // For the paths of what is in it.
+                    self.remember_if_directory(entry, name, None, State::Failed);
+                }
+                placed
+            }
             Kind::Symlink { target } => self.place_symlink(dir, name, target, entry),
             Kind::File(file) => self.place_file(dir, name, *file, entry),
             Kind::Special(special) => self.place_special(dir, name, *special, entry),
@@ -236,53 +247,6 @@ impl Inner {
         }
     }
 
-    /// Checks that something of another type may be removed for an entry.
-    pub fn check_room(
-        &self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        existing: &Stat,
-        entry: &Entry,
-    ) -> Result<(), StorageError> {
-        let is_directory = FileType::from_raw_mode(existing.st_mode) == FileType::Directory;
-        let has_room = match self.update.make_room {
-            MakeRoom::Files => !is_directory && entry.kind != Kind::Directory,
-            MakeRoom::EmptyDirectories => {
-                !is_directory
-                    || is_empty(dir, name)
-                        .map_err(|cause| self.error(entry)((Operation::List, cause)))?
-            }
-            MakeRoom::All => true,
-        };
-        if has_room { Ok(()) } else { Err(self.conflict(entry, existing)) }
-    }
-
-    fn conflict(&self, entry: &Entry, existing: &Stat) -> StorageError {
-        let existing = match FileType::from_raw_mode(existing.st_mode) {
-            FileType::Directory => "a directory",
-            FileType::RegularFile => "a file",
-            FileType::Symlink => "a symlink",
-            _ => "a special file",
-        };
-        StorageError::Conflict { path: self.path(entry), existing }
-    }
-
-    /// Makes something under a temporary name, and removes what an earlier run left there.
-    pub fn make_temp(
-        &self,
-        dir: BorrowedFd<'_>,
-        temp: &[u8],
-        make: impl Fn() -> Result<(), Errno>,
-    ) -> Step<()> {
-        let answer = match make() {
-            Err(Errno::EXIST) => rustix::fs::unlinkat(dir, temp, AtFlags::empty())
-                .or_else(|_| rustix::fs::unlinkat(dir, temp, AtFlags::REMOVEDIR))
-                .and_then(|()| make()),
-            answer => answer,
-        };
-        answer.map_err(at(Operation::Create))
-    }
-
     pub fn subject<'a>(&self, entry: &Entry, path: &'a dyn Fn() -> Vec<u8>) -> Subject<'a> {
         Subject { id: entry.id, path }
     }
@@ -294,15 +258,4 @@ pub fn created(entry: &Entry) -> Placed {
         Kind::File(_) => Placed::Wanted(Changes::CREATED_WITH_CONTENT),
         _ => Placed::Settled(Changes::CREATED_WITH_CONTENT),
     }
-}
-
-/// Whether a directory has nothing in it.
-fn is_empty(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
-    let list = rustix::fs::Dir::new(beneath::open_child(dir, name, OFlags::RDONLY)?)?;
-    for item in list {
-        if !matches!(item?.file_name().to_bytes(), b"." | b"..") {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }

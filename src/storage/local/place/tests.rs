@@ -19,7 +19,7 @@ use super::*;
 use crate::protocol::chunk::{ByteRange, Digest, EntryId};
 use crate::protocol::manifest::Timestamp;
 use crate::protocol::message::{
-    Attribute, Keep, Links, Metadata, Mode, Options, Owner, Preserve, Special, Update,
+    Attribute, Keep, Links, MakeRoom, Metadata, Mode, Options, Owner, Preserve, Special, Update,
 };
 use crate::storage::Sink as _;
 
@@ -125,7 +125,12 @@ fn attribute(name: &[u8], value: &[u8]) -> Attribute {
 }
 
 fn open(path: &Path) -> OwnedFd {
-    rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW, rustix::fs::Mode::empty()).unwrap()
+    rustix::fs::open(
+        path,
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW,
+        rustix::fs::Mode::empty(),
+    )
+    .unwrap()
 }
 
 fn attributes_of(path: &Path) -> Vec<Attribute> {

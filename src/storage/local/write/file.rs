@@ -18,7 +18,7 @@ use crate::protocol::message::{Durability, Entry, Kind};
 use crate::protocol::sparse::{Part, Sparse};
 use crate::storage::local::beneath;
 use crate::storage::local::read::{PIECE_LEN, read_full};
-use crate::storage::local::replace::Fresh;
+use crate::storage::local::replace::{Fresh, look};
 use crate::storage::{Operation, StorageError};
 
 impl TempFile {
@@ -44,7 +44,6 @@ impl TempFile {
 pub struct Existing {
     pub fd: OwnedFd,
     pub stat: Stat,
-    pub is_new: bool,
 }
 
 impl Inner {
@@ -56,7 +55,7 @@ impl Inner {
         {
             self.devices.open(file.stat.st_dev, dir.as_fd());
             let inode = file.stat.st_ino;
-            let file = TempFile::new(file.fd, entry, inode, !file.is_new);
+            let file = TempFile::new(file.fd, entry, inode, true);
             return Ok(SinkFile { inner: Arc::new(TempFile { is_in_place: true, ..file }) });
         }
         let temp = self.temp_name(name);
@@ -77,8 +76,8 @@ impl Inner {
         }
     }
 
-    /// Opens the regular file that has the final name, after a backup of it was made; or makes it
-    /// if there is nothing. `None` if something else has the name, which cannot be written into.
+    /// Opens the regular file that has the final name, after a backup of it was made. `None` if there
+    /// is none that could be written into: what is new gets its name when it is whole.
     pub fn open_in_place(
         &self,
         dir: BorrowedFd<'_>,
@@ -87,7 +86,7 @@ impl Inner {
         entry: &Entry,
     ) -> Result<Option<Existing>, StorageError> {
         let file = open_existing(dir, name, access).map_err(self.error(entry))?;
-        if let Some(file) = file.as_ref().filter(|file| !file.is_new) {
+        if let Some(file) = &file {
             self.copy_to_backup(dir, name, &file.stat, entry)?;
         }
         Ok(file)
@@ -100,7 +99,8 @@ impl Inner {
     ) -> Result<Option<SinkFile>, StorageError> {
         let name = self.name_of(&entry)?;
         let dir = self.parent(&entry)?;
-        let is_in_place = self.update.in_place;
+        // What was made under a temporary name goes on under that.
+        let is_in_place = self.update.in_place && check_inode(dir.as_fd(), name, identity).is_ok();
         let temp = if is_in_place { name.to_vec() } else { self.temp_name(name) };
         // Whatever may have taken the name, opening it must not wait.
         let flags = OFlags::RDWR | OFlags::NONBLOCK;
@@ -251,26 +251,18 @@ impl Inner {
     }
 }
 
-/// Opens a regular file to write into it, or makes it if there is nothing. `None` if it is
-/// something else.
+/// Opens a regular file to write into it. `None` if there is none.
 fn open_existing(dir: BorrowedFd<'_>, name: &[u8], access: OFlags) -> Step<Option<Existing>> {
-    let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Some(stat),
-        Err(Errno::NOENT) => None,
-        Err(cause) => return Err((Operation::Stat, cause)),
-    };
-    let flags = match &stat {
-        None => access | OFlags::CREATE | OFlags::EXCL,
+    match look(dir, name)? {
         // Opening a special file may do something.
-        Some(stat) if !is_file(stat) => return Ok(None),
-        Some(_) => access | OFlags::NONBLOCK,
-    };
-    let fd = beneath::open_name(dir, name, flags, FsMode::RUSR | FsMode::WUSR)
-        .map_err(at(Operation::Open))?;
-    let is_new = stat.is_none();
+        Some(stat) if is_file(&stat) => {}
+        _ => return Ok(None),
+    }
+    let flags = access | OFlags::NONBLOCK;
+    let fd = beneath::open_name(dir, name, flags, FsMode::empty()).map_err(at(Operation::Open))?;
     let stat = rustix::fs::fstat(&fd).map_err(at(Operation::Stat))?;
     if is_file(&stat) {
-        Ok(Some(Existing { fd, stat, is_new }))
+        Ok(Some(Existing { fd, stat }))
     } else {
         Err((Operation::Open, Errno::STALE))
     }

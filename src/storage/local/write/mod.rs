@@ -9,29 +9,31 @@
 mod file;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 pub use file::{create_new, write_all, write_hole};
 
-use super::backup::Backups;
+use super::backup::{self, Backups};
 use super::copy::{CopyState, Pairs};
 use super::delete;
 use super::destination::Destination;
 use super::granularity::Granularity;
 use super::link_dest::LinkDest;
+use super::origin::OriginId;
 use super::owners::Owners;
 use super::place::{DirectoryAcls, Wish};
 use super::read::{LocalSource, PIECE_LEN, take};
+use super::room::Room;
 use super::small::Prepared;
 use super::state::StateDir;
 use super::sync::Devices;
 use super::tree::Tree;
-use super::{STATE_NAME, blocking};
+use super::{STATE_NAME, beneath, blocking};
 use crate::protocol::buffer::Pool;
 use crate::protocol::chunk::{ByteRange, Digest, EntryId, VerifiedChunk, VerifiedFile};
 use crate::protocol::manifest::Name;
@@ -40,7 +42,7 @@ use crate::protocol::message::{
     Preserve, Update,
 };
 use crate::storage::filter::Rules;
-use crate::storage::{NameSet, Operation, Placed, Sink, StorageError};
+use crate::storage::{NameSet, Operation, Placed, Removed, Sink, StorageError};
 
 /// A directory of the local file system, as a [`Sink`].
 #[derive(Clone, Debug)]
@@ -53,6 +55,8 @@ pub struct Inner {
     pub root_path: PathBuf,
     /// `None` only in a dry run.
     pub root: Option<Arc<OwnedFd>>,
+    /// Its device and inode.
+    root_identity: Option<(u64, u64)>,
     pub tree: Tree<Wish>,
     pub job: [u8; 16],
     pub dry_run: bool,
@@ -84,6 +88,12 @@ pub struct Inner {
     pub rules: Rules,
     pub durability: Durability,
     pub backups: Backups,
+    /// What had to go for entries of another type.
+    pub room: Room,
+    /// Whether no earlier run of this job can have left anything.
+    is_first_run: AtomicBool,
+    /// Devices and inodes of the sources, if they are on this machine.
+    sources: OnceLock<Vec<OriginId>>,
     /// The file systems that were written to.
     pub devices: Devices,
     /// Where files are copied from, if that is on this machine.
@@ -170,10 +180,16 @@ impl LocalSink {
             StorageError::io(Operation::SetOwner, destination)(std::io::Error::other(cause))
         })?;
         let link_dest = LinkDest::open(&found.path, &options.update.link_dest)?;
+        if let Some(root) = &root {
+            backup::check(&options.update, root.as_fd())?;
+        }
+        let stat = root.as_ref().and_then(|root| rustix::fs::fstat(root).ok());
+        let missing = missing_link_dests(&found.path, &options.update.link_dest);
         let inner = Inner {
             root_path: found.path,
             tree: Tree::new(root.iter().cloned().collect(), OFlags::PATH),
             root,
+            root_identity: stat.map(|stat| (stat.st_dev, stat.st_ino)),
             job,
             dry_run: options.dry_run,
             preserve: options.preserve.clone(),
@@ -195,6 +211,9 @@ impl LocalSink {
             rules,
             durability: options.durability,
             backups: Backups::default(),
+            room: Room::default(),
+            is_first_run: AtomicBool::new(true),
+            sources: OnceLock::new(),
             devices: Devices::default(),
             source: OnceLock::new(),
             pairs: Pairs::default(),
@@ -202,14 +221,25 @@ impl LocalSink {
             can_name: AtomicBool::new(false),
             no_empty_path: AtomicBool::new(false),
             lock: OnceLock::new(),
-            complaints: Mutex::default(),
+            complaints: Mutex::new(missing),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What comes is from this source, which is not to be lost to a deletion, and is not to find
+    /// the destination among what it has.
+    #[must_use]
+    pub fn beside(self, source: &LocalSource) -> Self {
+        let root = self.inner.root.as_ref().and_then(|root| rustix::fs::fstat(root).ok());
+        source.sink_is_at(root.as_ref());
+        let _ = self.inner.sources.set(source.origin_ids());
+        self
     }
 
     /// Copies from this source by itself: the entries that come are its own.
     #[must_use]
     pub fn with_source(self, source: LocalSource) -> Self {
+        let _ = self.inner.sources.set(source.origin_ids());
         let _ = self.inner.source.set(source);
         self
     }
@@ -233,6 +263,8 @@ impl LocalSink {
     pub async fn open_state(&self) -> Result<StateDir, StorageError> {
         let inner = &self.inner;
         let state = StateDir::open(inner.root.as_ref(), &inner.root_path, inner.job).await?;
+        let is_new = state.journal().metadata().is_ok_and(|journal| journal.len() == 0);
+        inner.is_first_run.store(is_new, Ordering::Relaxed);
         // A duplicate of the descriptor is the same lock (flock(2)).
         if let Ok(lock) = state.journal().try_clone() {
             let _ = inner.lock.set(lock);
@@ -279,7 +311,31 @@ impl Inner {
         format!(".fastsync-{:08x}-", u32::from_be_bytes([a, b, c, d]))
     }
 
-    fn is_temp_name(&self, name: &[u8]) -> bool {
+    /// Whether no earlier run of this job can have left anything.
+    pub fn is_first_run(&self) -> bool {
+        self.is_first_run.load(Ordering::Relaxed)
+    }
+
+    /// Whether something with this device and inode is a source of this run.
+    pub fn is_source(&self, identity: (u64, u64)) -> bool {
+        self.sources().iter().any(|source| source.identity == identity)
+    }
+
+    /// The same, or whether it is the destination itself.
+    pub fn is_in_use(&self, identity: (u64, u64)) -> bool {
+        self.is_source(identity) || self.root_identity == Some(identity)
+    }
+
+    /// Whether some source is no directory.
+    pub fn has_files_in_use(&self) -> bool {
+        self.sources().iter().any(|source| !source.is_directory)
+    }
+
+    fn sources(&self) -> &[OriginId] {
+        self.sources.get().map_or(&[], Vec::as_slice)
+    }
+
+    pub fn is_temp_name(&self, name: &[u8]) -> bool {
         is_any_temp_name(name) && name.starts_with(self.temp_prefix().as_bytes())
     }
 
@@ -448,6 +504,10 @@ impl Sink for LocalSink {
         std::mem::take(&mut *complaints.unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn removed(&self) -> Removed {
+        self.inner.room.take_news()
+    }
+
     fn can_copy(&self) -> bool {
         self.inner.source.get().is_some()
     }
@@ -503,6 +563,17 @@ impl Sink for LocalSink {
     fn path(&self, entry: &Entry) -> Vec<u8> {
         self.inner.path(entry)
     }
+}
+
+/// Complaints about directories to link from that do not exist: all would be copied, silently.
+fn missing_link_dests(destination: &Path, paths: &[Vec<u8>]) -> Vec<(EntryId, StorageError)> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let look = |path: &Vec<u8>| {
+        let full = destination.join(std::ffi::OsStr::from_bytes(path));
+        let cause = beneath::stat_operator(&full, true).err().filter(|it| *it == Errno::NOENT)?;
+        Some((EntryId::ROOT, StorageError::io(Operation::Open, path)(cause)))
+    };
+    paths.iter().filter_map(look).collect()
 }
 
 /// Whether a name is one that a job gives to what is not complete yet.

@@ -262,7 +262,7 @@ async fn swapping_a_directory_all_the_time_does_not_help() {
         let (stop, root) =
             (Arc::clone(&stop), beneath::open_operator(&root, OFlags::PATH).unwrap());
         move || {
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 let flags = rustix::fs::RenameFlags::EXCHANGE;
                 rustix::fs::renameat_with(&root, "dir", &root, "link", flags).unwrap();
             }
@@ -288,7 +288,7 @@ async fn swapping_a_directory_all_the_time_does_not_help() {
         }
         sink.finish().await;
     }
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    stop.store(true, Ordering::Relaxed);
     swapper.join().unwrap();
     assert!(placed > 0);
     assert_eq!(names(&canary), [""; 0]);
@@ -339,8 +339,8 @@ async fn both_ways_to_write_small_files_do_the_same() {
     let temp = tempfile::tempdir().unwrap();
     let sink = sink(temp.path());
     for (id, no_unnamed, no_empty_path) in [(1, false, false), (2, false, true), (3, true, true)] {
-        sink.inner.no_unnamed.store(no_unnamed, std::sync::atomic::Ordering::Relaxed);
-        sink.inner.no_empty_path.store(no_empty_path, std::sync::atomic::Ordering::Relaxed);
+        sink.inner.no_unnamed.store(no_unnamed, Ordering::Relaxed);
+        sink.inner.no_empty_path.store(no_empty_path, Ordering::Relaxed);
         let entry = entry(id, 0, b"file", file_kind(4));
         for data in [&b"data"[..], b"more"] {
             let files = vec![(verified_file(entry.id, data), Arc::clone(&entry))];
@@ -480,8 +480,8 @@ async fn measure_small_files() {
             ("named again", true, false),
         ] {
             let sink = sink(&temp.path().join(name));
-            sink.inner.no_unnamed.store(no_unnamed, std::sync::atomic::Ordering::Relaxed);
-            sink.inner.no_empty_path.store(no_empty_path, std::sync::atomic::Ordering::Relaxed);
+            sink.inner.no_unnamed.store(no_unnamed, Ordering::Relaxed);
+            sink.inner.no_empty_path.store(no_empty_path, Ordering::Relaxed);
             let start = std::time::Instant::now();
             sink.place(entries.clone()).await;
             rate(&format!("{place} {name}: place"), start);
