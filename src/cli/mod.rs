@@ -44,7 +44,7 @@ use thiserror::Error;
 
 use crate::engine;
 use crate::protocol::manifest::Escaped;
-use args::{Arguments, Check, Command, Connecting, Ls, Manifest, Retry, Transfer};
+use args::{Agent, Arguments, Check, Command, Connecting, Ls, Manifest, Retry, Transfer};
 use check::{Comparison, ManifestCheck};
 use flags::{Choosing, Deleting};
 use job::{Plan, Verb};
@@ -83,9 +83,7 @@ pub fn main() -> ExitCode {
         Ok(Command::Check(check)) => run_check(&check),
         Ok(Command::Manifest(manifest)) => run_manifest(&manifest),
         Ok(Command::Retry(retry)) => run_retry(&retry),
-        Ok(Command::Agent) => {
-            run::with_runtime(|runtime| Ok(runtime.block_on(engine::agent::run())))
-        }
+        Ok(Command::Agent(agent)) => run_agent(&agent),
         Err(error) => {
             // That help cannot be printed, because `head` has seen enough, is no failure.
             _ = error.print();
@@ -297,6 +295,19 @@ fn inventory_of(
 ) -> Result<Inventory, UsageError> {
     let mut files = Files::default();
     look::plan_inventory(location, true, None, choosing, connecting, &ENVIRONMENT, &mut files)
+}
+
+/// The end that another fastsync has started.
+fn run_agent(agent: &Agent) -> Result<u8, Refusal> {
+    if agent.digest {
+        let digest = engine::program::own_digest()?;
+        writeln!(io::stdout(), "{digest}")?;
+        return Ok(exit::DONE);
+    }
+    if agent.cached {
+        engine::program::settle();
+    }
+    run::with_runtime(|runtime| Ok(runtime.block_on(engine::agent::run())))
 }
 
 /// An error before there is a screen.

@@ -5,7 +5,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // clippy.toml covers only #[test] functions
 
+mod bootstrap;
 mod cli;
+mod far;
 mod journal;
 mod local;
 mod resume;
