@@ -78,6 +78,15 @@ pub struct Agent {
     /// This program was brought along, and is started in the directory where it was stored
     #[arg(long)]
     pub cached: bool,
+    /// Reach nothing outside of DIR, and take paths as relative to it
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Only send
+    #[arg(long, requires = "root")]
+    pub read_only: bool,
+    /// Only receive
+    #[arg(long, requires = "root", conflicts_with = "read_only")]
+    pub write_only: bool,
 }
 
 /// The flags of push, pull and cp.

@@ -43,6 +43,7 @@ use clap::Parser as _;
 use thiserror::Error;
 
 use crate::engine;
+use crate::engine::agent::{Access, Rights};
 use crate::protocol::manifest::Escaped;
 use args::{Agent, Arguments, Check, Command, Connecting, Ls, Manifest, Retry, Transfer};
 use check::{Comparison, ManifestCheck};
@@ -307,7 +308,17 @@ fn run_agent(agent: &Agent) -> Result<u8, Refusal> {
     if agent.cached {
         engine::program::settle();
     }
-    run::with_runtime(|runtime| Ok(runtime.block_on(engine::agent::run())))
+    let access = match (agent.read_only, agent.write_only) {
+        (true, _) => Access::ReadOnly,
+        (false, true) => Access::WriteOnly,
+        (false, false) => Access::Both,
+    };
+    let rights = match &agent.root {
+        Some(root) => Rights::within(root, access)
+            .map_err(|error| Refusal { text: error.to_string(), code: exit::STARTUP })?,
+        None => Rights::default(),
+    };
+    run::with_runtime(|runtime| Ok(runtime.block_on(engine::agent::run(rights))))
 }
 
 /// An error before there is a screen.

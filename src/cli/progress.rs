@@ -447,7 +447,7 @@ mod tests {
             "{err}"
         );
         assert!(err.contains("note: connected to h: 2 streams over tcp, not encrypted\n"), "{err}");
-        assert!(err.contains("note: installed fastsync 1.2 at h:/c (9.00 MiB)\n"), "{err}");
+        assert!(err.contains("note: installed fastsync 1.2 at h:/c (9.43 MB)\n"), "{err}");
         let (out, err, _) = shown(display(ProgressMode::Plain, 0), all_kinds());
         assert_eq!(out, "c\\xff\n");
         assert!(!err.contains("connected") && !err.contains("channel"), "{err}");
@@ -460,9 +460,10 @@ mod tests {
         let lines: Vec<Value> =
             err.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let events: Vec<_> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
-        let wanted = "connected entry complaint retrying warning warning note note progress";
+        let wanted =
+            "installed connected entry complaint retrying warning warning note note progress";
         assert_eq!(events.join(" "), wanted);
-        assert_eq!((&lines[1]["path"], &lines[1]["outcome"]), (&"d".into(), &"failed".into()));
+        assert_eq!((&lines[2]["path"], &lines[2]["outcome"]), (&"d".into(), &"failed".into()));
         let (_, err, _) = shown(display(ProgressMode::Json, 1), all_kinds());
         assert_eq!(err.matches("\"event\":\"entry\"").count(), 4);
         assert_eq!(err.matches("\"event\":\"deleted\"").count(), 1);

@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::protocol::bootstrap::{LineScanner, Said};
-use crate::protocol::handshake::{MagicScanner, NoMagic};
+use crate::protocol::handshake::{MAGIC, MagicScanner, NoMagic};
 use crate::protocol::message::{Failure, Message, MessageError};
 use crate::protocol::session::{End, Role, State, Unexpected};
 
@@ -65,13 +65,19 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
                 return Err(ControlError::NoAgent { noise: magic.noise().to_vec() });
             }
             let bytes = std::mem::take(&mut self.buffer);
-            if let Some(rest) = magic.push(&bytes)? {
-                self.buffer = rest;
-                return Ok(Greeting::Magic { noise: magic.noise().to_vec() });
-            }
+            let greeted = magic.push(&bytes)?;
+            // Whichever comes first: what is behind a line is for later.
             if let Some((said, end)) = lines.find(magic.noise()) {
                 self.buffer = magic.noise().get(end..).unwrap_or_default().to_vec();
+                if let Some(rest) = greeted {
+                    self.buffer.extend_from_slice(&MAGIC);
+                    self.buffer.extend_from_slice(&rest);
+                }
                 return Ok(Greeting::Script(said));
+            }
+            if let Some(rest) = greeted {
+                self.buffer = rest;
+                return Ok(Greeting::Magic { noise: magic.noise().to_vec() });
             }
         }
     }

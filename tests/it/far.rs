@@ -47,7 +47,7 @@ impl<'a> Far<'a> {
                 home.display(),
             ),
         );
-        let config = sshd().allow(&top.join("key"), &script);
+        let config = sshd().allow(&top.join("key"), script.to_str().unwrap());
         Self { world, name: name.to_owned(), config, target: "arrived".into() }
     }
 

@@ -80,12 +80,12 @@ impl Sshd {
         &self.dir
     }
 
-    /// Lets in whoever has a new key, to run nothing but a program. Returns the configuration for
+    /// Lets in whoever has a new key, to run nothing but this command. Returns the configuration for
     /// `ssh -F` with this key.
-    pub fn allow(&self, key: &Path, program: &Path) -> PathBuf {
+    pub fn allow(&self, key: &Path, command: &str) -> PathBuf {
         make_key(key);
         let public = fs::read_to_string(key.with_extension("pub")).unwrap();
-        let line = format!("command=\"{}\" {public}", program.display());
+        let line = format!("restrict,command=\"{command}\" {public}");
         let file = fs::OpenOptions::new().append(true).open(self.dir.join("authorized_keys"));
         file.unwrap().write_all(line.as_bytes()).unwrap();
         let configuration = fs::read_to_string(self.config()).unwrap();
