@@ -66,7 +66,27 @@ pub enum Command {
     Retry(Box<Retry>),
     /// Serve one session on standard input and output; started by fastsync itself on the other host
     #[command(hide = true)]
-    Agent,
+    Agent(Agent),
+}
+
+/// The flags of the agent.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Agent {
+    /// Print the BLAKE3 hash of this program, and serve nothing
+    #[arg(long, exclusive = true)]
+    pub digest: bool,
+    /// This program was brought along, and is started in the directory where it was stored
+    #[arg(long)]
+    pub cached: bool,
+    /// Reach nothing outside of DIR, and take paths as relative to it
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Only send
+    #[arg(long, requires = "root")]
+    pub read_only: bool,
+    /// Only receive
+    #[arg(long, requires = "root", conflicts_with = "read_only")]
+    pub write_only: bool,
 }
 
 /// The flags of push, pull and cp.
@@ -194,6 +214,9 @@ pub struct Connecting {
     /// Configuration file [default: ~/.config/fastsync/config.toml]
     #[arg(long, value_name = "FILE", help_heading = "Transfer")]
     pub config: Option<PathBuf>,
+    /// Store nothing on the other host, and use nothing that was stored there
+    #[arg(long, conflicts_with_all = ["bootstrap", "agent_binary"], help_heading = "Transfer")]
+    pub no_bootstrap: bool,
     #[command(flatten)]
     pub ssh: Ssh,
 }

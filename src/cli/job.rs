@@ -15,8 +15,8 @@ use super::mapping::Mapping;
 use super::meaning;
 use super::rules::Files;
 use super::settings::{Environment, Settings};
-use super::units::{ProgressMode, ResumeMode};
-use crate::engine::job::{Direction, Host, Job, Launch, Place, TransferConfig};
+use super::units::{ProgressMode, ResumeMode, Switch};
+use crate::engine::job::{Bootstrap, Direction, Host, Job, Launch, Place, TransferConfig};
 use crate::protocol::message::Resume;
 
 /// A job, and what to show of it.
@@ -103,7 +103,10 @@ pub fn job(
     flags.resume = resume.or(flags.resume);
     let host = host(&direction).map(|host| host.name.as_str());
     let settings = config.resolve(flags, Settings::from_environment(environment)?, host)?;
-    let launch = launch(connecting.ssh.clone(), &settings, environment);
+    let mut launch = launch(connecting.ssh.clone(), &settings, environment);
+    if connecting.no_bootstrap {
+        launch.bootstrap = Bootstrap::Forbidden;
+    }
     let config: TransferConfig = settings.to_config();
     Ok(Job { direction, paths: None, launch, config })
 }
@@ -266,6 +269,11 @@ fn launch(ssh: Ssh, settings: &Settings, environment: &Environment<'_>) -> Launc
         ssh_program: ssh.program.or_else(|| environment.raw("FASTSYNC_SSH").map(PathBuf::from)),
         ssh_arguments: arguments,
         agent_path: settings.agent_path.clone().map(|path| path.0),
+        bootstrap: match settings.bootstrap {
+            Some(Switch(false)) => Bootstrap::Forbidden,
+            Some(Switch(true)) | None => Bootstrap::Allowed,
+        },
+        agent_binary: settings.agent_binary.clone(),
         local_program: None,
     }
 }

@@ -45,8 +45,9 @@ use clap::Parser as _;
 use thiserror::Error;
 
 use crate::engine;
+use crate::engine::agent::{Access, Rights};
 use crate::protocol::manifest::Escaped;
-use args::{Arguments, Check, Command, Connecting, Ls, Manifest, Retry, Transfer};
+use args::{Agent, Arguments, Check, Command, Connecting, Ls, Manifest, Retry, Transfer};
 use check::{Comparison, ManifestCheck};
 use flags::{Choosing, Deleting};
 use job::{Plan, Verb};
@@ -86,9 +87,7 @@ pub fn main() -> ExitCode {
         Ok(Command::Check(check)) => run_check(&check),
         Ok(Command::Manifest(manifest)) => run_manifest(&manifest),
         Ok(Command::Retry(retry)) => run_retry(&retry),
-        Ok(Command::Agent) => {
-            run::with_runtime(|runtime| Ok(runtime.block_on(engine::agent::run())))
-        }
+        Ok(Command::Agent(agent)) => run_agent(&agent),
         Err(error) => {
             // That help cannot be printed, because `head` has seen enough, is no failure.
             _ = error.print();
@@ -313,6 +312,29 @@ fn inventory_of(
 ) -> Result<Inventory, UsageError> {
     let mut files = Files::default();
     look::plan_inventory(location, true, None, choosing, connecting, &ENVIRONMENT, &mut files)
+}
+
+/// The end that another fastsync has started.
+fn run_agent(agent: &Agent) -> Result<u8, Refusal> {
+    if agent.digest {
+        let digest = engine::program::own_digest()?;
+        writeln!(io::stdout(), "{digest}")?;
+        return Ok(exit::DONE);
+    }
+    if agent.cached {
+        engine::program::settle();
+    }
+    let access = match (agent.read_only, agent.write_only) {
+        (true, _) => Access::ReadOnly,
+        (false, true) => Access::WriteOnly,
+        (false, false) => Access::Both,
+    };
+    let rights = match &agent.root {
+        Some(root) => Rights::within(root, access)
+            .map_err(|error| Refusal { text: error.to_string(), code: exit::STARTUP })?,
+        None => Rights::default(),
+    };
+    run::with_runtime(|runtime| Ok(runtime.block_on(engine::agent::run(rights))))
 }
 
 /// An error before there is a screen.

@@ -15,7 +15,7 @@ use super::screen::{Line, Screen};
 use super::stats::Counts;
 use super::text::{bytes, duration, plural, rate};
 use super::units::ProgressMode;
-use crate::engine::event::{Connection, EntryReport, Event, Progress};
+use crate::engine::event::{Connection, EntryReport, Event, Installed, Progress};
 use crate::protocol::message::{Failure, Outcome};
 
 /// What a subcommand makes of what the engine tells.
@@ -159,6 +159,7 @@ impl Monitor {
 
     fn handle(&mut self, event: Event) {
         match event {
+            Event::Installed(installed) => self.installed(&installed),
             Event::Connected(connection) => self.connected(connection),
             Event::Ended(entry) => self.ended(&entry),
             Event::Deleted { path, is_directory } => self.deleted(&path, is_directory),
@@ -177,6 +178,16 @@ impl Monitor {
             Event::Note(text) => {
                 text.lines().filter(|line| !line.is_empty()).for_each(|it| self.screen.note(it));
             }
+        }
+    }
+
+    fn installed(&mut self, installed: &Installed) {
+        let Installed { version, host, path, size } = installed;
+        if self.screen.is_json() {
+            self.screen.json(&Line::Installed { version, host, path, size: *size });
+        } else {
+            let size = bytes(*size);
+            self.screen.note(&format!("installed fastsync {version} at {host}:{path} ({size})"));
         }
     }
 
@@ -402,7 +413,9 @@ mod tests {
     fn all_kinds() -> Vec<Event> {
         let connection =
             Connection { transport: "tcp", streams: 2, peer: "h".into(), encrypted: false };
+        let (version, host, path) = ("1.2".into(), "h".into(), "/c".into());
         vec![
+            Event::Installed(Installed { version, host, path, size: 9 << 20 }),
             Event::Connected(connection),
             ended(b"a\n", Outcome::Done(Changes::CREATED)),
             ended(b"b", Outcome::Skipped),
@@ -437,6 +450,7 @@ mod tests {
             "{err}"
         );
         assert!(err.contains("note: connected to h: 2 streams over tcp, not encrypted\n"), "{err}");
+        assert!(err.contains("note: installed fastsync 1.2 at h:/c (9.43 MB)\n"), "{err}");
         let (out, err, _) = shown(display(ProgressMode::Plain, 0), all_kinds());
         assert_eq!(out, "c\\xff\n");
         assert!(!err.contains("connected") && !err.contains("channel"), "{err}");
@@ -449,9 +463,10 @@ mod tests {
         let lines: Vec<Value> =
             err.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let events: Vec<_> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
-        let wanted = "connected entry complaint retrying warning warning note note progress";
+        let wanted =
+            "installed connected entry complaint retrying warning warning note note progress";
         assert_eq!(events.join(" "), wanted);
-        assert_eq!((&lines[1]["path"], &lines[1]["outcome"]), (&"d".into(), &"failed".into()));
+        assert_eq!((&lines[2]["path"], &lines[2]["outcome"]), (&"d".into(), &"failed".into()));
         let (_, err, _) = shown(display(ProgressMode::Json, 1), all_kinds());
         assert_eq!(err.matches("\"event\":\"entry\"").count(), 4);
         assert_eq!(err.matches("\"event\":\"deleted\"").count(), 1);

@@ -229,7 +229,7 @@ impl Earlier {
             | Command::Check(_)
             | Command::Manifest(_)
             | Command::Retry(_)
-            | Command::Agent => Err(UsageError::new("its command transfers nothing")),
+            | Command::Agent(_) => Err(UsageError::new("its command transfers nothing")),
         }
     }
 }

@@ -21,6 +21,7 @@ use super::units::ProgressMode;
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Line<'a> {
+    Installed { version: &'a str, host: &'a str, path: &'a str, size: u64 },
     Connected { peer: &'a str, transport: &'a str, streams: u16, encrypted: bool },
     Progress(&'a View),
     Entry(&'a EntryLine<'a>),

@@ -2,6 +2,7 @@
 //! configuration file, and the order in which they prevail.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
@@ -70,6 +71,12 @@ pub struct Settings {
     /// The fastsync program on the other host [default: fastsync, from its search path]
     #[arg(long, value_name = "PATH")]
     pub agent_path: Option<AgentPath>,
+    /// Where it has none, store this program in a cache directory there, on or off [default: on]
+    #[arg(long, value_name = "SWITCH")]
+    pub bootstrap: Option<Switch>,
+    /// The program to store there, for another kind of machine [default: this one]
+    #[arg(long, value_name = "FILE")]
+    pub agent_binary: Option<PathBuf>,
     /// Files only: there is one checksum, and so no flag for it.
     #[arg(skip)]
     pub checksum: Option<Checksum>,
@@ -93,6 +100,8 @@ impl Settings {
             congestion: environment.value("FASTSYNC_CONGESTION")?,
             profile: environment.text("FASTSYNC_PROFILE")?,
             agent_path: environment.value("FASTSYNC_AGENT_PATH")?,
+            bootstrap: environment.value("FASTSYNC_BOOTSTRAP")?,
+            agent_binary: environment.raw("FASTSYNC_AGENT_BINARY").map(Into::into),
             checksum: None,
         })
     }
@@ -131,6 +140,8 @@ impl Settings {
             congestion: self.congestion.or(lower.congestion),
             profile: self.profile.or(lower.profile),
             agent_path: self.agent_path.or(lower.agent_path),
+            bootstrap: self.bootstrap.or(lower.bootstrap),
+            agent_binary: self.agent_binary.or(lower.agent_binary),
             checksum: self.checksum.or(lower.checksum),
         }
     }
@@ -210,6 +221,8 @@ mod tests {
             ("FASTSYNC_CONGESTION", "bbr"),
             ("FASTSYNC_PROFILE", "wan"),
             ("FASTSYNC_AGENT_PATH", "/opt/f"),
+            ("FASTSYNC_BOOTSTRAP", "off"),
+            ("FASTSYNC_AGENT_BINARY", "/opt/g"),
         ];
         let lookup = |name: &str| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).into())
@@ -217,6 +230,8 @@ mod tests {
         let settings = Settings::from_environment(&Environment(&lookup)).unwrap();
         assert_eq!(settings.profile.as_deref(), Some("wan"));
         assert_eq!(settings.agent_path.as_ref().unwrap().0, "/opt/f");
+        assert_eq!(settings.bootstrap, Some(Switch(false)));
+        assert_eq!(settings.agent_binary.as_deref(), Some("/opt/g".as_ref()));
         let wanted = TransferConfig {
             streams: 3,
             chunk_size: "1M".parse::<ChunkBytes>().unwrap().0,

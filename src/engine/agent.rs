@@ -2,36 +2,117 @@
 //! ends with its client.
 
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::Stdin;
 use tokio::task::JoinSet;
 
+use super::client::absolute;
 use super::control::{ControlError, Inbox, Outbox, Pulse, outbox};
 use super::event::Progress;
 use super::session::{Channels, Observer, SessionError};
 use super::{here, send};
 use crate::protocol::chunk::Digest;
 use crate::protocol::handshake::{self, ChannelKeys, MAGIC, VERSIONS, common_version, transcript};
-use crate::protocol::message::{Accept, FailureCode, Hello, Message, Open, Task};
+use crate::protocol::manifest::Escaped;
+use crate::protocol::message::{
+    Accept, Failure, FailureCode, Hello, Links, Message, Open, Options, Task,
+};
 use crate::protocol::session::End;
 use crate::ssh;
-use crate::storage::local::LocalSource;
+use crate::storage::StorageError;
+use crate::storage::local::{LocalSource, confine};
 use crate::transport::tcp::{Channel, ChannelConfig, Listener};
 use crate::transport::tls::Identity;
 
+/// What a client may ask for, as the host's operator has it (SEC-10).
+#[derive(Clone, Debug, Default)]
+pub struct Rights {
+    /// Nothing outside of this directory; paths are relative to it, and not to the home directory.
+    root: Option<PathBuf>,
+    /// The same directory as the operator called it, symlinks included.
+    named: PathBuf,
+    access: Access,
+}
+
+/// Which way data may go.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Access {
+    #[default]
+    Both,
+    /// The agent only sends.
+    ReadOnly,
+    /// The agent only receives.
+    WriteOnly,
+}
+
+impl Rights {
+    /// Confines this process to a directory.
+    ///
+    /// # Errors
+    ///
+    /// If the directory cannot be entered, or the kernel cannot confine a process to it.
+    pub fn within(root: &Path, access: Access) -> Result<Self, StorageError> {
+        Ok(Self { root: Some(confine(root)?), named: absolute(root), access })
+    }
+
+    /// Says why something that was asked for is not allowed.
+    fn check(&self, task: &Task, options: &Options) -> Result<(), Failure> {
+        let refused = |text: &str| Err(Failure::new(FailureCode::Permission, text));
+        match (task, self.access) {
+            (Task::Receive { .. }, Access::ReadOnly) => {
+                refused("the other host lets this key only read (--read-only)")
+            }
+            (Task::Send { .. }, Access::WriteOnly) => {
+                refused("the other host lets this key only write (--write-only)")
+            }
+            (Task::Send { .. }, Access::ReadOnly) if options.remove_source_files => {
+                refused("the other host lets this key only read, and not remove source files")
+            }
+            (Task::Send { .. }, _)
+                if self.root.is_some()
+                    && matches!(options.select.links, Links::Follow | Links::FollowUnsafe) =>
+            {
+                refused(
+                    "the other host lets this key follow no symlinks: leave out -L and the like",
+                )
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A path as the user meant it: relative ones begin at the home directory, as for scp, or at
+    /// what takes its place.
+    fn path(&self, path: &[u8]) -> Result<PathBuf, Failure> {
+        let Some(root) = &self.root else {
+            return Ok(below(&std::env::home_dir().unwrap_or_default(), path));
+        };
+        for own in [root, &self.named] {
+            let full = below(own, path);
+            if let Ok(rest) = full.strip_prefix(own) {
+                let slash = path.ends_with(b"/");
+                let rest = [rest.as_os_str().as_bytes(), if slash { b"/" } else { b"" }].concat();
+                return Ok(below(root, &rest));
+            }
+        }
+        let text =
+            format!("{} is outside of what the other host lets this key reach", Escaped(path));
+        Err(Failure::new(FailureCode::Permission, text))
+    }
+}
+
 /// Serves one session on standard input and output. Returns the process's exit code: 0 only if the
 /// session came to its agreed end.
-pub async fn run() -> u8 {
+pub async fn run(rights: Rights) -> u8 {
     let pulse = Pulse::new();
     watch_over(pulse.clone());
     let inbox = Inbox::new(tokio::io::stdin(), End::Agent, CLIENT_SILENCE, pulse);
     let (outbox, writing) = outbox(tokio::io::stdout());
     let mut writer = JoinSet::new();
     writer.spawn(writing);
-    let result = serve(inbox, outbox.clone()).await;
+    let result = serve(&rights, inbox, outbox.clone()).await;
     if let Some(failure) = result.as_ref().err().and_then(SessionError::to_tell) {
         let _ = outbox.say(&Message::Abort(failure));
     }
@@ -53,7 +134,11 @@ fn watch_over(pulse: Pulse) {
     });
 }
 
-async fn serve(mut inbox: Inbox<Stdin>, outbox: Outbox) -> Result<(), SessionError> {
+async fn serve(
+    rights: &Rights,
+    mut inbox: Inbox<Stdin>,
+    outbox: Outbox,
+) -> Result<(), SessionError> {
     let identity = Identity::generate().map_err(SessionError::bug)?;
     let hello = handshake::hello(here::random()?, identity.certificate().to_vec());
     let hello = Message::Hello(hello).encode().map_err(SessionError::bug)?;
@@ -70,13 +155,18 @@ async fn serve(mut inbox: Inbox<Stdin>, outbox: Outbox) -> Result<(), SessionErr
     }
     let transcript = transcript(&hello, &their_bytes);
     match inbox.next().await? {
-        Message::Open(open) => obey(*open, theirs, identity, transcript, inbox, outbox).await,
+        Message::Open(open) => {
+            open.options.check().map_err(SessionError::violation)?;
+            rights.check(&open.task, &open.options).map_err(SessionError::Local)?;
+            obey(rights, *open, theirs, identity, transcript, inbox, outbox).await
+        }
         Message::Abort(failure) => Err(ControlError::Aborted(failure).into()),
         _ => Err(SessionError::violation("the client opened nothing")),
     }
 }
 
 async fn obey(
+    rights: &Rights,
     open: Open,
     client: Hello,
     identity: Identity,
@@ -85,7 +175,6 @@ async fn obey(
     outbox: Outbox,
 ) -> Result<(), SessionError> {
     let options = open.options;
-    options.check().map_err(SessionError::violation)?;
     let listener = Listener::bind(options.port_range, options.loopback, &options.sockets)
         .map_err(|error| SessionError::local(FailureCode::Startup, error.to_string()))?;
     let config = ChannelConfig {
@@ -101,10 +190,10 @@ async fn obey(
     let observer = Observer::new(Arc::new(Progress::default()), None);
     match open.task {
         Task::Receive { destination } => {
+            let destination = rights.path(&destination).map_err(SessionError::Local)?;
             outbox.say(&Message::Accept(accept)).map_err(SessionError::bug)?;
             let mut tasks = JoinSet::new();
             let channels = accepted(listener, config, &mut tasks, Channel::into_receiver);
-            let destination = from_home(&destination);
             let path = destination.as_os_str().as_bytes();
             let (inbox, job) = (&mut inbox, open.job);
             here::receive_into(path, job, inbox, outbox, channels, options, observer, None).await?;
@@ -113,7 +202,9 @@ async fn obey(
             return Err(SessionError::violation("there is nothing to send (SES-8)"));
         }
         Task::Send { sources } => {
-            let sources: Vec<PathBuf> = sources.iter().map(|path| from_home(path)).collect();
+            let sources: Result<Vec<PathBuf>, _> =
+                sources.iter().map(|path| rights.path(path)).collect();
+            let sources = sources.map_err(SessionError::Local)?;
             let accept = Message::Accept(accept);
             let open = |paths| {
                 LocalSource::open(&sources, &options, paths)
@@ -189,13 +280,12 @@ fn addresses() -> Vec<String> {
     ssh::server_address(&connection).iter().map(ToString::to_string).collect()
 }
 
-/// A path as the user meant it: relative ones begin at the home directory, as for scp.
-fn from_home(path: &[u8]) -> PathBuf {
-    let path = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
-    let home = std::env::home_dir().unwrap_or_default();
+/// A path below a directory, unless it begins at the root.
+fn below(directory: &Path, path: &[u8]) -> PathBuf {
+    let path = Path::new(std::ffi::OsStr::from_bytes(path));
     let below = path.strip_prefix("~").unwrap_or(path);
     // Joining would drop a trailing slash, which means something.
-    let mut joined = home.join(below).into_os_string();
+    let mut joined = directory.join(below).into_os_string();
     if path.as_os_str().as_bytes().ends_with(b"/") && !joined.as_bytes().ends_with(b"/") {
         joined.push("/");
     }

@@ -1,7 +1,6 @@
 //! The end that the user started: logs in, starts the agent, opens the data channels, and plays its
 //! role until the end.
 
-use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
@@ -11,21 +10,19 @@ use std::time::Duration;
 use tokio::process::ChildStdout;
 use tokio::task::JoinSet;
 
-use super::control::{ControlError, Inbox, Outbox, Pulse, outbox};
+use super::control::{ControlError, Inbox, Outbox, outbox};
 use super::dial::Dialler;
 use super::event::{Connection, Event};
 use super::job::{Direction, Host, Job, Place};
+use super::launch::{self, AgentGreeting, Launched, Launcher};
 use super::receive::ReceiverEnd;
 use super::send::SenderEnd;
 use super::session::{Observer, SessionError};
 use super::{EngineError, here, inventory, receive, send};
-use crate::protocol::handshake::{self, ChannelKeys, VERSIONS, common_version, transcript};
-use crate::protocol::manifest::{Escaped, Totals};
-use crate::protocol::message::{
-    Accept, Deletions, Failure, FailureCode, Hello, Message, Open, Options, Secret, Task,
-};
+use crate::protocol::handshake::{self, ChannelKeys, transcript};
+use crate::protocol::manifest::Totals;
+use crate::protocol::message::{Accept, Deletions, Message, Open, Options, Secret, Task};
 use crate::protocol::session::{End, Role};
-use crate::ssh::{self, Login, Process};
 use crate::storage::local::LocalSource;
 use crate::transport::tcp::{Channel, ChannelConfig};
 use crate::transport::tls::Identity;
@@ -50,16 +47,15 @@ pub struct Failed {
 pub async fn run_session(job: &Job, observer: &Observer) -> Result<SessionEnd, Failed> {
     let early = |error| Failed { error, established: false };
     let plan = Plan::new(job).map_err(early)?;
-    let (mut process, login) = plan.start(job).map_err(early)?;
-    let (stdin, stdout) = process
-        .take_streams()
-        .ok_or_else(|| early(plan.not_startable("its input and output could not be connected")))?;
+    let (host, me) = (plan.host.as_ref(), End::Client(plan.role()));
+    let launched = Launcher { launch: &job.launch, host, me, observer }.launch().await;
+    let launched = launched.map_err(early)?;
+    let Launched { mut process, stdin, inbox, greeting, resolved } = launched;
     let (outbox, writing) = outbox(stdin);
     let mut writer = JoinSet::new();
     writer.spawn(writing);
-    let inbox = Inbox::new(stdout, End::Client(plan.role()), LOGIN_PATIENCE, Pulse::new());
     let mut session =
-        Session { plan, inbox, outbox, login, observer: observer.clone(), established: false };
+        Session { plan, inbox, outbox, observer: observer.clone(), established: false };
     // A receiver stops by itself, because it has something to put in order first.
     let grace = match session.plan.role() {
         Role::Sender => Duration::ZERO,
@@ -70,7 +66,7 @@ pub async fn run_session(job: &Job, observer: &Observer) -> Result<SessionEnd, F
         tokio::time::sleep(grace).await;
     };
     let result = tokio::select! {
-        result = session.run() => result,
+        result = session.run(greeting, resolved) => result,
         () = stopped => Err(SessionError::interrupted()),
     };
     let established = session.established;
@@ -94,7 +90,7 @@ pub async fn run_session(job: &Job, observer: &Observer) -> Result<SessionEnd, F
         })),
         Err(error) => {
             let exit = status.and_then(|status| status.code());
-            Err(failed(plan.explain(&error, exit, &process.complaints())))
+            Err(failed(launch::explain(&plan.host_name(), &error, exit, &process.complaints())))
         }
     }
 }
@@ -181,94 +177,6 @@ impl Plan {
     fn host_name(&self) -> String {
         self.host.as_ref().map_or_else(|| "this machine".to_owned(), |host| host.name.clone())
     }
-
-    fn not_startable(&self, cause: impl std::fmt::Display) -> EngineError {
-        let cause = cause.to_string();
-        EngineError::AgentNotStartable { host: self.host_name(), cause }
-    }
-
-    fn start(&self, job: &Job) -> Result<(Process, Option<Login>), EngineError> {
-        let launch = &job.launch;
-        let Some(host) = &self.host else {
-            let program = match &launch.local_program {
-                Some(program) => program.clone(),
-                None => std::env::current_exe().map_err(|cause| self.not_startable(cause))?,
-            };
-            let process = ssh::start_locally(program.as_os_str(), &["agent"])
-                .map_err(|cause| self.not_startable(cause))?;
-            return Ok((process, None));
-        };
-        let login = Login {
-            program: launch.ssh_program.clone().map_or_else(|| OsString::from("ssh"), Into::into),
-            arguments: launch.ssh_arguments.clone(),
-            host: host.name.clone(),
-            user: host.user.clone(),
-            port: host.port,
-        };
-        let agent = launch.agent_path.as_deref().unwrap_or("fastsync");
-        let process = login.start(&format!("{} agent", ssh::quote(agent))).map_err(|cause| {
-            EngineError::AgentNotStartable {
-                host: host.name.clone(),
-                cause: format!("cannot run {}: {cause}", Escaped(login.program.as_bytes())),
-            }
-        })?;
-        Ok((process, Some(login)))
-    }
-
-    /// Turns what the session saw, ssh's exit code and its complaints into an error for people.
-    fn explain(&self, error: &SessionError, exit: Option<i32>, complaints: &str) -> EngineError {
-        let host = self.host_name();
-        let said = if complaints.is_empty() {
-            String::new()
-        } else {
-            format!(" ({})", Escaped(complaints.as_bytes()))
-        };
-        let control = match error {
-            SessionError::Local(failure) if failure.code == FailureCode::Interrupted => {
-                return EngineError::Interrupted;
-            }
-            SessionError::Local(failure) if failure.code == FailureCode::Disconnected => {
-                return EngineError::Disconnected { host, cause: failure.text().to_owned() };
-            }
-            SessionError::Local(failure) => return EngineError::Session(failure.clone()),
-            SessionError::Control(control) => control,
-        };
-        match &**control {
-            ControlError::NoAgent { noise } => self.explain_no_agent(noise, exit, complaints),
-            ControlError::NoMagic(cause) => self.not_startable(cause),
-            ControlError::Aborted(failure) => EngineError::Session(failure.clone()),
-            cause @ (ControlError::Ended | ControlError::Silent(_) | ControlError::Read(_)) => {
-                EngineError::Disconnected { host, cause: format!("{cause}{said}") }
-            }
-            cause @ (ControlError::Message(_)
-            | ControlError::Unexpected(_)
-            | ControlError::Violation(_)) => {
-                let text =
-                    format!("{host} and this end do not understand each other: {cause}{said}");
-                EngineError::Session(Failure::new(FailureCode::Violation, text))
-            }
-        }
-    }
-
-    fn explain_no_agent(&self, noise: &[u8], exit: Option<i32>, complaints: &str) -> EngineError {
-        let host = self.host_name();
-        let said = Escaped(complaints.as_bytes()).to_string();
-        let refusals =
-            ["Permission denied", "Host key verification failed", "Too many authentication"];
-        match exit {
-            Some(255) if refusals.iter().any(|text| complaints.contains(text)) => {
-                EngineError::Authentication { host, cause: said }
-            }
-            Some(255) => EngineError::Disconnected { host, cause: said },
-            Some(126 | 127) => self.not_startable(format!(
-                "{said}; install fastsync there, or name it with --agent-path"
-            )),
-            _ => {
-                let noise = &noise[noise.len().saturating_sub(500)..];
-                self.not_startable(format!("no agent answered: {said}{}", Escaped(noise)))
-            }
-        }
-    }
 }
 
 /// A session in the making, and under way.
@@ -276,35 +184,21 @@ struct Session {
     plan: Plan,
     inbox: Inbox<ChildStdout>,
     outbox: Outbox,
-    login: Option<Login>,
     observer: Observer,
     established: bool,
 }
 
 impl Session {
-    async fn run(&mut self) -> Result<SessionEnd, SessionError> {
-        let resolved = async {
-            match &self.login {
-                Some(login) => login.resolved_host().await,
-                None => None,
-            }
-        };
-        let (noise, resolved) = tokio::join!(self.inbox.find_magic(), resolved);
-        let noise = noise?;
-        if !noise.is_empty() {
-            let text = format!("the remote shell printed: {}", Escaped(&noise));
-            self.observer.tell(Event::Note(text));
-        }
-        self.inbox.set_silence(AGENT_SILENCE);
-        let (theirs, their_bytes) = self.inbox.next_encoded().await?;
-        let Message::Hello(theirs) = theirs else {
-            return Err(SessionError::violation("the agent did not introduce itself"));
-        };
+    async fn run(
+        &mut self,
+        greeting: AgentGreeting,
+        resolved: Option<String>,
+    ) -> Result<SessionEnd, SessionError> {
+        let AgentGreeting { hello: theirs, encoded: their_bytes } = greeting;
         let identity = Identity::generate().map_err(SessionError::bug)?;
         let mine = handshake::hello(here::random()?, identity.certificate().to_vec());
         let mine = Message::Hello(mine).encode().map_err(SessionError::bug)?;
         let transcript = transcript(&their_bytes, &mine);
-        check_version(&theirs)?;
         let channel_secret = Secret(here::random()?);
         let open = Open {
             task: self.plan.task.clone(),
@@ -458,23 +352,6 @@ async fn alongside<T>(
     }
 }
 
-fn check_version(theirs: &Hello) -> Result<(), SessionError> {
-    if common_version(VERSIONS, theirs.versions).is_some() {
-        return Ok(());
-    }
-    let text = format!(
-        "this fastsync ({}) speaks protocol versions {}-{}, the agent ({}) {}-{}: install the same \
-         version on both hosts",
-        env!("CARGO_PKG_VERSION"),
-        VERSIONS.0,
-        VERSIONS.1,
-        Escaped(theirs.build.as_bytes()),
-        theirs.versions.0,
-        theirs.versions.1
-    );
-    Err(SessionError::local(FailureCode::Version, text))
-}
-
 /// Names a job by what is copied where, so that the same command finds its journal again.
 pub fn job_name(names: &[Vec<u8>]) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new_derive_key("fastsync 1 job");
@@ -507,11 +384,5 @@ fn absolute_bytes(path: &[u8]) -> Vec<u8> {
 /// How much one message says of a list of paths, in bytes: a path is at most 4,096 long.
 const MAX_PATHS_LEN: usize = 512 << 10;
 
-/// How long a person may take to log in.
-const LOGIN_PATIENCE: Duration = Duration::from_mins(10);
-
-/// How long the agent may be silent before the connection counts as lost (SES-7).
-const AGENT_SILENCE: Duration = Duration::from_secs(30);
-
 /// How long the agent may take to end.
-const AGENT_PATIENCE: Duration = Duration::from_secs(10);
+pub const AGENT_PATIENCE: Duration = Duration::from_secs(10);

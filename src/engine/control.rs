@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use crate::protocol::handshake::{MagicScanner, NoMagic};
+use crate::protocol::bootstrap::{LineScanner, Said};
+use crate::protocol::handshake::{MAGIC, MagicScanner, NoMagic};
 use crate::protocol::message::{Failure, Message, MessageError};
 use crate::protocol::session::{End, Role, State, Unexpected};
 
@@ -55,19 +56,37 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
         self.silence = silence;
     }
 
-    /// Reads past the remote shell's noise to the agent's magic, and returns the noise (SES-1).
-    pub async fn find_magic(&mut self) -> Result<Vec<u8>, ControlError> {
-        let mut scanner = MagicScanner::default();
+    /// Reads past the remote shell's noise to the agent's magic (SES-1), or to what the script says
+    /// that looks for an agent (BOOT-2).
+    pub async fn find_greeting(&mut self) -> Result<Greeting, ControlError> {
+        let (mut magic, mut lines) = (MagicScanner::default(), LineScanner::default());
         loop {
-            if self.read_more().await? == 0 {
-                return Err(ControlError::NoAgent { noise: scanner.noise().to_vec() });
+            if self.buffer.is_empty() && self.read_more().await? == 0 {
+                return Err(ControlError::NoAgent { noise: magic.noise().to_vec() });
             }
             let bytes = std::mem::take(&mut self.buffer);
-            if let Some(rest) = scanner.push(&bytes)? {
+            let greeted = magic.push(&bytes)?;
+            // Whichever comes first: what is behind a line is for later.
+            if let Some((said, end)) = lines.find(magic.noise()) {
+                self.buffer = magic.noise().get(end..).unwrap_or_default().to_vec();
+                if let Some(rest) = greeted {
+                    self.buffer.extend_from_slice(&MAGIC);
+                    self.buffer.extend_from_slice(&rest);
+                }
+                return Ok(Greeting::Script(said));
+            }
+            if let Some(rest) = greeted {
                 self.buffer = rest;
-                return Ok(scanner.noise().to_vec());
+                return Ok(Greeting::Magic { noise: magic.noise().to_vec() });
             }
         }
+    }
+
+    /// The peer is gone, and another one will greet on the same stream.
+    pub fn begin_again(&mut self, me: End) {
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        self.state = State::new(me);
     }
 
     /// Waits for the next message that is legal now. `Ok(None)` cannot be: a stream that ends is an
@@ -102,14 +121,31 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
         self.buffer.drain(..self.start);
         self.start = 0;
         self.buffer.reserve(64 << 10);
-        // Counted from the last sign of life: whoever waits for this may begin to wait anew.
-        let left = self.silence.saturating_sub(self.pulse.silence());
-        let read = tokio::time::timeout(left, self.reader.read_buf(&mut self.buffer)).await;
-        let len =
-            read.map_err(|_| ControlError::Silent(self.silence))?.map_err(ControlError::Read)?;
-        self.pulse.beat();
-        Ok(len)
+        loop {
+            // Counted from the last sign of life: whoever waits for this may begin to wait anew.
+            let (left, last) =
+                (self.silence.saturating_sub(self.pulse.silence()), self.pulse.last());
+            match tokio::time::timeout(left, self.reader.read_buf(&mut self.buffer)).await {
+                Ok(read) => {
+                    let len = read.map_err(ControlError::Read)?;
+                    self.pulse.beat();
+                    return Ok(len);
+                }
+                // A sign of life may have been noted meanwhile, such as that an upload goes on.
+                Err(_) if self.pulse.last() != last => {}
+                Err(_) => return Err(ControlError::Silent(self.silence)),
+            }
+        }
     }
+}
+
+/// What a client hears first.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Greeting {
+    /// An agent's, behind what the remote shell printed.
+    Magic { noise: Vec<u8> },
+    /// There is none yet.
+    Script(Said),
 }
 
 /// When the peer was last heard, for a watchdog outside the runtime.
@@ -132,9 +168,11 @@ impl Pulse {
 
     /// How long nothing has come.
     pub fn silence(&self) -> Duration {
-        self.started
-            .elapsed()
-            .saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
+        self.started.elapsed().saturating_sub(self.last())
+    }
+
+    fn last(&self) -> Duration {
+        Duration::from_millis(self.last.load(Ordering::Relaxed))
     }
 }
 
@@ -281,10 +319,27 @@ mod tests {
     async fn a_greeting_is_read_from_behind_noise() {
         let stream = [b"motd\n".to_vec(), handshake::MAGIC.to_vec(), hello()].concat();
         let mut inbox = inbox(&stream);
-        assert_eq!(inbox.find_magic().await.unwrap(), b"motd\n");
+        let noise = b"motd\n".to_vec();
+        assert_eq!(inbox.find_greeting().await.unwrap(), Greeting::Magic { noise });
         let (message, encoded) = inbox.next_encoded().await.unwrap();
         assert!(matches!(message, Message::Hello(_)) && encoded == hello());
         assert!(matches!(inbox.next().await, Err(ControlError::Ended)));
+    }
+
+    /// BOOT-2: whatever comes behind a line, in the same piece or later, is not lost.
+    #[tokio::test]
+    async fn a_scripts_lines_and_a_greeting_may_come_at_once() {
+        let lines = b"motd\n@fastsync-boot send /a\n@fastsync-boot fail b\nmore\n";
+        let stream = [&lines[..], &handshake::MAGIC, &hello()].concat();
+        let mut inbox = inbox(&stream);
+        for said in [Said::Send { directory: "/a".into() }, Said::Cannot { why: "b".into() }] {
+            assert_eq!(inbox.find_greeting().await.unwrap(), Greeting::Script(said));
+        }
+        let noise = b"more\n".to_vec();
+        assert_eq!(inbox.find_greeting().await.unwrap(), Greeting::Magic { noise });
+        assert!(matches!(inbox.next().await.unwrap(), Message::Hello(_)));
+        inbox.begin_again(End::Client(Role::Sender));
+        assert!(matches!(inbox.find_greeting().await, Err(ControlError::NoAgent { .. })));
     }
 
     /// SES-3.

@@ -12,6 +12,8 @@ use crate::protocol::message::{Entry, Failure, Kind, Metadata, Outcome, Special}
 /// Something that happened once.
 #[derive(Clone, Debug)]
 pub enum Event {
+    /// The agent's program was not on the other host, and was stored there.
+    Installed(Installed),
     /// The agent answered and data channels are open.
     Connected(Connection),
     /// An entry has ended.
@@ -28,6 +30,18 @@ pub enum Event {
     Mismatch { what: String },
     /// Something that people may want to know, such as what the remote shell printed.
     Note(String),
+}
+
+/// A program that was brought along.
+#[derive(Clone, Debug)]
+pub struct Installed {
+    /// What it says of itself.
+    pub version: String,
+    pub host: String,
+    /// Where it is on that host.
+    pub path: String,
+    /// In bytes.
+    pub size: u64,
 }
 
 /// How the ends are connected.

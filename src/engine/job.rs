@@ -81,10 +81,24 @@ pub struct Launch {
     pub ssh_program: Option<PathBuf>,
     /// Arguments passed to ssh as they are, such as `-F FILE`, `-J HOST`, `-o OPTION`.
     pub ssh_arguments: Vec<OsString>,
-    /// The agent's binary on the other host; `fastsync` from the search path if `None`.
+    /// The agent's binary on the other host; if `None`, `fastsync` from the search path or, if there is
+    /// none and `bootstrap` allows it, one that is brought along.
     pub agent_path: Option<String>,
+    pub bootstrap: Bootstrap,
+    /// The program that is brought along; the running one if `None`.
+    pub agent_binary: Option<PathBuf>,
     /// This program, to be started as the agent on this machine; the running one if `None`.
     pub local_program: Option<PathBuf>,
+}
+
+/// Whether the agent's program is brought along where it is missing.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Bootstrap {
+    /// It is stored in a cache directory of the other host, for this run and later ones.
+    #[default]
+    Allowed,
+    /// Nothing is stored there, and nothing that was stored is used.
+    Forbidden,
 }
 
 /// How to transfer. [`Default`] is what the command line does without flags.

@@ -14,10 +14,12 @@
 //! 7. [`message`]: the control channel's messages; the only file that knows a serializer.
 //! 8. [`session`]: which message may come when.
 //! 9. [`handshake`]: the magic, the transcript, and how a data channel proves whose it is.
+//! 10. [`bootstrap`]: how an agent that is not there is brought along.
 //!
 //! The specification is in `protocol-spec/`. Where this code and the specification disagree, the
 //! code is wrong.
 
+pub mod bootstrap;
 pub mod buffer;
 pub mod chunk;
 pub mod frame;

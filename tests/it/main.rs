@@ -5,9 +5,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // clippy.toml covers only #[test] functions
 
+mod bootstrap;
 mod cli;
+mod far;
 mod journal;
 mod local;
+mod restricted;
 mod resume;
 mod retry;
 mod ssh;

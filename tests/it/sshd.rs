@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -73,6 +73,28 @@ impl Sshd {
     /// The same with a key that the server does not know.
     pub fn config_of_a_stranger(&self) -> PathBuf {
         self.dir.join("stranger_config")
+    }
+
+    /// Where keys and programs may lie as long as the server runs.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Lets in whoever has a new key, to run nothing but this command. Returns the configuration for
+    /// `ssh -F` with this key.
+    pub fn allow(&self, key: &Path, command: &str) -> PathBuf {
+        make_key(key);
+        let public = fs::read_to_string(key.with_extension("pub")).unwrap();
+        let line = format!("restrict,command=\"{command}\" {public}");
+        let file = fs::OpenOptions::new().append(true).open(self.dir.join("authorized_keys"));
+        file.unwrap().write_all(line.as_bytes()).unwrap();
+        let configuration = fs::read_to_string(self.config()).unwrap();
+        let own = format!("IdentityFile {}/user\n", self.dir.display());
+        let configuration =
+            configuration.replace(&own, &format!("IdentityFile {}\n", key.display()));
+        let path = key.with_extension("config");
+        fs::write(&path, configuration).unwrap();
+        path
     }
 
     /// The home directory at the other end.

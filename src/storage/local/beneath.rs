@@ -1,10 +1,11 @@
 //! The only system calls that resolve paths.
 //!
 //! Two sorts of path exist. The operator's own are resolved as any program does it, symlinks
-//! included. Everything else is resolved below a held directory, without following a symlink and
+//! included, unless the process is confined to a directory (`fence.rs`). Everything else is resolved below a held directory, without following a symlink and
 //! without ever leaving that directory; all other files of this folder only use single names in a
 //! directory that was opened here.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,11 +13,13 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat, Timestamps};
 use rustix::io::Errno;
 
+use super::fence;
+
 /// The longest piece of a path that is given to the kernel at once: below its 4096 with the zero.
 const MAX_PIECE_LEN: usize = 4000;
 
 /// How often an answer "try again" is believed: the kernel gives it when a rename ran meanwhile.
-const MAX_ATTEMPTS: u32 = 1000;
+pub const MAX_ATTEMPTS: u32 = 1000;
 
 /// Set when the kernel was found to be too old for `openat2`.
 static OPENAT2_MISSING: AtomicBool = AtomicBool::new(false);
@@ -25,6 +28,9 @@ const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags
 
 /// Opens the operator's directory. Symlinks are followed.
 pub fn open_operator(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    if let Some(fence) = fence::of_process() {
+        return fence.open(path.as_os_str().as_bytes(), flags | OFlags::DIRECTORY);
+    }
     rustix::io::retry_on_intr(|| {
         let flags = flags | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::openat(CWD, path, flags, Mode::empty())
@@ -33,8 +39,19 @@ pub fn open_operator(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
 
 /// Looks at the operator's path, either following a symlink at its end or not.
 pub fn stat_operator(path: &Path, follow: bool) -> Result<Stat, Errno> {
+    if let Some(fence) = fence::of_process() {
+        return fence.stat(path.as_os_str().as_bytes(), follow);
+    }
     let flags = if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
     rustix::fs::statat(CWD, path, flags)
+}
+
+/// Makes the operator's directory, and those that it is in.
+pub fn make_operator(path: &Path) -> std::io::Result<()> {
+    match fence::of_process() {
+        Some(fence) => Ok(fence.make(path.as_os_str().as_bytes()).map(drop)?),
+        None => std::fs::create_dir_all(path),
+    }
 }
 
 /// Opens a directory by its path below another: components joined by slashes, of any number.
@@ -133,6 +150,9 @@ pub fn open_operator_below(
     path: &[u8],
     make: bool,
 ) -> Result<OwnedFd, Errno> {
+    if let Some(fence) = fence::of_process() {
+        return fence.open_below(base, path, make);
+    }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open = |dir: BorrowedFd<'_>, name: &[u8]| {
         rustix::io::retry_on_intr(|| rustix::fs::openat(dir, name, flags, Mode::empty()))

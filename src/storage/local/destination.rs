@@ -65,8 +65,7 @@ impl Destination {
             Err(Errno::NOENT) if dry_run => None,
             Err(Errno::NOENT) => {
                 is_new = true;
-                std::fs::create_dir_all(path)
-                    .map_err(StorageError::io(Operation::Create, shown))?;
+                beneath::make_operator(path).map_err(StorageError::io(Operation::Create, shown))?;
                 Some(open_root(path).map_err(StorageError::io(Operation::Open, shown))?)
             }
             Err(cause) => return Err(StorageError::io(Operation::Open, shown)(cause)),

@@ -8,6 +8,7 @@
 //! | File | What it holds |
 //! | --- | --- |
 //! | `beneath.rs` | the only system calls that resolve paths |
+//! | `fence.rs` | a directory that a whole process does not leave |
 //! | `tree.rs` | directories by identity: names, paths, open descriptors |
 //! | `origin.rs` | what the operator's source arguments mean |
 //! | `select.rs` | which of the things at a source are meant |
@@ -52,6 +53,7 @@ mod copy;
 mod delete;
 mod destination;
 mod examine;
+mod fence;
 mod granularity;
 mod host;
 mod leftovers;
@@ -93,6 +95,7 @@ mod testing;
 use rustix::fs::{Stat, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
+pub use fence::confine;
 pub use host::{boot_id, raise_file_limit};
 pub use read::{LocalSource, SourceFile};
 pub use state::StateDir;

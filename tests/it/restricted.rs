@@ -1,0 +1,195 @@
+//! Keys that may do one thing in one directory: `command="fastsync agent --root ..."` in
+//! `authorized_keys`, over a real sshd.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use super::sshd::sshd;
+use super::support::{FASTSYNC, Ran, Running, World, assert_same, assert_same_content};
+
+/// A key and what it may reach: `root` in a directory of its own, beside a secret.
+struct Restricted<'a> {
+    world: &'a World,
+    config: PathBuf,
+    root: PathBuf,
+}
+
+impl<'a> Restricted<'a> {
+    fn new(world: &'a World, name: &str, flags: &str) -> Self {
+        let root = world.dir(format!("{name}/root"));
+        world.text(format!("{name}/secret"), "secret");
+        world.text(format!("{name}/root/file"), "there");
+        symlink("..", root.join("out")).unwrap();
+        symlink("../secret", root.join("link")).unwrap();
+        symlink(world.path(name), root.join("absolute")).unwrap();
+        let command = format!("{FASTSYNC} agent --root {} {flags}", root.display());
+        let config = sshd().allow(&world.path(name).join("key"), &command);
+        Self { world, config, root }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ran {
+        let mut command = self.world.fastsync();
+        Running::start(command.args(arguments).arg("-F").arg(&self.config)).wait()
+    }
+
+    #[track_caller]
+    fn refused(&self, arguments: &[&str], text: &str) {
+        self.run(arguments).exits(11).says(text);
+    }
+
+    /// Nothing happened outside.
+    #[track_caller]
+    fn is_whole(&self) {
+        let outside = self.root.parent().unwrap();
+        let mut names: Vec<_> =
+            fs::read_dir(outside).unwrap().map(|it| it.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["key", "key.config", "key.pub", "root", "secret"]);
+        assert_eq!(fs::read_to_string(outside.join("secret")).unwrap(), "secret");
+    }
+}
+
+/// SEC-10.
+#[test]
+fn a_key_that_only_writes_can_only_write_there() {
+    let world = World::new();
+    world.write_everything("src", &[0, 300_000]);
+    let key = Restricted::new(&world, "inbox", "--write-only");
+    for destination in
+        ["testhost:a", "testhost:~/b/c", &format!("testhost:{}/d", key.root.display())]
+    {
+        key.run(&["sync", "--delete", "src/", destination]).exits(0);
+    }
+    for name in ["a", "b/c", "d"] {
+        assert_same(world.path("src"), key.root.join(name));
+    }
+    let outside = "outside of what the other host lets this key reach";
+    key.refused(&["push", "src/", "testhost:/tmp/x"], outside);
+    let sibling = format!("testhost:{}-2", key.root.display());
+    key.refused(&["push", "src/", &sibling], outside);
+    let read = "lets this key only write (--write-only)";
+    key.refused(&["pull", "testhost:file", "back"], read);
+    key.refused(&["ls", "testhost:"], read);
+    key.refused(&["check", "testhost:a", "src"], read);
+    assert!(!world.path("back").exists());
+    key.is_whole();
+}
+
+/// SEC-10: whatever is on the way.
+#[test]
+fn nothing_leads_out_of_the_directory() {
+    let world = World::new();
+    world.write("src/new", 10);
+    world.text("src/secret", "changed");
+    let key = Restricted::new(&world, "both", "");
+    for destination in ["..", "../new", "a/../../new", "out", "out/new", "absolute", "absolute/new"]
+    {
+        let ran = key.run(&["push", "src/", &format!("testhost:{destination}")]);
+        assert!(!ran.status.success(), "{destination}: {ran:?}");
+        ran.says("Permission denied");
+        let ran = key.run(&["push", "src/secret", &format!("testhost:{destination}")]);
+        assert!(!ran.status.success(), "{destination}: {ran:?}");
+        key.is_whole();
+    }
+    for source in ["../secret", "out/secret", "absolute/secret", "out/", "a/../../secret"] {
+        let ran = key.run(&["pull", &format!("testhost:{source}"), "back"]);
+        assert!(!ran.status.success(), "{source}: {ran:?}");
+        ran.says("Permission denied");
+    }
+    key.refused(&["pull", "testhost:/etc/passwd", "back"], "outside of what");
+    // A symlink by its own name is what it is.
+    key.run(&["pull", "testhost:link", "copied/"]).exits(0);
+    assert_eq!(fs::read_link(world.path("copied/link")).unwrap(), Path::new("../secret"));
+    // What follows them is refused, and what is listed is looked for below the source only.
+    for flag in ["-L", "--copy-unsafe-links"] {
+        key.refused(&["pull", flag, "testhost:link", "back"], "follow no symlinks");
+    }
+    world.text("list", "../secret\nout/secret\nfile\n");
+    let ran = key.run(&["pull", "--files-from=list", "testhost:", "listed"]);
+    assert!(!ran.status.success(), "{ran:?}");
+    assert!(world.path("listed/file").exists() && !world.path("listed/secret").exists());
+    assert!(!world.path("listed/out/secret").exists());
+    assert!(!world.path("back").exists());
+}
+
+/// SEC-10: of the other paths that a client may name.
+#[test]
+fn neither_links_nor_backups_nor_rules_leave_the_directory() {
+    let world = World::new();
+    let old = world.text("src/file", "old");
+    let key = Restricted::new(&world, "inbox", "--write-only");
+    key.run(&["push", "src/", "testhost:1"]).exits(0);
+    // Beside the destination is inside.
+    key.run(&["push", "--link-dest=../1", "src/", "testhost:2"]).exits(0);
+    assert_eq!(inode(&key.root.join("1/file")), inode(&key.root.join("2/file")));
+    let secrets = fs::copy(&old, key.root.parent().unwrap().join("file"));
+    secrets.unwrap();
+    for out in ["../..", "../out", "../absolute", "/tmp"] {
+        let ran = key.run(&["push", "--link-dest", out, "src/", "testhost:3"]);
+        assert!(!ran.status.success(), "{out}: {ran:?}");
+    }
+    fs::remove_file(key.root.parent().unwrap().join("file")).unwrap();
+    world.text("src/file", "newer");
+    key.run(&["push", "--backup-dir=../kept", "src/", "testhost:1"]).exits(0);
+    assert_same_content(&world.text("old", "old"), &key.root.join("kept/file"));
+    for (number, out) in ["../../kept", "../out/kept", "/tmp/kept"].iter().enumerate() {
+        world.text("src/file", format!("newest {number}, and longer than the others"));
+        let ran = key.run(&["push", "--backup-dir", out, "src/", "testhost:1"]);
+        assert!(!ran.status.success(), "{out}: {ran:?}");
+        assert_eq!(fs::read_to_string(key.root.join("1/file")).unwrap(), "newer");
+    }
+    assert!(!Path::new("/tmp/kept").exists());
+    key.is_whole();
+
+    let key = Restricted::new(&world, "outbox", "--read-only");
+    world.text("outbox/root/tree/file", "x");
+    symlink("../../secret", key.root.join("tree/.rules")).unwrap();
+    let ran = key.run(&["pull", "--filter=dir-merge .rules", "testhost:tree/", "ruled"]);
+    assert!(!ran.err.contains("secret") || ran.err.contains("symlink"), "{}", ran.err);
+    let ran = key.run(&["pull", "--filter=dir-merge ../secret", "testhost:tree/", "ruled"]);
+    assert!(!ran.status.success(), "{ran:?}");
+}
+
+/// SEC-10.
+#[test]
+fn a_key_that_only_reads_changes_nothing() {
+    let world = World::new();
+    world.write("src/file", 10);
+    let key = Restricted::new(&world, "outbox", "--read-only");
+    key.run(&["pull", "testhost:file", "back"]).exits(0);
+    assert_same_content(&key.root.join("file"), &world.path("back"));
+    key.run(&["ls", "testhost:"]).exits(0);
+    let write = "lets this key only read";
+    key.refused(&["push", "src/file", "testhost:new"], write);
+    key.refused(&["sync", "--delete", "src/", "testhost:"], write);
+    key.refused(&["pull", "--remove-source-files", "testhost:file", "again"], write);
+    assert!(key.root.join("file").exists() && !world.path("again").exists());
+    key.is_whole();
+}
+
+/// Whatever the client asks ssh for; and the operator's mistakes are told.
+#[test]
+fn the_command_that_the_client_asks_for_is_ignored() {
+    let world = World::new();
+    world.write("file", 10);
+    let key = Restricted::new(&world, "inbox", "--write-only");
+    for flags in [&["--agent-path", "/bin/false"][..], &["--no-bootstrap"], &[]] {
+        key.run(&[&["push", "file", "testhost:"], flags].concat()).exits(0);
+    }
+    let config = sshd().allow(
+        &world.path("wrong-key"),
+        &format!("{FASTSYNC} agent --root {}", world.path("nowhere").display()),
+    );
+    let mut command = world.fastsync();
+    command.args(["push", "file", "testhost:", "-F"]).arg(config);
+    Running::start(&mut command).wait().exits(42).says("nowhere: No such file");
+    for flags in [&["--read-only"][..], &["--root", ".", "--read-only", "--write-only"]] {
+        world.run([&["agent"], flags].concat()).exits(1);
+    }
+}
+
+fn inode(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata(path).unwrap().ino()
+}
