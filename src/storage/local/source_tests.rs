@@ -404,7 +404,7 @@ async fn the_root_is_told_of_the_first_contents() {
     let root = ground.walk_with(&["a", "b/", "a/"], &asked).await.source.root().unwrap();
     assert_eq!(root.mode.bits(), 0o710);
     assert!(ground.walk(&["b/"]).await.source.root().is_some(), "the sink decides");
-    assert_eq!(ground.find(&["b/"], &asked, Some(&["x"])).await.source.root(), None);
+    assert!(ground.find(&["b/"], &asked, Some(&["x"])).await.source.root().is_some());
     assert!(ground.find(&["b/"], &asked, Some(&["."])).await.source.root().is_some());
 }
 
@@ -588,7 +588,7 @@ async fn other_file_systems_are_not_entered() {
         LocalSource::open(&["/dev/".into()], &options, paths).unwrap()
     };
     let device = |path: &str| fs::symlink_metadata(path).map(|it| it.dev()).ok();
-    let mounts = ["shm", "pts", "mqueue"];
+    let mounts = ["pts", "mqueue"];
     let is_mount = |name: &str| {
         let own = device(&format!("/dev/{name}"));
         own.is_some() && own != device("/dev")
