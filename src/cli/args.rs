@@ -66,7 +66,11 @@ pub enum Command {
     Retry(Box<Retry>),
     /// Serve one session on standard input and output; started by fastsync itself on the other host
     #[command(hide = true)]
-    Agent,
+    Agent {
+        /// Carry the bytes of a further login to the agent of a session
+        #[arg(long)]
+        join: bool,
+    },
 }
 
 /// The flags of push, pull and cp.

@@ -83,8 +83,11 @@ pub fn main() -> ExitCode {
         Ok(Command::Check(check)) => run_check(&check),
         Ok(Command::Manifest(manifest)) => run_manifest(&manifest),
         Ok(Command::Retry(retry)) => run_retry(&retry),
-        Ok(Command::Agent) => {
+        Ok(Command::Agent { join: false }) => {
             run::with_runtime(|runtime| Ok(runtime.block_on(engine::agent::run())))
+        }
+        Ok(Command::Agent { join: true }) => {
+            run::with_runtime(|runtime| Ok(runtime.block_on(engine::agent::join())))
         }
         Err(error) => {
             // That help cannot be printed, because `head` has seen enough, is no failure.

@@ -142,7 +142,7 @@ impl Earlier {
             | Command::Check(_)
             | Command::Manifest(_)
             | Command::Retry(_)
-            | Command::Agent => Err(UsageError::new("its command transfers nothing")),
+            | Command::Agent { .. } => Err(UsageError::new("its command transfers nothing")),
         }
     }
 }

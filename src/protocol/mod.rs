@@ -14,6 +14,7 @@
 //! 7. [`message`]: the control channel's messages; the only file that knows a serializer.
 //! 8. [`session`]: which message may come when.
 //! 9. [`handshake`]: the magic, the transcript, and how a data channel proves whose it is.
+//! 10. [`tunnel`]: what travels between messages where data has no way of its own.
 //!
 //! The specification is in `protocol-spec/`. Where this code and the specification disagree, the
 //! code is wrong.
@@ -29,3 +30,4 @@ mod message_tests;
 pub mod session;
 pub mod sparse;
 pub mod tree;
+pub mod tunnel;
