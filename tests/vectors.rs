@@ -23,6 +23,7 @@ use fastsync::protocol::message::{
 };
 use fastsync::protocol::sparse::{Extent, Sparse};
 use fastsync::protocol::tree::RootBuilder;
+use fastsync::protocol::tunnel::{Body, Record};
 
 /// FRAME-1, FRAME-6.
 #[test]
@@ -114,6 +115,23 @@ fn a_proof_is_what_the_specification_says() {
     input.extend([0x22; 32]);
     let proof = blake3::keyed_hash(&[0x11; 32], &input);
     assert_eq!(hex(proof.as_bytes()), hex(&vectors.get("hello")[12..]));
+}
+
+/// PATH-8.
+#[test]
+fn records_of_the_tunnel() {
+    let vectors = Vectors::read("tunnel");
+    for (name, stream, body) in [
+        ("open", 1, Body::Open),
+        ("data", 1, Body::Data(b"hello")),
+        ("window", 258, Body::Window(1 << 20)),
+        ("close", 1, Body::Close),
+        ("reset", 2, Body::Reset),
+    ] {
+        let record = Record { stream, body };
+        assert_eq!(hex(&record.encode()), hex(vectors.get(name)), "{name}");
+        assert_eq!(Record::decode(vectors.get(name)), Ok(record), "{name}");
+    }
 }
 
 /// SES-2, SES-10: every message, with its length in front.

@@ -397,10 +397,12 @@ mod tests {
     /// SES-3.
     #[tokio::test]
     async fn a_length_over_the_limit_is_refused_before_it_is_waited_for() {
-        for len in [0, (1 << 20) + 1, u32::MAX] {
+        for len in [0, (1 << 20) + 1, u32::MAX >> 1] {
             let refused = inbox(&len.to_le_bytes()).next().await;
             assert!(matches!(refused, Err(ControlError::Message(MessageError::Length { .. }))));
         }
+        let refused = inbox(&u32::MAX.to_le_bytes()).next().await;
+        assert!(matches!(refused, Err(ControlError::Violation(_))), "no record is as long");
     }
 
     /// SES-4.
@@ -445,6 +447,52 @@ mod tests {
         let message = Message::Have { entry, first: 0, values };
         let said = (0..1000).take_while(|_| outbox.say(&message).is_ok()).count();
         assert!((10..40).contains(&said), "{said}");
+    }
+
+    /// PATH-8, PATH-10: records travel between messages, which go first, and reach their stream.
+    #[tokio::test]
+    async fn records_and_messages_share_the_channel() {
+        use crate::protocol::message::FailureCode;
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let (client, agent) = (Tunnel::default(), Tunnel::default());
+        client.allow(0, 1 << 18);
+        agent.allow(2, 1 << 18);
+        let mut stream = client.open();
+        stream.write_all(b"data").await.unwrap();
+        let (outbox, writing) = outbox_with(near, Some(client));
+        let failure = Failure::new(FailureCode::Interrupted, "enough");
+        outbox.say_encoded(hello());
+        outbox.say_encoded(Message::Abort(failure).encode().unwrap());
+        drop(outbox);
+        let mut inbox = Inbox::new(far, End::Agent, Duration::from_secs(5), Pulse::new());
+        let (words, _heard) = flume::bounded(1);
+        inbox.set_aside(Aside { tunnel: agent.clone(), words });
+        writing.await.unwrap();
+        assert!(matches!(inbox.next().await.unwrap(), Message::Hello(_)));
+        assert!(matches!(inbox.next().await.unwrap(), Message::Abort(_)));
+        assert!(matches!(inbox.next().await, Err(ControlError::Ended)));
+        let mut came = [0; 4];
+        agent.accept().await.read_exact(&mut came).await.unwrap();
+        assert_eq!(&came, b"data");
+    }
+
+    /// PATH-5: each of the two words comes from one end only, and PATH-8: records after Open only.
+    #[tokio::test]
+    async fn words_from_the_wrong_end_end_the_session() {
+        use crate::protocol::message::{Carrier, FailureCode};
+        let dial = Message::Dial(Dial { carrier: Carrier::Tcp, port: 1, addresses: Vec::new() });
+        let bytes = dial.encode().unwrap();
+        let silence = Duration::from_secs(5);
+        let mut client = Inbox::within_process(&bytes[..], Role::Sender, silence, Pulse::new());
+        client.is_client = true;
+        assert!(matches!(client.next().await, Err(ControlError::Violation(_))));
+        let failure = Failure::new(FailureCode::NoDataPath, "refused");
+        let bytes = Message::NotReached(failure).encode().unwrap();
+        let mut agent = Inbox::within_process(&bytes[..], Role::Sender, silence, Pulse::new());
+        assert!(matches!(agent.next().await, Err(ControlError::Violation(_))));
+        let early = crate::protocol::tunnel::Body::Open;
+        let early = Record { stream: 1, body: early }.encode();
+        assert!(matches!(inbox(&early).next().await, Err(ControlError::Violation(_))));
     }
 
     /// SES-7.

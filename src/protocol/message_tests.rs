@@ -480,6 +480,7 @@ fn counts_that_lie_are_refused_at_once() {
         hostile.push([&[20, 1, 0][..], &count].concat()); // the first user's name
         hostile.push([&[23, 1][..], &count].concat()); // the path of something deleted
         hostile.push([&[24, 1][..], &count].concat()); // the first of Paths
+        hostile.push([&[25, 0, 1][..], &count].concat()); // the addresses of Dial
         hostile.push([&[5, 0, 1, 0, 0, 0, 0, 0][..], &count].concat()); // the root's attributes
         let entry = [&[6, 1][..], &DIRECTORY[..]].concat();
         hostile.push([&entry[..], &count].concat()); // an entry's attributes
@@ -540,7 +541,7 @@ fn the_longest_lists_of_the_shortest_elements_are_accepted() {
     let back = [&[0; 48], &plain_options(16)[..]].concat();
     assert!(matches!(full(&[1, 1], &[0], &back).0, Message::Open(_)), "sources without a byte");
     let [before, after] =
-        [[&[1, 0, 0][..], &[0; 48], &plain_options(16)[..26]].concat(), vec![0; 22]];
+        [[&[1, 0, 0][..], &[0; 48], &plain_options(16)[..26]].concat(), vec![0; 26]];
     let (Message::Open(open), count) = full(&before, &[0], &after) else { panic!() };
     assert_eq!(open.options.select.filters.len(), count, "filters without a byte");
     let entry = [&DIRECTORY[..], &[0]].concat();

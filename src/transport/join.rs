@@ -159,10 +159,11 @@ const LAST_BYTES: Duration = Duration::from_secs(5);
 /// How many bytes are carried at once.
 const PIECE: usize = 256 << 10;
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
+    /// PATH-11.
     #[tokio::test]
     async fn bytes_are_carried_until_either_side_ends() {
         let meeting = Meeting::open([7; 16]).unwrap();

@@ -358,3 +358,118 @@ impl Drop for TunnelStream {
 fn gone<T>() -> Poll<io::Result<T>> {
     Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    const WINDOW: u32 = 256 << 10;
+
+    /// The client's tunnel and the agent's.
+    fn pair() -> (Tunnel, Tunnel) {
+        let (client, agent) = (Tunnel::default(), Tunnel::default());
+        client.allow(0, WINDOW);
+        agent.allow(2, WINDOW);
+        (client, agent)
+    }
+
+    /// Carries records both ways until nothing is left to carry.
+    fn carry(one: &Tunnel, other: &Tunnel) -> Result<usize, RecordError> {
+        let mut carried = 0;
+        loop {
+            let before = carried;
+            for (from, to) in [(one, other), (other, one)] {
+                while let Some(record) = from.try_next_record() {
+                    to.take(Record::decode(&record)?)?;
+                    carried += 1;
+                }
+            }
+            if carried == before {
+                return Ok(carried);
+            }
+        }
+    }
+
+    async fn carry_on(one: Tunnel, other: Tunnel) {
+        loop {
+            carry(&one, &other).unwrap();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn streams_carry_bytes_both_ways_and_their_end() {
+        let (client, agent) = pair();
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(carry_on(client.clone(), agent.clone()));
+        for _ in 0..3 {
+            let (mut near, mut far) = (client.open(), agent.accept().await);
+            let bytes: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
+            let send = async {
+                near.write_all(&bytes).await.unwrap();
+                near.shutdown().await.unwrap();
+                let mut back = Vec::new();
+                near.read_to_end(&mut back).await.unwrap();
+                assert_eq!(back, b"thanks");
+            };
+            let receive = async {
+                let mut came = Vec::new();
+                far.read_to_end(&mut came).await.unwrap();
+                assert!(came == bytes);
+                far.write_all(b"thanks").await.unwrap();
+                far.shutdown().await.unwrap();
+            };
+            tokio::join!(send, receive);
+        }
+    }
+
+    /// PATH-9: a stream that nobody reads holds no more than its window, and stops no other.
+    #[tokio::test]
+    async fn who_does_not_read_stops_one_stream_only() {
+        let (client, agent) = pair();
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(carry_on(client.clone(), agent.clone()));
+        let (mut stuck, mut near) = (client.open(), client.open());
+        let (stuck_far, mut far) = (agent.accept().await, agent.accept().await);
+        let mut sent = 0;
+        let patience = std::time::Duration::from_millis(100);
+        while let Ok(written) = tokio::time::timeout(patience, stuck.write(&[7; 50_000])).await {
+            sent += written.unwrap();
+        }
+        assert_eq!(sent, WINDOW as usize);
+        near.write_all(b"hello").await.unwrap();
+        let mut came = [0; 5];
+        far.read_exact(&mut came).await.unwrap();
+        assert_eq!(&came, b"hello");
+        drop(stuck_far);
+        assert!(stuck.write_all(&[0]).await.is_err(), "it was given up");
+    }
+
+    /// PATH-8, PATH-9: what no correct peer sends is refused.
+    #[test]
+    fn a_peer_that_breaks_the_rules_is_found_out() {
+        let agent = Tunnel::default();
+        let record = |stream, body| Record { stream, body };
+        let hello = Body::Data(b"hello");
+        assert_eq!(agent.take(record(1, Body::Open)), Err(RecordError::TooEarly));
+        agent.allow(2, WINDOW);
+        assert_eq!(agent.take(record(1, hello)), Err(RecordError::Number(1)));
+        assert_eq!(agent.take(record(2, Body::Open)), Err(RecordError::Number(2)));
+        assert_eq!(agent.take(record(1, Body::Open)), Ok(()));
+        assert_eq!(agent.take(record(1, Body::Open)), Err(RecordError::Number(1)));
+        assert_eq!(agent.take(record(2, Body::Open)), Ok(()));
+        assert_eq!(agent.take(record(3, Body::Open)), Err(RecordError::TooMany));
+        assert_eq!(agent.take(record(1, Body::Window(1))), Err(RecordError::OverWindow));
+        let piece = vec![0; MAX_DATA_LEN];
+        for _ in 0..WINDOW as usize / MAX_DATA_LEN {
+            assert_eq!(agent.take(record(1, Body::Data(&piece))), Ok(()));
+        }
+        assert_eq!(agent.take(record(1, hello)), Err(RecordError::OverWindow));
+        assert_eq!(agent.take(record(2, Body::Close)), Ok(()));
+        assert_eq!(agent.take(record(2, hello)), Err(RecordError::AfterClose));
+        let (client, _) = pair();
+        assert_eq!(client.take(record(1, Body::Open)), Err(RecordError::TooMany));
+    }
+}

@@ -482,7 +482,7 @@ const AUTO_LANES: u16 = 8;
 const WITHIN_CONTROL: u16 = 2;
 
 /// How long it may take until the first channel is up.
-const PATIENCE: Duration = Duration::from_millis(9500);
+const PATIENCE: Duration = Duration::from_millis(8500);
 
 /// The same where there is nothing to wait for but the agent: it may be waiting for its predecessor.
 const TUNNEL_PATIENCE: Duration = Duration::from_secs(40);

@@ -17,8 +17,10 @@ use crate::protocol::frame::{Body, Frame, FrameError, Header};
 use crate::protocol::handshake::{ChannelHello, Side};
 use crate::protocol::message::{Carrier, Secret};
 use crate::protocol::sparse::{Extent, Sparse};
+use crate::protocol::tunnel::Record;
 use crate::transport::record::{Opener, Sealer};
 use crate::transport::tls;
+use crate::transport::tunnel::Tunnel;
 use crate::transport::{FrameReceiver, FrameSender, TransportError};
 
 const MIB: usize = 1 << 20;
@@ -150,6 +152,104 @@ async fn frames_of_all_lengths_arrive() {
             tokio::join!(send, receive);
         }
     }
+}
+
+/// PATH-1, PATH-3, PATH-7: the same frames on QUIC and inside the tunnel, in either direction.
+#[tokio::test]
+async fn other_byte_streams_carry_the_same_frames() {
+    for is_quic in [true, false] {
+        let (near, far) = configs(true);
+        let (client, agent) = (Tunnel::default(), Tunnel::default());
+        client.allow(0, 1 << 20);
+        agent.allow(8, 1 << 20);
+        let tunnel = Some(agent.clone());
+        let openings = Openings { quic: true, tunnel, ..Openings::default() };
+        let listener = Listener::bind(openings, None, true, far).unwrap();
+        assert_eq!(listener.port(), 0);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, listener.udp_port()));
+        let (out, channels) = flume::unbounded();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(listener.run(out));
+        let between = client.clone();
+        tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    up = between.next_record() => agent.take(Record::decode(&up).unwrap()),
+                    down = agent.next_record() => between.take(Record::decode(&down).unwrap()),
+                }
+                .unwrap();
+            }
+        });
+        for flip in [false, true] {
+            let slot = slot(0, flip.into());
+            let dialled = if is_quic {
+                dial(Carrier::Quic, &[address], slot, &near).await.unwrap()
+            } else {
+                let stream = ByteStream::Tunnel(client.open());
+                dial_on(stream, "the agent", slot, &near).await.unwrap()
+            };
+            let accepted = channels.recv_async().await.unwrap();
+            let (from, to) = if flip { (accepted, dialled) } else { (dialled, accepted) };
+            let (mut sender, mut receiver) = (from.into_sender(), to.into_receiver());
+            let pool = Pool::new(1, 8 * MIB);
+            let frames = frames();
+            let send = async {
+                for frame in &frames {
+                    sender.send(frame).await.unwrap();
+                }
+                sender.finish().await.unwrap();
+            };
+            let receive = async {
+                for frame in &frames {
+                    assert!(same(frame, &receiver.receive(&pool).await.unwrap()));
+                }
+                assert!(matches!(receiver.receive(&pool).await, Ok(Frame::End)));
+            };
+            tokio::join!(send, receive);
+        }
+    }
+}
+
+/// PATH-3, SEC-7: without the pinned certificates nobody gets through QUIC either, nor without the
+/// secret.
+#[tokio::test]
+async fn quic_takes_nobody_else() {
+    let (stranger, _) = configs(true);
+    let (near, far) = configs(true);
+    let openings = Openings { quic: true, ..Openings::default() };
+    let listener = Listener::bind(openings, None, true, far).unwrap();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, listener.udp_port()));
+    let (out, channels) = flume::unbounded();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(listener.run(out));
+    let keys = ChannelKeys::new(Secret([8; 32]), Digest([2; 32]));
+    let wrong_secret = ChannelConfig { keys, ..near.clone() };
+    let wrong_self = ChannelConfig { identity: stranger.identity, ..near.clone() };
+    let peer_certificate = stranger.peer_certificate;
+    let wrong_peer = ChannelConfig { peer_certificate, ..near.clone() };
+    for config in [wrong_self, wrong_peer, wrong_secret] {
+        assert!(dial(Carrier::Quic, &[address], slot(0, 0), &config).await.is_err());
+    }
+    assert!(channels.is_empty());
+    dial(Carrier::Quic, &[address], slot(0, 0), &near).await.unwrap();
+}
+
+/// PATH-7, FRAME-6: a dialler that says that it is ready before it has sent as much as a path must carry.
+#[tokio::test]
+async fn a_channel_without_a_probe_is_none() {
+    let session = Session::start(false);
+    let keys = session.dialler.keys.clone();
+    let mut stream = TcpStream::connect(session.address).await.unwrap();
+    let mut binding = [0; 32];
+    stream.read_exact(&mut binding).await.unwrap();
+    let proof = keys.proof(Side::Dialler, slot(0, 0), &binding);
+    stream.write_all(&ChannelHello { slot: slot(0, 0), proof }.encode()).await.unwrap();
+    stream.read_exact(&mut [0; 32]).await.unwrap();
+    let header = Frame::Ready.header(0).encode();
+    let code = keys.frame_key(Side::Dialler, slot(0, 0), &binding).code(&header);
+    stream.write_all(&[&header[..], &code].concat()).await.unwrap();
+    session.failed(1).await;
+    assert!(session.channels.is_empty());
 }
 
 /// SEC-7: TLS itself stops them, and the listener goes on.
