@@ -34,6 +34,7 @@ const LAYERS: &[Layer] = &[
             "blake3",
             "bytes",
             "flume",
+            "quinn",
             "rcgen",
             "rustix",
             "rustls",

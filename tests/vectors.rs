@@ -16,13 +16,14 @@ use fastsync::protocol::handshake::{
 };
 use fastsync::protocol::manifest::{Fate, FinalEntry, Name, Timestamp, Totals};
 use fastsync::protocol::message::{
-    Accept, Attribute, Backup, Changes, Compare, Delete, Deleted, Deletions, Durability, Entry,
-    Failure, FailureCode, FileKind, Hello, Keep, Kind, Links, MakeRoom, Message, Metadata, Mode,
-    Open, Options, Outcome, Owner, Preserve, Resume, Secret, Select, SocketOptions, Special, Stamp,
-    Summary, Task, Unit, Update, Verdict,
+    Accept, Attribute, Backup, Carrier, Changes, Compare, Delete, Deleted, Deletions, Dial,
+    Durability, Entry, Failure, FailureCode, FileKind, Hello, Keep, Kind, Links, Listen, MakeRoom,
+    Message, Metadata, Mode, Open, Options, Outcome, Owner, Preserve, Resume, Secret, Select,
+    SocketOptions, Special, Stamp, Summary, Task, Unit, Update, Verdict,
 };
 use fastsync::protocol::sparse::{Extent, Sparse};
 use fastsync::protocol::tree::RootBuilder;
+use fastsync::protocol::tunnel::{Body, Record};
 
 /// FRAME-1, FRAME-6.
 #[test]
@@ -34,6 +35,7 @@ fn frame_headers() {
         ("hole", Frame::Chunk(Chunk::hole(whole_range(), 0)).header(3)),
         ("pack", Frame::Pack(pack()).header(4)),
         ("end", Frame::End.header(5)),
+        ("probe", Frame::Probe.header(0)),
         ("sparse", Frame::Chunk(sparse()).header(6)),
     ] {
         let bytes = vectors.get(name);
@@ -115,6 +117,23 @@ fn a_proof_is_what_the_specification_says() {
     assert_eq!(hex(proof.as_bytes()), hex(&vectors.get("hello")[12..]));
 }
 
+/// PATH-8.
+#[test]
+fn records_of_the_tunnel() {
+    let vectors = Vectors::read("tunnel");
+    for (name, stream, body) in [
+        ("open", 1, Body::Open),
+        ("data", 1, Body::Data(b"hello")),
+        ("window", 258, Body::Window(1 << 20)),
+        ("close", 1, Body::Close),
+        ("reset", 2, Body::Reset),
+    ] {
+        let record = Record { stream, body };
+        assert_eq!(hex(&record.encode()), hex(vectors.get(name)), "{name}");
+        assert_eq!(Record::decode(vectors.get(name)), Ok(record), "{name}");
+    }
+}
+
 /// SES-2, SES-10: every message, with its length in front.
 #[test]
 fn control_messages() {
@@ -130,7 +149,7 @@ fn control_messages() {
     assert_eq!(vectors.0.len(), messages.len(), "a vector that nothing is compared with");
     let mut labels: Vec<&str> = messages.iter().map(|(_, message)| message.label()).collect();
     labels.dedup();
-    assert_eq!(labels.len(), 25, "every message has a vector");
+    assert_eq!(labels.len(), 27, "every message has a vector");
 }
 
 /// SES-1.
@@ -260,7 +279,9 @@ fn messages() -> Vec<(&'static str, Message)> {
             send_buffer: Some(16 << 20),
             receive_buffer: None,
             congestion: congestion.map(str::to_owned),
+            no_offload: congestion.is_some(),
         },
+        listen: Listen { tcp: true, quic: congestion.is_some(), join: true },
     };
     let open = |task, options| {
         let (channel_secret, job) = (Secret([0x11; 32]), [0x33; 16]);
@@ -311,6 +332,8 @@ fn messages() -> Vec<(&'static str, Message)> {
             Message::Accept(Accept {
                 options: options(Some((5000, 5010)), None),
                 port: 5003,
+                udp_port: 5004,
+                join: b"fastsync-7".to_vec(),
                 addresses: vec!["192.0.2.7".to_owned(), "2001:db8::7".to_owned()],
             }),
         ),
@@ -429,6 +452,15 @@ fn messages() -> Vec<(&'static str, Message)> {
             "Paths",
             Message::Paths { paths: vec![b"run7/data".to_vec(), b"log".to_vec()], last: true },
         ),
+        (
+            "Dial",
+            Message::Dial(Dial {
+                carrier: Carrier::Quic,
+                port: 5005,
+                addresses: vec!["192.0.2.9".to_owned()],
+            }),
+        ),
+        ("NotReached", Message::NotReached(failure(FailureCode::NoDataPath, "refused"))),
     ]
 }
 

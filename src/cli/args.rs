@@ -87,6 +87,9 @@ pub struct Agent {
     /// Only receive
     #[arg(long, requires = "root", conflicts_with = "read_only")]
     pub write_only: bool,
+    /// Carry the bytes of a further login to the agent of a session
+    #[arg(long, conflicts_with = "digest")]
+    pub join: bool,
 }
 
 /// The flags of push, pull and cp.

@@ -75,7 +75,7 @@ impl Exit {
             FailureCode::NoDataPath => Self::with_hint(
                 NO_DATA_PATH,
                 "let TCP from this machine to some ports of the other host through its firewall, \
-                 and name them with --port-range LO:HI",
+                 and name them with --port-range LO:HI; or leave out --transport and --reverse",
             ),
         }
     }

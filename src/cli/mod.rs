@@ -324,6 +324,9 @@ fn run_agent(agent: &Agent) -> Result<u8, Refusal> {
     if agent.cached {
         engine::program::settle();
     }
+    if agent.join {
+        return run::with_runtime(|runtime| Ok(runtime.block_on(engine::agent::join())));
+    }
     let access = match (agent.read_only, agent.write_only) {
         (true, _) => Access::ReadOnly,
         (false, true) => Access::WriteOnly,

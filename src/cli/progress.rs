@@ -192,13 +192,25 @@ impl Monitor {
     }
 
     fn connected(&mut self, connection: Connection) {
-        let Connection { transport, streams, ref peer, encrypted } = connection;
+        let Connection { transport, streams, ref peer, encrypted, dialler, ref reason } =
+            connection;
         if self.screen.is_json() {
-            self.screen.json(&Line::Connected { peer, transport, streams, encrypted });
+            self.screen.json(&Line::Connected {
+                peer,
+                transport,
+                streams,
+                encrypted,
+                dialler,
+                reason,
+            });
         } else if self.screen.display.verbose > 0 && transport != WITHIN_MACHINE {
             let streams = plural(streams.into(), "stream");
             let open = if encrypted { "" } else { ", not encrypted" };
-            self.screen.note(&format!("connected to {peer}: {streams} over {transport}{open}"));
+            let by = if dialler == "agent" { ", dialled by the other host" } else { "" };
+            let reason = super::text::shown(reason);
+            self.screen.note(&format!(
+                "connected to {peer}: {streams} over {transport}{by}{open} ({reason})"
+            ));
         }
         self.tally.connection = Some(connection);
         self.pacing.connected = true;
@@ -411,8 +423,14 @@ mod tests {
     }
 
     fn all_kinds() -> Vec<Event> {
-        let connection =
-            Connection { transport: "tcp", streams: 2, peer: "h".into(), encrypted: false };
+        let connection = Connection {
+            transport: "tcp",
+            streams: 2,
+            peer: "h".into(),
+            encrypted: false,
+            dialler: "agent",
+            reason: "as asked for".into(),
+        };
         let (version, host, path) = ("1.2".into(), "h".into(), "/c".into());
         vec![
             Event::Installed(Installed { version, host, path, size: 9 << 20 }),
@@ -449,7 +467,7 @@ mod tests {
             err.contains("warning: connection lost: gone; attempt 1 begins in 2.0 s\n"),
             "{err}"
         );
-        assert!(err.contains("note: connected to h: 2 streams over tcp, not encrypted\n"), "{err}");
+        assert!(err.contains("note: connected to h: 2 streams over tcp, dialled by the other host, not encrypted (as asked for)\n"), "{err}");
         assert!(err.contains("note: installed fastsync 1.2 at h:/c (9.43 MB)\n"), "{err}");
         let (out, err, _) = shown(display(ProgressMode::Plain, 0), all_kinds());
         assert_eq!(out, "c\\xff\n");

@@ -182,6 +182,8 @@ fn partial_summary(code: u8, tally: &Tally, progress: &Progress, elapsed: Durati
         streams: connection.map_or(0, |it| it.streams),
         transport: connection.map_or("", |it| it.transport),
         encrypted: connection.is_some_and(|it| it.encrypted),
+        dialler: connection.map_or("", |it| it.dialler),
+        reason: connection.map(|it| it.reason.clone()).unwrap_or_default(),
         elapsed,
         ..tally.counts.partial_report()
     };

@@ -21,16 +21,46 @@ use super::units::ProgressMode;
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Line<'a> {
-    Installed { version: &'a str, host: &'a str, path: &'a str, size: u64 },
-    Connected { peer: &'a str, transport: &'a str, streams: u16, encrypted: bool },
+    Installed {
+        version: &'a str,
+        host: &'a str,
+        path: &'a str,
+        size: u64,
+    },
+    Connected {
+        peer: &'a str,
+        transport: &'a str,
+        streams: u16,
+        encrypted: bool,
+        dialler: &'a str,
+        reason: &'a str,
+    },
     Progress(&'a View),
     Entry(&'a EntryLine<'a>),
-    Deleted { path: &'a str, is_directory: bool },
-    Complaint { path: &'a str, error: &'a str },
-    Retrying { cause: &'a str, attempt: u32, pause_seconds: f64 },
-    Warning { text: &'a str },
-    Note { text: &'a str },
-    Error { text: &'a str, hint: Option<&'a str>, exit_code: u8 },
+    Deleted {
+        path: &'a str,
+        is_directory: bool,
+    },
+    Complaint {
+        path: &'a str,
+        error: &'a str,
+    },
+    Retrying {
+        cause: &'a str,
+        attempt: u32,
+        pause_seconds: f64,
+    },
+    Warning {
+        text: &'a str,
+    },
+    Note {
+        text: &'a str,
+    },
+    Error {
+        text: &'a str,
+        hint: Option<&'a str>,
+        exit_code: u8,
+    },
     Summary(&'a Summary),
     Verdict(&'a Verdict),
 }

@@ -10,8 +10,9 @@ use serde::Deserialize;
 
 use super::UsageError;
 use super::units::{
-    AgentPath, ByteSize, Checksum, ChunkBytes, Congestion, DurabilityMode, Limited, PackThreshold,
-    PortRange, ResumeMode, Retries, SocketSize, Streams, Switch, ValueError,
+    Addresses, AgentPath, ByteSize, Checksum, ChunkBytes, Congestion, DurabilityMode, Limited,
+    PackThreshold, PortRange, ResumeMode, Retries, SocketSize, SshConnections, Streams, Switch,
+    TransportMode, ValueError,
 };
 use crate::engine::job::TransferConfig;
 
@@ -53,16 +54,42 @@ pub struct Settings {
     /// How often to make a lost connection again without progress in between [default: 5]
     #[arg(long, value_name = "N")]
     pub retries: Option<Retries>,
-    /// Ports on which the other host may listen for data channels
+    /// Ports on which either host may listen for data channels, TCP and UDP
     #[arg(long, value_name = "LO:HI")]
     pub port_range: Option<PortRange>,
+    /// What data channels run over: tcp, quic, ssh (inside the ssh connection and further ones), or
+    /// auto, which takes the first of them that works [default: auto]
+    #[arg(long, value_name = "NAME")]
+    pub transport: Option<TransportMode>,
+    /// Let the other host dial this one
+    #[arg(
+        long,
+        value_name = "SWITCH",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "on"
+    )]
+    pub reverse: Option<Switch>,
+    /// Where the other host is dialled for data, if not where ssh finds it
+    #[arg(long, value_name = "ADDRESS,..")]
+    pub data_addr: Option<Addresses>,
+    /// Where the other host may dial this one for data
+    #[arg(long, value_name = "ADDRESS,..")]
+    pub listen_addr: Option<Addresses>,
+    /// How many ssh connections carry data where nothing else does: auto, or 1 for the session's own
+    /// [default: auto]
+    #[arg(long, value_name = "N")]
+    pub ssh_connections: Option<SshConnections>,
+    /// Hand QUIC datagrams to the kernel many at a time, on or off [default: on]
+    #[arg(long, value_name = "SWITCH")]
+    pub quic_gso: Option<Switch>,
     /// Send buffer of data channels [default: left to the kernel]
     #[arg(long, value_name = "SIZE")]
     pub tcp_send_buffer: Option<SocketSize>,
     /// Receive buffer of data channels [default: left to the kernel]
     #[arg(long, value_name = "SIZE")]
     pub tcp_recv_buffer: Option<SocketSize>,
-    /// Congestion control of data channels, such as bbr [default: left to the kernel]
+    /// Congestion control of data channels, such as bbr [default: the kernel's; QUIC: bbr]
     #[arg(long, value_name = "NAME")]
     pub congestion: Option<Congestion>,
     /// Settings by name: lan, wan, small-files, low-memory, max-throughput, or your own
@@ -95,6 +122,12 @@ impl Settings {
             durability: environment.value("FASTSYNC_DURABILITY")?,
             retries: environment.value("FASTSYNC_RETRIES")?,
             port_range: environment.value("FASTSYNC_PORT_RANGE")?,
+            transport: environment.value("FASTSYNC_TRANSPORT")?,
+            reverse: environment.value("FASTSYNC_REVERSE")?,
+            data_addr: environment.value("FASTSYNC_DATA_ADDR")?,
+            listen_addr: environment.value("FASTSYNC_LISTEN_ADDR")?,
+            ssh_connections: environment.value("FASTSYNC_SSH_CONNECTIONS")?,
+            quic_gso: environment.value("FASTSYNC_QUIC_GSO")?,
             tcp_send_buffer: environment.value("FASTSYNC_TCP_SEND_BUFFER")?,
             tcp_recv_buffer: environment.value("FASTSYNC_TCP_RECV_BUFFER")?,
             congestion: environment.value("FASTSYNC_CONGESTION")?,
@@ -135,6 +168,12 @@ impl Settings {
             durability: self.durability.or(lower.durability),
             retries: self.retries.or(lower.retries),
             port_range: self.port_range.or(lower.port_range),
+            transport: self.transport.or(lower.transport),
+            reverse: self.reverse.or(lower.reverse),
+            data_addr: self.data_addr.or(lower.data_addr),
+            listen_addr: self.listen_addr.or(lower.listen_addr),
+            ssh_connections: self.ssh_connections.or(lower.ssh_connections),
+            quic_gso: self.quic_gso.or(lower.quic_gso),
             tcp_send_buffer: self.tcp_send_buffer.or(lower.tcp_send_buffer),
             tcp_recv_buffer: self.tcp_recv_buffer.or(lower.tcp_recv_buffer),
             congestion: self.congestion.or(lower.congestion),
@@ -161,6 +200,13 @@ impl Settings {
         config.sockets.send_buffer = self.tcp_send_buffer.map(|size| size.0);
         config.sockets.receive_buffer = self.tcp_recv_buffer.map(|size| size.0);
         config.sockets.congestion = self.congestion.clone().map(|name| name.0);
+        config.sockets.no_offload = self.quic_gso == Some(Switch(false));
+        let reach = &mut config.reach;
+        set(&mut reach.transport, self.transport.map(|mode| mode.0));
+        set(&mut reach.reverse, self.reverse.map(|switch| switch.0));
+        set(&mut reach.data_addresses, self.data_addr.clone().map(|list| list.0));
+        set(&mut reach.listen_addresses, self.listen_addr.clone().map(|list| list.0));
+        set(&mut reach.ssh_connections, self.ssh_connections.map(|count| count.0));
         config
     }
 }
@@ -202,6 +248,7 @@ impl Environment<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::job::{Reach, Transport};
     use crate::protocol::message::{Durability, Resume, SocketOptions};
 
     #[test]
@@ -216,6 +263,12 @@ mod tests {
             ("FASTSYNC_DURABILITY", "none"),
             ("FASTSYNC_RETRIES", "7"),
             ("FASTSYNC_PORT_RANGE", "5000:5001"),
+            ("FASTSYNC_TRANSPORT", "quic"),
+            ("FASTSYNC_REVERSE", "on"),
+            ("FASTSYNC_DATA_ADDR", "10.0.0.7,[fd00::7]"),
+            ("FASTSYNC_LISTEN_ADDR", "data.example.org"),
+            ("FASTSYNC_SSH_CONNECTIONS", "3"),
+            ("FASTSYNC_QUIC_GSO", "off"),
             ("FASTSYNC_TCP_SEND_BUFFER", "2M"),
             ("FASTSYNC_TCP_RECV_BUFFER", "4M"),
             ("FASTSYNC_CONGESTION", "bbr"),
@@ -246,6 +299,14 @@ mod tests {
                 send_buffer: Some(2 << 20),
                 receive_buffer: Some(4 << 20),
                 congestion: Some("bbr".into()),
+                no_offload: true,
+            },
+            reach: Reach {
+                transport: Transport::Quic,
+                reverse: true,
+                data_addresses: vec!["10.0.0.7".into(), "fd00::7".into()],
+                listen_addresses: vec!["data.example.org".into()],
+                ssh_connections: Some(3),
             },
             ..TransferConfig::default()
         };

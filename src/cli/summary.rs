@@ -34,6 +34,9 @@ pub struct Summary {
     pub bytes_per_second: u64,
     pub streams: u16,
     pub transport: &'static str,
+    /// Which end dialled the other, `client` or `agent`, and why it was this way.
+    pub dialler: &'static str,
+    pub reason: String,
     pub peer: Option<String>,
     pub encrypted: bool,
     pub verified: bool,
@@ -78,6 +81,8 @@ impl Summary {
             bytes_per_second: rate(moved, report.elapsed),
             streams: report.streams,
             transport: report.transport,
+            dialler: report.dialler,
+            reason: report.reason.clone(),
             peer: connection.map(|connection| connection.peer.clone()),
             encrypted: report.encrypted,
             verified: !report.dry_run && report.failed_verification == 0 && moved_any(report),
@@ -185,7 +190,8 @@ impl Summary {
             "within this machine".to_owned()
         } else {
             let streams = plural(self.streams.into(), "stream");
-            format!("{streams} over {}{}", self.transport, peer.unwrap_or_default())
+            let by = if self.dialler == "agent" { ", dialled by it" } else { "" };
+            format!("{streams} over {}{}{by}", self.transport, peer.unwrap_or_default())
         };
         format!(
             "sent {}, resumed {}, skipped {}; {way}{reconnects}; {}, {}",
@@ -227,7 +233,10 @@ mod tests {
     #[test]
     fn people_read_what_was_done_and_how() {
         let peer = "10.99.0.2".to_owned();
-        let connection = Connection { transport: "tcp+tls", streams: 8, peer, encrypted: true };
+        let (dialler, reason) = ("client", "first choice".to_owned());
+        let transport = "tcp+tls";
+        let connection =
+            Connection { transport, streams: 8, peer, encrypted: true, dialler, reason };
         let lines = Summary::new(0, &report(), (0, 0), Some(&connection)).lines();
         assert_eq!(
             lines,

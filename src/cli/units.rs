@@ -9,6 +9,7 @@ use std::str::FromStr;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use thiserror::Error;
 
+use crate::engine::job::Transport;
 use crate::protocol::chunk::ChunkSize;
 use crate::protocol::message::{Durability, Resume};
 
@@ -225,6 +226,60 @@ impl FromStr for PortRange {
     }
 }
 
+/// What data channels run over: `auto`, `tcp`, `quic` or `ssh`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TransportMode(pub Transport);
+
+impl FromStr for TransportMode {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text {
+            "auto" => Ok(Self(Transport::Auto)),
+            "tcp" => Ok(Self(Transport::Tcp)),
+            "quic" => Ok(Self(Transport::Quic)),
+            "ssh" => Ok(Self(Transport::Ssh)),
+            _ => Err(ValueError(format!("{text} is none of `auto`, `tcp`, `quic` and `ssh`"))),
+        }
+    }
+}
+
+/// Names or addresses of a host, with commas between them, without ports.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Addresses(pub Vec<String>);
+
+impl FromStr for Addresses {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || ".-_:%[]".contains(c);
+        let names = text.split(',').map(|name| name.trim_matches(['[', ']']).to_owned());
+        let names: Vec<String> = names.collect();
+        if names.iter().all(|name| !name.is_empty() && name.chars().all(plain)) {
+            Ok(Self(names))
+        } else {
+            Err(ValueError(format!("{text} is no list of addresses: write ADDRESS,ADDRESS")))
+        }
+    }
+}
+
+/// How many ssh connections carry data: `auto`, or 1 to 64.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SshConnections(pub Option<u16>);
+
+impl FromStr for SshConnections {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        if text == "auto" {
+            return Ok(Self(None));
+        }
+        let count = text.parse().ok().filter(|count| (1..=64).contains(count));
+        let wrong = || ValueError(format!("{text} is neither `auto` nor a number from 1 to 64"));
+        count.map(|count| Self(Some(count))).ok_or_else(wrong)
+    }
+}
+
 /// The name of a congestion control algorithm, as Linux allows it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Congestion(pub String);
@@ -323,6 +378,7 @@ macro_rules! deserialize_as_text {
 }
 
 deserialize_as_text!(Streams, Retries, ByteSize, ChunkBytes, Switch, ResumeMode, DurabilityMode);
+deserialize_as_text!(TransportMode, Addresses, SshConnections);
 deserialize_as_text!(Checksum, PortRange, Congestion, AgentPath, SocketSize, PackThreshold);
 
 const MAX_STREAMS: u16 = 256;

@@ -10,10 +10,10 @@ use tokio::io::Stdin;
 use tokio::task::JoinSet;
 
 use super::client::absolute;
-use super::control::{ControlError, Inbox, Outbox, Pulse, outbox};
+use super::control::{Aside, ControlError, Inbox, Outbox, Pulse, outbox_with};
 use super::event::Progress;
-use super::session::{Channels, Observer, SessionError};
-use super::{here, send};
+use super::session::{Observer, SessionError};
+use super::{here, reach, send};
 use crate::protocol::chunk::Digest;
 use crate::protocol::handshake::{self, ChannelKeys, MAGIC, VERSIONS, common_version, transcript};
 use crate::protocol::manifest::Escaped;
@@ -21,11 +21,14 @@ use crate::protocol::message::{
     Accept, Failure, FailureCode, Hello, Links, Message, Open, Options, Task,
 };
 use crate::protocol::session::End;
+use crate::protocol::tunnel;
 use crate::ssh;
 use crate::storage::StorageError;
 use crate::storage::local::{LocalSource, confine};
-use crate::transport::tcp::{Channel, ChannelConfig, Listener};
+use crate::transport::channel::{Channel, ChannelConfig, Listener, Openings};
+use crate::transport::join::{self, Meeting};
 use crate::transport::tls::Identity;
+use crate::transport::tunnel::Tunnel;
 
 /// What a client may ask for, as the host's operator has it (SEC-10).
 #[derive(Clone, Debug, Default)]
@@ -109,16 +112,23 @@ pub async fn run(rights: Rights) -> u8 {
     let pulse = Pulse::new();
     watch_over(pulse.clone());
     let inbox = Inbox::new(tokio::io::stdin(), End::Agent, CLIENT_SILENCE, pulse);
-    let (outbox, writing) = outbox(tokio::io::stdout());
+    let tunnel = Tunnel::default();
+    let (outbox, writing) = outbox_with(tokio::io::stdout(), Some(tunnel.clone()));
     let mut writer = JoinSet::new();
     writer.spawn(writing);
-    let result = serve(&rights, inbox, outbox.clone()).await;
+    let result = serve(&rights, inbox, outbox.clone(), tunnel).await;
     if let Some(failure) = result.as_ref().err().and_then(SessionError::to_tell) {
         let _ = outbox.say(&Message::Abort(failure));
     }
     drop(outbox);
     let _ = tokio::time::timeout(Duration::from_secs(5), writer.join_next()).await;
     u8::from(result.is_err())
+}
+
+/// Carries the bytes of a further login to the agent of the session that it names on its input.
+/// Returns the process's exit code.
+pub async fn join() -> u8 {
+    u8::from(join::join(tokio::io::stdin(), tokio::io::stdout(), &MAGIC).await.is_err())
 }
 
 /// Ends the process when the client has been silent for too long, even if the runtime hangs (R12).
@@ -138,6 +148,7 @@ async fn serve(
     rights: &Rights,
     mut inbox: Inbox<Stdin>,
     outbox: Outbox,
+    tunnel: Tunnel,
 ) -> Result<(), SessionError> {
     let identity = Identity::generate().map_err(SessionError::bug)?;
     let hello = handshake::hello(here::random()?, identity.certificate().to_vec());
@@ -158,25 +169,34 @@ async fn serve(
         Message::Open(open) => {
             open.options.check().map_err(SessionError::violation)?;
             rights.check(&open.task, &open.options).map_err(SessionError::Local)?;
-            obey(rights, *open, theirs, identity, transcript, inbox, outbox).await
+            let session = Introduced { client: theirs, identity, transcript, tunnel };
+            obey(rights, *open, session, inbox, outbox).await
         }
         Message::Abort(failure) => Err(ControlError::Aborted(failure).into()),
         _ => Err(SessionError::violation("the client opened nothing")),
     }
 }
 
-async fn obey(
-    rights: &Rights,
-    open: Open,
+/// What both ends know of each other before the client says what is to be done.
+struct Introduced {
     client: Hello,
     identity: Identity,
     transcript: Digest,
+    tunnel: Tunnel,
+}
+
+async fn obey(
+    rights: &Rights,
+    open: Open,
+    session: Introduced,
     mut inbox: Inbox<Stdin>,
     outbox: Outbox,
 ) -> Result<(), SessionError> {
+    let Introduced { client, identity, transcript, tunnel } = session;
     let options = open.options;
-    let listener = Listener::bind(options.port_range, options.loopback, &options.sockets)
-        .map_err(|error| SessionError::local(FailureCode::Startup, error.to_string()))?;
+    tunnel.allow(tunnel::max_streams(options.streams), tunnel::window(options.streams));
+    let (words, heard) = flume::bounded(MAX_WORDS);
+    inbox.set_aside(Aside { tunnel: tunnel.clone(), words });
     let config = ChannelConfig {
         identity: Arc::new(identity),
         peer_certificate: client.certificate,
@@ -186,14 +206,29 @@ async fn obey(
         max_payload: options.max_payload(),
         channels: options.streams,
     };
-    let accept = Accept { options: options.clone(), port: listener.port(), addresses: addresses() };
+    let openings = Openings {
+        tcp: options.listen.tcp,
+        quic: options.listen.quic,
+        meeting: meeting(options.listen.join)?,
+        tunnel: Some(tunnel),
+    };
+    let listener = Listener::bind(openings, options.port_range, options.loopback, config.clone())
+        .map_err(|error| SessionError::local(FailureCode::Startup, error.to_string()))?;
+    let accept = Accept {
+        options: options.clone(),
+        port: listener.port(),
+        udp_port: listener.udp_port(),
+        join: listener.meeting(),
+        addresses: addresses(),
+    };
     let observer = Observer::new(Arc::new(Progress::default()), None);
     match open.task {
         Task::Receive { destination } => {
             let destination = rights.path(&destination).map_err(SessionError::Local)?;
             outbox.say(&Message::Accept(accept)).map_err(SessionError::bug)?;
             let mut tasks = JoinSet::new();
-            let channels = accepted(listener, config, &mut tasks, Channel::into_receiver);
+            let (says, take) = (outbox.clone(), Channel::into_receiver);
+            let channels = reach::agent::channels(listener, config, heard, says, &mut tasks, take);
             let path = destination.as_os_str().as_bytes();
             let (inbox, job) = (&mut inbox, open.job);
             here::receive_into(path, job, inbox, outbox, channels, options, observer, None).await?;
@@ -219,7 +254,8 @@ async fn obey(
                 source
             };
             let mut tasks = JoinSet::new();
-            let channels = accepted(listener, config, &mut tasks, Channel::into_sender);
+            let (says, take) = (outbox.clone(), Channel::into_sender);
+            let channels = reach::agent::channels(listener, config, heard, says, &mut tasks, take);
             let window = client.max_open_entries;
             send::run(source, &mut inbox, outbox, channels, options, window, observer).await?;
         }
@@ -253,27 +289,6 @@ async fn paths(inbox: &mut Inbox<Stdin>) -> Result<Vec<Vec<u8>>, SessionError> {
     }
 }
 
-/// The channels that the client dials, as they prove themselves.
-fn accepted<C: Send + 'static>(
-    listener: Listener,
-    config: ChannelConfig,
-    tasks: &mut JoinSet<()>,
-    take: fn(Channel) -> C,
-) -> Channels<C> {
-    let (proven, channels) = flume::unbounded::<Channel>();
-    let (arrive, arriving) = flume::unbounded();
-    tasks.spawn(async move {
-        // It ends only with the session, or where no handshake can be made: then none arrives.
-        let _ = listener.run(config, proven).await;
-    });
-    tasks.spawn(async move {
-        while let Ok(channel) = channels.recv_async().await {
-            let _ = arrive.send_async(Ok((channel.slot, take(channel)))).await;
-        }
-    });
-    Channels::new(arriving, None)
-}
-
 /// Where this host was reached: the address that the client's ssh connected to.
 fn addresses() -> Vec<String> {
     let connection = std::env::var("SSH_CONNECTION").unwrap_or_default();
@@ -291,6 +306,21 @@ fn below(directory: &Path, path: &[u8]) -> PathBuf {
     }
     joined.into()
 }
+
+/// Where further logins join, if this system has such places.
+fn meeting(is_wanted: bool) -> Result<Option<Meeting>, SessionError> {
+    let [name, _] = halves(here::random()?);
+    Ok(if is_wanted { Meeting::open(name).ok() } else { None })
+}
+
+fn halves(bytes: [u8; 32]) -> [[u8; 16]; 2] {
+    let mut halves = [[0; 16]; 2];
+    halves.as_flattened_mut().copy_from_slice(&bytes);
+    halves
+}
+
+/// How many words about data channels may wait: the client says one for each way.
+const MAX_WORDS: usize = 64;
 
 /// How much memory a list of paths may take, in bytes.
 const MAX_PATHS_LEN: usize = 256 << 20;

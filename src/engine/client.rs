@@ -10,22 +10,25 @@ use std::time::Duration;
 use tokio::process::ChildStdout;
 use tokio::task::JoinSet;
 
-use super::control::{ControlError, Inbox, Outbox, outbox};
-use super::dial::Dialler;
-use super::event::{Connection, Event};
-use super::job::{Direction, Host, Job, Place};
+use super::control::{Aside, ControlError, Inbox, Outbox, Word, outbox_with};
+use super::job::{Direction, Host, Job, Place, Reach};
 use super::launch::{self, AgentGreeting, Launched, Launcher};
+use super::reach::client::{Known, own_addresses};
+use super::reach::lanes::Lanes;
 use super::receive::ReceiverEnd;
 use super::send::SenderEnd;
 use super::session::{Observer, SessionError};
-use super::{EngineError, here, inventory, receive, send};
+use super::{EngineError, here, inventory, reach, receive, send};
 use crate::protocol::handshake::{self, ChannelKeys, transcript};
 use crate::protocol::manifest::Totals;
 use crate::protocol::message::{Accept, Deletions, Message, Open, Options, Secret, Task};
 use crate::protocol::session::{End, Role};
+use crate::protocol::tunnel;
+use crate::ssh::Login;
 use crate::storage::local::LocalSource;
-use crate::transport::tcp::{Channel, ChannelConfig};
+use crate::transport::channel::{Channel, ChannelConfig};
 use crate::transport::tls::Identity;
+use crate::transport::tunnel::Tunnel;
 
 /// How one session ended.
 #[derive(Clone, Copy, Debug)]
@@ -50,12 +53,20 @@ pub async fn run_session(job: &Job, observer: &Observer) -> Result<SessionEnd, F
     let (host, me) = (plan.host.as_ref(), End::Client(plan.role()));
     let launched = Launcher { launch: &job.launch, host, me, observer }.launch().await;
     let launched = launched.map_err(early)?;
-    let Launched { mut process, stdin, inbox, greeting, resolved } = launched;
-    let (outbox, writing) = outbox(stdin);
+    let Launched { mut process, stdin, inbox, greeting, resolved, further } = launched;
+    let tunnel = Tunnel::default();
+    let (outbox, writing) = outbox_with(stdin, Some(tunnel.clone()));
     let mut writer = JoinSet::new();
     writer.spawn(writing);
-    let mut session =
-        Session { plan, inbox, outbox, observer: observer.clone(), established: false };
+    let mut session = Session {
+        plan,
+        inbox,
+        outbox,
+        lane: further,
+        tunnel,
+        observer: observer.clone(),
+        established: false,
+    };
     // A receiver stops by itself, because it has something to put in order first.
     let grace = match session.plan.role() {
         Role::Sender => Duration::ZERO,
@@ -106,6 +117,7 @@ struct Plan {
     options: Options,
     /// What of the sources is meant, for an agent that sends.
     paths: Option<Vec<Vec<u8>>>,
+    reach: Reach,
 }
 
 #[derive(Debug)]
@@ -161,10 +173,12 @@ impl Plan {
             }
         };
         options.loopback = host.is_none();
+        options.listen = job.config.reach.listen(host.is_none());
         options.dry_run |= matches!(local, LocalEnd::Inventory { .. });
         options.check().map_err(|text| EngineError::Usage(text.to_owned()))?;
         let paths = job.paths.clone().filter(|_| matches!(task, Task::Send { .. }));
-        Ok(Self { host, local, task, job: job_name(&names), options, paths })
+        let reach = job.config.reach.clone();
+        Ok(Self { host, local, task, job: job_name(&names), options, paths, reach })
     }
 
     fn role(&self) -> Role {
@@ -184,6 +198,9 @@ struct Session {
     plan: Plan,
     inbox: Inbox<ChildStdout>,
     outbox: Outbox,
+    /// How to log in once more, and what to run then.
+    lane: Option<(Login, String)>,
+    tunnel: Tunnel,
     observer: Observer,
     established: bool,
 }
@@ -224,14 +241,12 @@ impl Session {
             max_payload: self.plan.options.max_payload(),
             channels: self.plan.options.streams,
         };
-        let addresses = self.addresses(&accept, resolved).await;
-        self.observer.tell(Event::Connected(Connection {
-            transport: if config.encrypt { "tcp+tls" } else { "tcp" },
-            streams: config.channels,
-            peer: addresses.first().map_or_else(String::new, ToString::to_string),
-            encrypted: config.encrypt,
-        }));
-        self.transfer(config, addresses, theirs.max_open_entries).await
+        let known = self.known(accept, resolved).await;
+        let (words, heard) = flume::bounded(MAX_WORDS);
+        let streams = self.plan.options.streams;
+        self.tunnel.allow(0, tunnel::window(streams));
+        self.inbox.set_aside(Aside { tunnel: self.tunnel.clone(), words });
+        self.transfer(config, known, heard, theirs.max_open_entries).await
     }
 
     /// Tells an agent that sends what of the sources is meant (SEL-4).
@@ -268,19 +283,50 @@ impl Session {
         }
     }
 
-    /// Where to dial: the address that ssh reached, then what its name means here.
-    async fn addresses(&self, accept: &Accept, resolved: Option<String>) -> Vec<SocketAddr> {
+    /// Where to dial, and what else there is to try.
+    async fn known(&self, accept: Accept, resolved: Option<String>) -> Known {
+        let reach = self.plan.reach.clone();
+        let hosts = self.agent_addresses(&accept, resolved).await;
+        let at = |port: u16| -> Vec<SocketAddr> {
+            hosts.iter().filter(|_| port > 0).map(|host| (*host, port).into()).collect()
+        };
+        let is_local = self.plan.host.is_none();
+        let lanes = self.lane.clone().filter(|_| !accept.join.is_empty());
+        let own = if is_local {
+            vec![Ipv4Addr::LOCALHOST.to_string()]
+        } else if reach.listen_addresses.is_empty() {
+            own_addresses(&hosts)
+        } else {
+            addresses_of(&reach.listen_addresses).await.iter().map(ToString::to_string).collect()
+        };
+        Known {
+            tcp: at(accept.port),
+            quic: at(accept.udp_port),
+            own,
+            port_range: self.plan.options.port_range,
+            is_local,
+            tunnel: self.tunnel.clone(),
+            lanes: lanes.map(|(login, command)| Lanes::new(login, command, accept.join)),
+            host: self.plan.host_name(),
+            idle: self.plan.options.dry_run,
+            reach,
+        }
+    }
+
+    /// What the user says; or the address that ssh reached, then what its name means here.
+    async fn agent_addresses(&self, accept: &Accept, resolved: Option<String>) -> Vec<IpAddr> {
+        let named = &self.plan.reach.data_addresses;
+        if !named.is_empty() {
+            return addresses_of(named).await;
+        }
         if self.plan.host.is_none() {
-            return vec![(Ipv4Addr::LOCALHOST, accept.port).into()];
+            return vec![Ipv4Addr::LOCALHOST.into()];
         }
         let told = accept.addresses.iter().take(16).filter_map(|text| text.parse::<IpAddr>().ok());
-        let mut addresses: Vec<SocketAddr> = told.map(|ip| (ip, accept.port).into()).collect();
-        if let Some(name) = resolved {
-            let found = tokio::net::lookup_host((name.as_str(), accept.port)).await;
-            for address in found.into_iter().flatten() {
-                if !addresses.contains(&address) {
-                    addresses.push(address);
-                }
+        let mut addresses: Vec<IpAddr> = told.collect();
+        for address in addresses_of(resolved.as_slice()).await {
+            if !addresses.contains(&address) {
+                addresses.push(address);
             }
         }
         addresses
@@ -289,16 +335,18 @@ impl Session {
     async fn transfer(
         &mut self,
         config: ChannelConfig,
-        addresses: Vec<SocketAddr>,
+        known: Known,
+        words: flume::Receiver<Word>,
         max_open_entries: u32,
     ) -> Result<SessionEnd, SessionError> {
         let options = self.plan.options.clone();
         let (outbox, observer) = (self.outbox.clone(), self.observer.clone());
-        let host = self.plan.host_name();
-        let dialler = Dialler::new(config, addresses, host, options.dry_run);
+        let (says, tells) = (outbox.clone(), observer.clone());
         match &self.plan.local {
             LocalEnd::Source(source) => {
-                let (channels, dialling) = dialler.channels(Channel::into_sender);
+                let take = Channel::into_sender;
+                let (channels, dialling) =
+                    reach::client::channels(known, config, words, says, tells, take);
                 let source = source.clone();
                 let sending = send::run(
                     source,
@@ -314,7 +362,9 @@ impl Session {
                 Ok(SessionEnd { totals, durable, deletions })
             }
             LocalEnd::Destination(path) => {
-                let (channels, dialling) = dialler.channels(Channel::into_receiver);
+                let take = Channel::into_receiver;
+                let (channels, dialling) =
+                    reach::client::channels(known, config, words, says, tells, take);
                 let path = path.as_os_str().as_bytes();
                 let receiving = here::receive_into(
                     path,
@@ -333,6 +383,21 @@ impl Session {
             LocalEnd::Inventory { .. } => Err(SessionError::bug("an inventory has no channels")),
         }
     }
+}
+
+/// The agent's program on the other host, as the user named it.
+/// What names and addresses lead to.
+async fn addresses_of(names: &[String]) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for name in names {
+        let found = tokio::net::lookup_host((name.as_str(), 0)).await;
+        for address in found.into_iter().flatten().map(|address| address.ip()) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+    }
+    addresses
 }
 
 fn encoded(message: &Message) -> Result<Vec<u8>, SessionError> {
@@ -380,6 +445,9 @@ fn absolute_bytes(path: &[u8]) -> Vec<u8> {
     let path = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
     absolute(path).into_os_string().as_bytes().to_vec()
 }
+
+/// How many words about data channels may wait.
+const MAX_WORDS: usize = 64;
 
 /// How much one message says of a list of paths, in bytes: a path is at most 4,096 long.
 const MAX_PATHS_LEN: usize = 512 << 10;

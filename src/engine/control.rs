@@ -16,8 +16,10 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::protocol::bootstrap::{LineScanner, Said};
 use crate::protocol::handshake::{MAGIC, MagicScanner, NoMagic};
-use crate::protocol::message::{Failure, Message, MessageError};
+use crate::protocol::message::{Dial, Failure, Message, MessageError};
 use crate::protocol::session::{End, Role, State, Unexpected};
+use crate::protocol::tunnel::{Record, RecordError};
+use crate::transport::tunnel::Tunnel;
 
 /// Reads messages and holds them to the protocol's order.
 #[derive(Debug)]
@@ -30,9 +32,32 @@ pub struct Inbox<R> {
     /// Bytes that came and were not used yet: `buffer[start..]`.
     buffer: Vec<u8>,
     start: usize,
+    is_client: bool,
+    aside: Option<Aside>,
+}
+
+/// Where what is about data channels goes, past whoever reads messages.
+#[derive(Clone, Debug)]
+pub struct Aside {
+    pub tunnel: Tunnel,
+    pub words: flume::Sender<Word>,
+}
+
+/// What the other end says about the ways of data channels.
+#[derive(Debug)]
+pub enum Word {
+    /// To the agent.
+    Dial(Dial),
+    /// To the client.
+    NotReached(Failure),
 }
 
 impl<R> Inbox<R> {
+    /// From now on, records of the tunnel and words about data channels go aside.
+    pub fn set_aside(&mut self, aside: Aside) {
+        self.aside = Some(aside);
+    }
+
     /// When the peer was last heard.
     pub fn pulse(&self) -> &Pulse {
         &self.pulse
@@ -42,13 +67,15 @@ impl<R> Inbox<R> {
 impl<R: AsyncRead + Unpin> Inbox<R> {
     pub fn new(reader: R, me: End, silence: Duration, pulse: Pulse) -> Self {
         let state = State::new(me);
-        Self { reader, state, pulse, silence, buffer: Vec::new(), start: 0 }
+        let is_client = me != End::Agent;
+        Self { reader, state, pulse, silence, buffer: Vec::new(), start: 0, is_client, aside: None }
     }
 
     /// For two halves of one program, which have nothing to introduce and nothing to agree on.
     pub fn within_process(reader: R, role: Role, silence: Duration, pulse: Pulse) -> Self {
         let state = State::Transferring { role };
-        Self { reader, state, pulse, silence, buffer: Vec::new(), start: 0 }
+        let is_client = false;
+        Self { reader, state, pulse, silence, buffer: Vec::new(), start: 0, is_client, aside: None }
     }
 
     /// From now on, the peer may be silent for this long.
@@ -97,24 +124,70 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
 
     /// The same, with the message's bytes, length included.
     pub async fn next_encoded(&mut self) -> Result<(Message, Vec<u8>), ControlError> {
-        let len = loop {
-            if let Some(prefix) = self.buffer.get(self.start..).and_then(|rest| rest.first_chunk())
-            {
-                let len = u32::from_le_bytes(*prefix) as usize;
-                Message::check_len(len)?;
-                if self.buffer.len() - self.start >= 4 + len {
-                    break len;
+        loop {
+            let encoded = self.next_bytes().await?;
+            let message = Message::decode(encoded.get(4..).unwrap_or_default())?;
+            self.state = self.state.handle(&message)?;
+            match (message, self.is_client) {
+                (Message::Dial(dial), false) => self.put_aside(Word::Dial(dial))?,
+                (Message::NotReached(failure), true) => {
+                    self.put_aside(Word::NotReached(failure))?;
+                }
+                (message @ (Message::Dial(_) | Message::NotReached(_)), _) => {
+                    let text = format!("{} came from the wrong end", message.label());
+                    return Err(ControlError::Violation(text));
+                }
+                (message, _) => return Ok((message, encoded)),
+            }
+        }
+    }
+
+    fn put_aside(&self, word: Word) -> Result<(), ControlError> {
+        let Some(aside) = &self.aside else {
+            let text = "data channels were spoken of before the session was agreed on";
+            return Err(ControlError::Violation(text.to_owned()));
+        };
+        if aside
+            .words
+            .try_send(word)
+            .is_err_and(|error| matches!(error, flume::TrySendError::Full(_)))
+        {
+            let text = "more is said about data channels than there can be to say";
+            return Err(ControlError::Violation(text.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Waits for a whole message, and hands on the records before it.
+    async fn next_bytes(&mut self) -> Result<Vec<u8>, ControlError> {
+        loop {
+            let bytes = self.buffer.get(self.start..).unwrap_or_default();
+            if let Some(prefix) = bytes.first_chunk() {
+                if let Some(len) = Record::payload_len(*prefix) {
+                    let len = Record::HEADER_LEN + len.map_err(broken_record)?;
+                    if let Some(record) = bytes.get(..len) {
+                        let Some(aside) = &self.aside else {
+                            return Err(broken_record(RecordError::TooEarly));
+                        };
+                        let taken = Record::decode(record).and_then(|it| aside.tunnel.take(it));
+                        taken.map_err(broken_record)?;
+                        self.start += len;
+                        continue;
+                    }
+                } else {
+                    let len = u32::from_le_bytes(*prefix) as usize;
+                    Message::check_len(len)?;
+                    if let Some(message) = bytes.get(..4 + len) {
+                        let message = message.to_vec();
+                        self.start += 4 + len;
+                        return Ok(message);
+                    }
                 }
             }
             if self.read_more().await? == 0 {
                 return Err(ControlError::Ended);
             }
-        };
-        let encoded = self.buffer[self.start..self.start + 4 + len].to_vec();
-        self.start += 4 + len;
-        let message = Message::decode(&encoded[4..])?;
-        self.state = self.state.handle(&message)?;
-        Ok((message, encoded))
+        }
     }
 
     async fn read_more(&mut self) -> Result<usize, ControlError> {
@@ -219,40 +292,71 @@ impl Outbox {
 /// Makes an outbox and the future that writes what it takes, with a ping whenever nothing else was
 /// said for a while (SES-7). The future ends when every outbox is dropped and all is written.
 pub fn outbox(writer: impl AsyncWrite + Unpin) -> (Outbox, impl Future<Output = io::Result<()>>) {
+    outbox_with(writer, None)
+}
+
+/// The same beside a tunnel, whose records are written when there is nothing to say (PATH-10).
+pub fn outbox_with(
+    writer: impl AsyncWrite + Unpin,
+    tunnel: Option<Tunnel>,
+) -> (Outbox, impl Future<Output = io::Result<()>>) {
     let (sender, queue) = flume::unbounded();
     let waiting = Arc::new(AtomicUsize::new(0));
-    let future = write_all(queue, Arc::clone(&waiting), writer);
+    let future = write_all(queue, Arc::clone(&waiting), tunnel, writer);
     (Outbox { queue: sender, waiting }, future)
 }
 
 async fn write_all(
     queue: flume::Receiver<Vec<u8>>,
     waiting: Arc<AtomicUsize>,
+    tunnel: Option<Tunnel>,
     mut writer: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
     let ping = Message::Ping.encode().unwrap_or_default();
     let mut may_ping = false;
     loop {
-        let (mut bytes, is_ping) =
-            match tokio::time::timeout(PING_INTERVAL, queue.recv_async()).await {
-                Ok(Ok(message)) => (message, false),
-                Ok(Err(_)) => return writer.shutdown().await,
-                Err(_) if may_ping => (ping.clone(), true),
-                Err(_) => continue,
-            };
+        let record = async {
+            match &tunnel {
+                Some(tunnel) => tunnel.next_record().await,
+                None => std::future::pending().await,
+            }
+        };
+        let (mut bytes, mut said) = tokio::select! {
+            biased;
+            message = queue.recv_async() => match message {
+                Ok(message) => {
+                    let len = message.len();
+                    (message, len)
+                }
+                Err(_) => return writer.shutdown().await,
+            },
+            record = record => (record, 0),
+            () = tokio::time::sleep(PING_INTERVAL) => {
+                if !may_ping {
+                    continue;
+                }
+                (ping.clone(), 0)
+            }
+        };
         // Pings are legal only after the greetings: the first thing said is never one.
         may_ping = true;
         while bytes.len() < MAX_BATCH {
             let Ok(more) = queue.try_recv() else { break };
             bytes.extend_from_slice(&more);
+            said += more.len();
+        }
+        while bytes.len() < MAX_RECORDS {
+            let Some(more) = tunnel.as_ref().and_then(Tunnel::try_next_record) else { break };
+            bytes.extend_from_slice(&more);
         }
         writer.write_all(&bytes).await?;
         writer.flush().await?;
-        waiting.fetch_sub(
-            if is_ping { bytes.len() - ping.len() } else { bytes.len() },
-            Ordering::Relaxed,
-        );
+        waiting.fetch_sub(said, Ordering::Relaxed);
     }
+}
+
+fn broken_record(error: RecordError) -> ControlError {
+    ControlError::Violation(format!("{error} (PATH-8)"))
 }
 
 /// Something could not be said.
@@ -298,6 +402,9 @@ const MAX_WAITING: usize = if cfg!(test) { 8 << 20 } else { 96 << 20 };
 
 /// How much is written at once, in bytes.
 const MAX_BATCH: usize = 256 << 10;
+
+/// How many bytes are written at once where records are among them: what is said next waits for them.
+const MAX_RECORDS: usize = 128 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -345,10 +452,12 @@ mod tests {
     /// SES-3.
     #[tokio::test]
     async fn a_length_over_the_limit_is_refused_before_it_is_waited_for() {
-        for len in [0, (1 << 20) + 1, u32::MAX] {
+        for len in [0, (1 << 20) + 1, u32::MAX >> 1] {
             let refused = inbox(&len.to_le_bytes()).next().await;
             assert!(matches!(refused, Err(ControlError::Message(MessageError::Length { .. }))));
         }
+        let refused = inbox(&u32::MAX.to_le_bytes()).next().await;
+        assert!(matches!(refused, Err(ControlError::Violation(_))), "no record is as long");
     }
 
     /// SES-4.
@@ -393,6 +502,52 @@ mod tests {
         let message = Message::Have { entry, first: 0, values };
         let said = (0..1000).take_while(|_| outbox.say(&message).is_ok()).count();
         assert!((10..40).contains(&said), "{said}");
+    }
+
+    /// PATH-8, PATH-10: records travel between messages, which go first, and reach their stream.
+    #[tokio::test]
+    async fn records_and_messages_share_the_channel() {
+        use crate::protocol::message::FailureCode;
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let (client, agent) = (Tunnel::default(), Tunnel::default());
+        client.allow(0, 1 << 18);
+        agent.allow(2, 1 << 18);
+        let mut stream = client.open();
+        stream.write_all(b"data").await.unwrap();
+        let (outbox, writing) = outbox_with(near, Some(client));
+        let failure = Failure::new(FailureCode::Interrupted, "enough");
+        outbox.say_encoded(hello());
+        outbox.say_encoded(Message::Abort(failure).encode().unwrap());
+        drop(outbox);
+        let mut inbox = Inbox::new(far, End::Agent, Duration::from_secs(5), Pulse::new());
+        let (words, _heard) = flume::bounded(1);
+        inbox.set_aside(Aside { tunnel: agent.clone(), words });
+        writing.await.unwrap();
+        assert!(matches!(inbox.next().await.unwrap(), Message::Hello(_)));
+        assert!(matches!(inbox.next().await.unwrap(), Message::Abort(_)));
+        assert!(matches!(inbox.next().await, Err(ControlError::Ended)));
+        let mut came = [0; 4];
+        agent.accept().await.read_exact(&mut came).await.unwrap();
+        assert_eq!(&came, b"data");
+    }
+
+    /// PATH-5: each of the two words comes from one end only, and PATH-8: records after Open only.
+    #[tokio::test]
+    async fn words_from_the_wrong_end_end_the_session() {
+        use crate::protocol::message::{Carrier, FailureCode};
+        let dial = Message::Dial(Dial { carrier: Carrier::Tcp, port: 1, addresses: Vec::new() });
+        let bytes = dial.encode().unwrap();
+        let silence = Duration::from_secs(5);
+        let mut client = Inbox::within_process(&bytes[..], Role::Sender, silence, Pulse::new());
+        client.is_client = true;
+        assert!(matches!(client.next().await, Err(ControlError::Violation(_))));
+        let failure = Failure::new(FailureCode::NoDataPath, "refused");
+        let bytes = Message::NotReached(failure).encode().unwrap();
+        let mut agent = Inbox::within_process(&bytes[..], Role::Sender, silence, Pulse::new());
+        assert!(matches!(agent.next().await, Err(ControlError::Violation(_))));
+        let early = crate::protocol::tunnel::Body::Open;
+        let early = Record { stream: 1, body: early }.encode();
+        assert!(matches!(inbox(&early).next().await, Err(ControlError::Violation(_))));
     }
 
     /// SES-7.

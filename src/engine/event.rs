@@ -14,7 +14,7 @@ use crate::protocol::message::{Entry, Failure, Kind, Metadata, Outcome, Special}
 pub enum Event {
     /// The agent's program was not on the other host, and was stored there.
     Installed(Installed),
-    /// The agent answered and data channels are open.
+    /// The agent answered, and the first data channel is open.
     Connected(Connection),
     /// An entry has ended.
     Ended(EntryReport),
@@ -47,12 +47,16 @@ pub struct Installed {
 /// How the ends are connected.
 #[derive(Clone, Debug)]
 pub struct Connection {
-    /// Such as `tcp+tls` or `tcp`.
+    /// `tcp+tls`, `tcp`, `quic` or `ssh`; `memory` within one process; `none` where nothing is to be sent.
     pub transport: &'static str,
     pub streams: u16,
     /// The other end of the data channels.
     pub peer: String,
     pub encrypted: bool,
+    /// Which end dialled the other: `client` or `agent`.
+    pub dialler: &'static str,
+    /// Why it is this way: what became of those before it, for people.
+    pub reason: String,
 }
 
 /// How one entry ended: a line of the report.
@@ -220,6 +224,10 @@ pub struct Report {
     pub bytes_resumed: u64,
     pub streams: u16,
     pub transport: &'static str,
+    /// Which end dialled the other; empty if neither.
+    pub dialler: &'static str,
+    /// Why it was this way.
+    pub reason: String,
     pub encrypted: bool,
     /// All data is on the destination's stable storage.
     pub durable: bool,

@@ -47,6 +47,8 @@ pub async fn copy(
         streams: options.streams,
         peer: "this machine".to_owned(),
         encrypted: false,
+        dialler: "",
+        reason: String::new(),
     }));
     let receiving = options.clone();
     let end = both(source, options, observer, async |inbox, outbox, channels, observer| {

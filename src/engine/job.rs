@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::protocol::chunk::ChunkSize;
 use crate::protocol::message::{
-    Delete, Durability, Options, Preserve, Resume, Select, SocketOptions, Update,
+    Delete, Durability, Listen, Options, Preserve, Resume, Select, SocketOptions, Update,
 };
 
 /// One transfer between this machine and one other, or within it.
@@ -122,13 +122,41 @@ pub struct TransferConfig {
     pub remove_source_files: bool,
     /// On one machine: read, hash and verify, instead of letting the kernel copy.
     pub verify: bool,
-    /// The agent's listening port is in this range, both ends included.
+    /// The listening port is in this range, both ends included, whichever host listens.
     pub port_range: Option<(u16, u16)>,
     pub sockets: SocketOptions,
+    pub reach: Reach,
     /// How often a lost connection is made again without progress in between.
     pub retries: u32,
     /// The first pause before that; it doubles each time.
     pub retry_pause: Duration,
+}
+
+/// Which way the data takes.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Reach {
+    pub transport: Transport,
+    /// The agent dials, and this end listens.
+    pub reverse: bool,
+    /// Names or addresses of the other host for data, in place of those that ssh knows.
+    pub data_addresses: Vec<String>,
+    /// Names or addresses of this host that the agent may dial, in place of those that the system knows.
+    pub listen_addresses: Vec<String>,
+    /// How many ssh connections carry data where nothing else does, the first included: at most as
+    /// many as streams; 8 if `None`.
+    pub ssh_connections: Option<u16>,
+}
+
+/// What data channels run over.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Transport {
+    /// Whatever works: TCP, QUIC, TCP dialled by the agent, ssh.
+    #[default]
+    Auto,
+    Tcp,
+    Quic,
+    /// The ssh connection itself, and further ones.
+    Ssh,
 }
 
 impl Default for TransferConfig {
@@ -150,6 +178,7 @@ impl Default for TransferConfig {
             verify: false,
             port_range: None,
             sockets: SocketOptions::default(),
+            reach: Reach::default(),
             retries: 5,
             retry_pause: Duration::from_secs(1),
         }
@@ -165,8 +194,11 @@ impl TransferConfig {
     /// For long distances: 4 MiB chunks, 8 streams, socket buffers of 16 MiB.
     pub fn wan_optimized() -> Self {
         let buffer = Some(16 << 20);
-        let sockets =
-            SocketOptions { send_buffer: buffer, receive_buffer: buffer, congestion: None };
+        let sockets = SocketOptions {
+            send_buffer: buffer,
+            receive_buffer: buffer,
+            ..SocketOptions::default()
+        };
         Self { sockets, ..Self::with_chunk_log2(22) }
     }
 
@@ -216,10 +248,26 @@ impl TransferConfig {
             port_range: self.port_range,
             loopback,
             sockets: self.sockets.clone(),
+            listen: self.reach.listen(loopback),
         };
         let enough = (u64::from(options.streams) + 4) * options.max_payload() as u64;
         options.buffer_size = self.buffer_size.unwrap_or(enough);
         options
+    }
+}
+
+impl Reach {
+    /// How the agent has to be ready for it.
+    pub(super) fn listen(&self, is_local: bool) -> Listen {
+        let is = |transport| self.transport == transport;
+        let is_dialled = !self.reverse;
+        Listen {
+            tcp: is_dialled && (is(Transport::Auto) || is(Transport::Tcp)),
+            quic: is_dialled && (is(Transport::Quic) || is(Transport::Auto) && !is_local),
+            join: !is_local
+                && self.ssh_connections != Some(1)
+                && (is(Transport::Ssh) || is(Transport::Auto) && is_dialled),
+        }
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Launched {
     pub greeting: AgentGreeting,
     /// What ssh's configuration says that the host is called, where that means something here.
     pub resolved: Option<String>,
+    /// How to log in once more, and what to run then.
+    pub further: Option<(Login, String)>,
 }
 
 /// An agent's Hello, and its bytes as they travelled.
@@ -144,7 +146,12 @@ impl Launcher<'_> {
         };
         let silence = match greeting {
             Ok((greeting, resolved)) => {
-                return Ok(Launched { process, stdin, inbox, greeting, resolved });
+                let further = match program {
+                    Some(program) => program.further_command(),
+                    None => format!("{} --join", self.agent_command()),
+                };
+                let further = login.map(|login| (login, further));
+                return Ok(Launched { process, stdin, inbox, greeting, resolved, further });
             }
             Err(silence) => silence,
         };
@@ -160,6 +167,12 @@ impl Launcher<'_> {
                 error: explain(&host, &error, exit, &complaints),
             },
         })
+    }
+
+    /// What starts an agent that is there.
+    fn agent_command(&self) -> String {
+        let agent = self.launch.agent_path.as_deref().unwrap_or("fastsync");
+        format!("{} agent", ssh::quote(agent))
     }
 
     fn start(&self, program: Option<&Program>) -> Result<(Process, Option<Login>), EngineError> {
@@ -182,10 +195,7 @@ impl Launcher<'_> {
         };
         let command = match program {
             Some(program) => program.remote_command(),
-            None => {
-                let agent = launch.agent_path.as_deref().unwrap_or("fastsync");
-                format!("{} agent", ssh::quote(agent))
-            }
+            None => self.agent_command(),
         };
         let process = login.start(&command).map_err(|cause| {
             let program = Escaped(login.program.as_encoded_bytes());

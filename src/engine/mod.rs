@@ -3,7 +3,6 @@
 pub mod agent;
 mod client;
 mod control;
-mod dial;
 pub mod event;
 mod here;
 mod inside;
@@ -13,6 +12,7 @@ mod journal;
 mod launch;
 mod plan;
 pub mod program;
+mod reach;
 mod receive;
 mod send;
 mod session;
@@ -132,6 +132,7 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     };
+    let connection = observer.connection();
     let tally = observer.tally();
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     // What earlier sessions of this run did was there already for the last one.
@@ -153,13 +154,14 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
         bytes_sent,
         bytes_skipped: watch.progress.bytes_skipped.get(),
         bytes_resumed: bytes_resumed.unwrap_or_default(),
-        streams: job.config.streams,
+        streams: connection.as_ref().map_or(job.config.streams, |it| it.streams),
         transport: match job.direction {
             Direction::Copy { .. } => inside::TRANSPORT,
-            _ if job.config.encrypt => "tcp+tls",
-            _ => "tcp",
+            _ => connection.as_ref().map_or("none", |it| it.transport),
         },
-        encrypted: job.config.encrypt && !matches!(job.direction, Direction::Copy { .. }),
+        dialler: connection.as_ref().map_or("", |it| it.dialler),
+        encrypted: connection.as_ref().is_some_and(|it| it.encrypted),
+        reason: connection.map(|it| it.reason).unwrap_or_default(),
         durable: end.durable,
         dry_run: job.config.dry_run,
         reconnects,

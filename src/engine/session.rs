@@ -1,15 +1,15 @@
 //! What both ends of a session share: the channels that arrive, what is observed, how it fails.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinError;
 
 use super::control::{ControlError, SayError};
-use super::event::{EntryReport, Event, Progress};
+use super::event::{Connection, EntryReport, Event, Progress};
 use crate::protocol::handshake::ChannelSlot;
 use crate::protocol::message::{Changes, Entry, Failure, FailureCode, Kind, Outcome, Summary};
 use crate::transport::TransportError;
@@ -122,6 +122,7 @@ pub struct Observer {
     events: Option<flume::Sender<Event>>,
     tally: Arc<Tally>,
     stop: Option<watch::Receiver<bool>>,
+    connection: Arc<Mutex<Option<Connection>>>,
 }
 
 /// What the final report needs and totals do not have.
@@ -140,7 +141,7 @@ pub struct Tally {
 
 impl Observer {
     pub fn new(progress: Arc<Progress>, events: Option<flume::Sender<Event>>) -> Self {
-        Self { progress, events, tally: Arc::default(), stop: None }
+        Self { progress, events, tally: Arc::default(), stop: None, connection: Arc::default() }
     }
 
     /// The same, and it hears when the user asks to stop.
@@ -178,6 +179,19 @@ impl Observer {
         if let Some(events) = &self.events {
             let _ = events.send(event);
         }
+    }
+
+    /// A way for data has been found.
+    pub fn connected(&self, connection: Connection) {
+        let mut last = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Some(connection.clone());
+        drop(last);
+        self.tell(Event::Connected(connection));
+    }
+
+    /// The last way that was found.
+    pub fn connection(&self) -> Option<Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn found(&self, entry: &Entry) {

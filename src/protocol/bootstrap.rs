@@ -28,6 +28,12 @@ impl Program {
         format!("sh -c '{}'", FIRST_STEP.replace("NAME", &self.name()).replace('\n', " "))
     }
 
+    /// The command of a further login, which finds the program where the first one did (PATH-10).
+    pub fn further_command(&self) -> String {
+        let command = self.remote_command();
+        command.replace("$f agent;", "$f agent --join;").replace("--cached;;", "--cached --join;;")
+    }
+
     /// What the client answers to let the program be stored (BOOT-3): one line, and the script of
     /// which it tells the length.
     pub fn second_step(&self) -> Vec<u8> {

@@ -15,6 +15,8 @@ use super::sparse::{Sparse, SparseError};
 /// What travels on a data channel.
 #[derive(Clone, Debug)]
 pub enum Frame {
+    /// As much as a path must carry before it counts as one.
+    Probe,
     /// The channel is up, in both directions of its handshake.
     Ready,
     /// A range of a file; without a payload if it is a hole.
@@ -30,6 +32,7 @@ impl Frame {
     pub fn header(&self, sequence: u64) -> Header {
         let len = |data: &Bytes| u32::try_from(data.len()).unwrap_or(u32::MAX);
         let body = match self {
+            Self::Probe => Body::Probe,
             Self::Ready => Body::Ready,
             Self::End => Body::End,
             Self::Chunk(Chunk { range, version, data: ChunkData::Sparse(sparse), .. }) => {
@@ -61,6 +64,7 @@ impl Frame {
             Self::Chunk(Chunk { data: ChunkData::Bytes(data), .. }) => data,
             Self::Chunk(Chunk { data: ChunkData::Sparse(sparse), .. }) => sparse.payload(),
             Self::Pack(pack) => &pack.payload,
+            Self::Probe => &PROBE,
             Self::Chunk(Chunk { data: ChunkData::Hole, .. }) | Self::Ready | Self::End => &[],
         }
     }
@@ -77,6 +81,7 @@ pub struct Header {
 /// What a header announces.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Body {
+    Probe,
     Ready,
     Chunk {
         range: ByteRange,
@@ -110,6 +115,7 @@ impl Header {
     pub fn payload_len(&self) -> usize {
         match self.body {
             Body::Ready | Body::End | Body::Chunk { hole: true, .. } => 0,
+            Body::Probe => PROBE_LEN,
             Body::Chunk { range, hole: false, .. } => range.len() as usize,
             Body::Sparse { len, .. } | Body::Pack { len, .. } => len as usize,
         }
@@ -123,6 +129,7 @@ impl Header {
     /// on the way, and no violation.
     pub fn with(self, payload: Bytes) -> Result<Frame, FrameError> {
         Ok(match self.body {
+            Body::Probe => Frame::Probe,
             Body::Ready => Frame::Ready,
             Body::End => Frame::End,
             Body::Chunk { range, version, digest, hole } => {
@@ -142,6 +149,7 @@ impl Header {
     /// The bytes that go on the wire (FRAME-1).
     pub fn encode(&self) -> [u8; Self::SIZE] {
         let (kind, flags, version, len, entry, offset, digest) = match self.body {
+            Body::Probe => (TYPE_PROBE, 0, 0, PROBE_LEN as u32, 0, 0, Digest::default()),
             Body::Ready => (TYPE_READY, 0, 0, 0, 0, 0, Digest::default()),
             Body::End => (TYPE_END, 0, 0, 0, 0, 0, Digest::default()),
             Body::Chunk { range, version, digest, hole } => {
@@ -190,6 +198,13 @@ impl Header {
                 }
                 if kind == TYPE_READY { Body::Ready } else { Body::End }
             }
+            TYPE_PROBE => {
+                let rest = (version, len as usize, entry, offset, digest);
+                if rest != (0, PROBE_LEN, 0, 0, Digest::default()) {
+                    return Err(FrameError::ReservedBitsSet);
+                }
+                Body::Probe
+            }
             TYPE_CHUNK | TYPE_HOLE => {
                 let range = ByteRange::new(EntryId(entry), offset, len, flags & FLAG_WHOLE != 0)?;
                 Body::Chunk { range, version, digest, hole: kind == TYPE_HOLE }
@@ -237,12 +252,18 @@ pub enum FrameError {
 /// The most that one pack may carry with its table, in bytes: 65 MiB.
 pub const MAX_PACK_LEN: u32 = 65 << 20;
 
+/// The payload of a [`Frame::Probe`], in bytes: zeros, 64 KiB of them.
+pub const PROBE_LEN: usize = 64 << 10;
+
+static PROBE: [u8; PROBE_LEN] = [0; PROBE_LEN];
+
 const TYPE_READY: u8 = 0x01;
 const TYPE_CHUNK: u8 = 0x02;
 const TYPE_HOLE: u8 = 0x03;
 const TYPE_PACK: u8 = 0x04;
 const TYPE_END: u8 = 0x05;
 const TYPE_SPARSE: u8 = 0x06;
+const TYPE_PROBE: u8 = 0x07;
 
 /// The range is all of its file, and its digest the file's root.
 const FLAG_WHOLE: u8 = 0x01;
@@ -274,7 +295,8 @@ mod tests {
             });
         let pack = (any::<u64>(), 4..=MAX_PACK_LEN, any::<[u8; 32]>())
             .prop_map(|(number, len, digest)| Body::Pack { number, len, digest: Digest(digest) });
-        let body = prop_oneof![Just(Body::Ready), Just(Body::End), chunk, sparse, pack];
+        let body =
+            prop_oneof![Just(Body::Probe), Just(Body::Ready), Just(Body::End), chunk, sparse, pack];
         (any::<u64>(), body).prop_map(|(sequence, body)| Header { sequence, body })
     }
 

@@ -72,6 +72,26 @@ pub enum Message {
     Deleted(Vec<Deleted>),
     /// Client, if it receives: what of the sources is meant (SEL-4). The last one is marked.
     Paths { paths: Vec<Vec<u8>>, last: bool },
+    /// Client, after Accept: I listen for data channels here; dial me (PATH-4).
+    Dial(Dial),
+    /// Agent: every address of Dial has failed, and why; I go on trying (PATH-5).
+    NotReached(Failure),
+}
+
+/// Where the client listens for data channels.
+#[derive(Clone, Debug, Encode, Decode, Eq, PartialEq)]
+pub struct Dial {
+    pub carrier: Carrier,
+    pub port: u16,
+    /// Addresses of the client's host, best first, as text.
+    pub addresses: Vec<String>,
+}
+
+/// What a data channel's byte stream runs over, where one end dials an address of the other.
+#[derive(Clone, Copy, Debug, Encode, Decode, Eq, Hash, PartialEq)]
+pub enum Carrier {
+    Tcp,
+    Quic,
 }
 
 /// Who an end is and what it can.
@@ -149,6 +169,7 @@ pub struct Options {
     /// The agent listens on the loopback address only.
     pub loopback: bool,
     pub sockets: SocketOptions,
+    pub listen: Listen,
 }
 
 impl Options {
@@ -199,6 +220,21 @@ impl Options {
     }
 }
 
+/// How the agent is to be ready for data channels, beside the control channel itself (PATH-2).
+#[derive(Clone, Copy, Debug, Encode, Decode, Eq, PartialEq)]
+pub struct Listen {
+    pub tcp: bool,
+    pub quic: bool,
+    /// On its own host, for processes that further logins start.
+    pub join: bool,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self { tcp: true, quic: false, join: false }
+    }
+}
+
 /// What to ask of the kernel for data channels, at both ends. `None` leaves it to the kernel.
 #[derive(Clone, Debug, Default, Encode, Decode, Eq, PartialEq)]
 pub struct SocketOptions {
@@ -206,8 +242,10 @@ pub struct SocketOptions {
     pub send_buffer: Option<u32>,
     /// `SO_RCVBUF`, in bytes; likewise.
     pub receive_buffer: Option<u32>,
-    /// `TCP_CONGESTION`, such as `cubic` or `bbr`.
+    /// `TCP_CONGESTION`, such as `cubic` or `bbr`; QUIC's too, if it has one of this name.
     pub congestion: Option<String>,
+    /// Send one datagram of QUIC at a time, for networks where segmentation offload does harm.
+    pub no_offload: bool,
 }
 
 /// What of an entry is kept beside its content (META-1).
@@ -438,8 +476,11 @@ pub enum Durability {
 pub struct Accept {
     /// The options as the agent will honour them: equal to those of Open (SES-6).
     pub options: Options,
-    /// The TCP port on which data channels are accepted.
+    /// The TCP port on which data channels are accepted, and the UDP port; 0 if there is none.
     pub port: u16,
+    pub udp_port: u16,
+    /// The name of the abstract socket at which further processes join; empty if there is none.
+    pub join: Vec<u8>,
     /// Addresses of the agent's host, best first, as text.
     pub addresses: Vec<String>,
 }

@@ -192,11 +192,12 @@ fn summary() -> impl Strategy<Value = Summary> {
 }
 
 fn sockets() -> impl Strategy<Value = SocketOptions> {
-    any::<(Option<u32>, Option<u32>, Option<String>)>().prop_map(
-        |(send_buffer, receive_buffer, congestion)| SocketOptions {
+    any::<(Option<u32>, Option<u32>, Option<String>, bool)>().prop_map(
+        |(send_buffer, receive_buffer, congestion, no_offload)| SocketOptions {
             send_buffer,
             receive_buffer,
             congestion,
+            no_offload,
         },
     )
 }
@@ -293,10 +294,10 @@ fn options() -> BoxedStrategy<Options> {
     let chunk_size = (16..=26_u8).prop_filter_map("a size", ChunkSize::from_log2);
     let numbers = any::<(u16, u32, u64, Option<(u16, u16)>)>();
     let parts = (preserve(), select(), update(), prop::option::of(delete()), sockets());
-    (chunk_size, numbers, resume, durability, any::<[bool; 4]>(), parts)
+    (chunk_size, numbers, resume, durability, any::<[bool; 7]>(), parts)
         .prop_map(|(chunk_size, numbers, resume, durability, flags, parts)| {
             let (streams, pack_threshold, buffer_size, port_range) = numbers;
-            let [encrypt, dry_run, loopback, remove_source_files] = flags;
+            let [encrypt, dry_run, loopback, remove_source_files, tcp, quic, join] = flags;
             let (preserve, select, update, delete, sockets) = parts;
             Options {
                 chunk_size,
@@ -315,6 +316,7 @@ fn options() -> BoxedStrategy<Options> {
                 port_range,
                 loopback,
                 sockets,
+                listen: Listen { tcp, quic, join },
             }
         })
         .boxed()
@@ -351,8 +353,9 @@ fn opening() -> BoxedStrategy<Open> {
 /// Any message, with any valid values.
 fn message() -> BoxedStrategy<Message> {
     let accept =
-        (options(), any::<(u16, Vec<String>)>()).prop_map(|(options, (port, addresses))| {
-            Message::Accept(Accept { options, port, addresses })
+        (options(), any::<(u16, u16, Vec<u8>, Vec<String>)>()).prop_map(|(options, told)| {
+            let (port, udp_port, join, addresses) = told;
+            Message::Accept(Accept { options, port, udp_port, join, addresses })
         });
     let start = prop_oneof![
         greeting().prop_map(Message::Hello),
@@ -397,6 +400,11 @@ fn message() -> BoxedStrategy<Message> {
         vec(deleted(), 0..5).prop_map(Message::Deleted),
         (vec(bytes(100), 0..8), any::<bool>())
             .prop_map(|(paths, last)| Message::Paths { paths, last }),
+        any::<(bool, u16, Vec<String>)>().prop_map(|(is_tcp, port, addresses)| {
+            let carrier = if is_tcp { Carrier::Tcp } else { Carrier::Quic };
+            Message::Dial(Dial { carrier, port, addresses })
+        }),
+        failure().prop_map(Message::NotReached),
     ];
     prop_oneof![start.boxed(), sender.boxed(), receiver.boxed()].boxed()
 }
@@ -416,7 +424,7 @@ proptest! {
 
     /// SES-2: whatever a peer sends, we decide, and what we accept we could have said.
     #[test]
-    fn any_input_is_decided(kind in 0_u8..26, mut bytes in vec(any::<u8>(), 1..600)) {
+    fn any_input_is_decided(kind in 0_u8..28, mut bytes in vec(any::<u8>(), 1..600)) {
         bytes[0] = kind;
         if let Ok(message) = Message::decode(&bytes) {
             let again = message.encode().unwrap();
@@ -447,7 +455,7 @@ const DIRECTORY: [u8; 11] = [1, 0, 1, b'a', 0, 0, 0, 0, 0, 0, 0];
 
 /// The encoding of options that have no lists, texts and flags, with this chunk size.
 fn plain_options(chunk_log2: u8) -> Vec<u8> {
-    let mut bytes = vec![0; 49];
+    let mut bytes = vec![0; 53];
     bytes[..2].copy_from_slice(&[chunk_log2, 1]);
     bytes
 }
@@ -473,6 +481,7 @@ fn counts_that_lie_are_refused_at_once() {
         hostile.push([&[20, 1, 0][..], &count].concat()); // the first user's name
         hostile.push([&[23, 1][..], &count].concat()); // the path of something deleted
         hostile.push([&[24, 1][..], &count].concat()); // the first of Paths
+        hostile.push([&[25, 0, 1][..], &count].concat()); // the addresses of Dial
         hostile.push([&[5, 0, 1, 0, 0, 0, 0, 0][..], &count].concat()); // the root's attributes
         let entry = [&[6, 1][..], &DIRECTORY[..]].concat();
         hostile.push([&entry[..], &count].concat()); // an entry's attributes
@@ -533,7 +542,7 @@ fn the_longest_lists_of_the_shortest_elements_are_accepted() {
     let back = [&[0; 48], &plain_options(16)[..]].concat();
     assert!(matches!(full(&[1, 1], &[0], &back).0, Message::Open(_)), "sources without a byte");
     let [before, after] =
-        [[&[1, 0, 0][..], &[0; 48], &plain_options(16)[..26]].concat(), vec![0; 22]];
+        [[&[1, 0, 0][..], &[0; 48], &plain_options(16)[..26]].concat(), vec![0; 26]];
     let (Message::Open(open), count) = full(&before, &[0], &after) else { panic!() };
     assert_eq!(open.options.select.filters.len(), count, "filters without a byte");
     let entry = [&DIRECTORY[..], &[0]].concat();

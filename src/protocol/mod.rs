@@ -15,6 +15,7 @@
 //! 8. [`session`]: which message may come when.
 //! 9. [`handshake`]: the magic, the transcript, and how a data channel proves whose it is.
 //! 10. [`bootstrap`]: how an agent that is not there is brought along.
+//! 11. [`tunnel`]: what travels between messages where data has no way of its own.
 //!
 //! The specification is in `protocol-spec/`. Where this code and the specification disagree, the
 //! code is wrong.
@@ -31,3 +32,4 @@ mod message_tests;
 pub mod session;
 pub mod sparse;
 pub mod tree;
+pub mod tunnel;

@@ -84,6 +84,8 @@ impl State {
                 | M::Owners { .. }
                 | M::Listed(_)
                 | M::Root { .. }
+                | M::Dial(_)
+                | M::NotReached(_)
                 | M::Ping,
             ) => self,
             (Self::Transferring { role: Role::Receiver }, M::SourceDone(_)) => Self::Ending,
@@ -102,6 +104,8 @@ impl State {
                 | M::Complaint { .. }
                 | M::Deleted(_)
                 | M::Paths { .. }
+                | M::Dial(_)
+                | M::NotReached(_)
                 | M::Ping,
             ) => self,
             // The sender's SourceDone is on its way, or it has decided to send it: what it hears
@@ -110,6 +114,7 @@ impl State {
             (Self::Closing, M::Closed) => Self::Over,
 
             (Self::AwaitAccept { .. } | Self::Ending | Self::Closing, M::Ping) => self,
+            (Self::Ending | Self::Closing, M::Dial(_) | M::NotReached(_)) => self,
 
             (
                 Self::AwaitHello { .. }
@@ -142,7 +147,9 @@ impl State {
                 | M::Listed(_)
                 | M::Root { .. }
                 | M::Deleted(_)
-                | M::Paths { .. },
+                | M::Paths { .. }
+                | M::Dial(_)
+                | M::NotReached(_),
             ) => return Err(Unexpected::new(self, message)),
         })
     }
@@ -191,6 +198,8 @@ impl Message {
             Self::Root { .. } => "Root",
             Self::Deleted(_) => "Deleted",
             Self::Paths { .. } => "Paths",
+            Self::Dial(_) => "Dial",
+            Self::NotReached(_) => "NotReached",
         }
     }
 }
@@ -205,8 +214,8 @@ mod tests {
     use crate::protocol::handshake::hello;
     use crate::protocol::manifest::Name;
     use crate::protocol::message::{
-        Accept, Deletions, Durability, Entry, Failure, FailureCode, Kind, Metadata, Open, Options,
-        Preserve, Resume, Secret, Select, SocketOptions, Summary, Task, Update,
+        Accept, Carrier, Deletions, Dial, Durability, Entry, Failure, FailureCode, Kind, Metadata,
+        Open, Options, Preserve, Resume, Secret, Select, SocketOptions, Summary, Task, Update,
     };
 
     const STATES: [State; 11] = [
@@ -241,6 +250,7 @@ mod tests {
             port_range: None,
             loopback: false,
             sockets: SocketOptions::default(),
+            listen: crate::protocol::message::Listen::default(),
         }
     }
 
@@ -250,7 +260,13 @@ mod tests {
     }
 
     fn accept() -> Message {
-        Message::Accept(Accept { options: options(), port: 1, addresses: Vec::new() })
+        Message::Accept(Accept {
+            options: options(),
+            port: 1,
+            udp_port: 0,
+            join: Vec::new(),
+            addresses: Vec::new(),
+        })
     }
 
     fn summary() -> Summary {
@@ -303,6 +319,8 @@ mod tests {
             Message::Root { entry, version: 0, root: Digest::default() },
             Message::Deleted(Vec::new()),
             Message::Paths { paths: Vec::new(), last: true },
+            Message::Dial(Dial { carrier: Carrier::Tcp, port: 1, addresses: Vec::new() }),
+            Message::NotReached(failure()),
         ]
     }
 
@@ -406,6 +424,7 @@ mod tests {
                             | Message::Owners { .. }
                             | Message::Listed(_)
                             | Message::Root { .. }
+                            | Message::Dial(_)
                             | Message::SourceDone(_)
                             | Message::Ping
                     )
@@ -429,6 +448,7 @@ mod tests {
                     | Message::Complaint { .. }
                     | Message::Deleted(_)
                     | Message::Paths { .. }
+                    | Message::NotReached(_)
                     | Message::Ping => messages.push((receiving, message)),
                     Message::ReceiverDone { .. } => last.push((State::Ending, message)),
                     Message::Closed => last.push((State::Over, message)),

@@ -35,7 +35,10 @@ impl Login {
     ///
     /// If the ssh program cannot be started; whether it can log in shows later.
     pub fn start(&self, remote_command: &str) -> io::Result<Process> {
-        let mut command = self.command();
+        Self::finish(self.command(), &self.host, remote_command)
+    }
+
+    fn finish(mut command: Command, host: &str, remote_command: &str) -> io::Result<Process> {
         command.args(["-T", "-x", "-a", "-e", "none"]);
         // Whatever the user's configuration says about these, a session needs a plain byte stream.
         for option in
@@ -43,8 +46,23 @@ impl Login {
         {
             command.arg("-o").arg(option);
         }
-        command.arg("--").arg(&self.host).arg(remote_command);
+        command.arg("--").arg(host).arg(remote_command);
         Process::start(command)
+    }
+
+    /// Logs in once more and starts `remote_command`, without asking anybody anything and on a
+    /// connection of its own.
+    ///
+    /// # Errors
+    ///
+    /// If the ssh program cannot be started; whether it can log in shows later.
+    pub fn start_further(&self, remote_command: &str) -> io::Result<Process> {
+        let mut command = Command::new(&self.program);
+        // Before the user's own: of each option, ssh takes the first value that it is given.
+        for option in ["BatchMode=yes", "ControlMaster=no", "ControlPath=none"] {
+            command.arg("-o").arg(option);
+        }
+        Self::finish(self.complete(command), &self.host, remote_command)
     }
 
     /// The name or address that ssh connects to, as its configuration resolves the host.
@@ -68,7 +86,10 @@ impl Login {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        self.complete(Command::new(&self.program))
+    }
+
+    fn complete(&self, mut command: Command) -> Command {
         command.args(&self.arguments);
         if let Some(user) = &self.user {
             command.arg("-l").arg(user);
@@ -110,6 +131,11 @@ pub fn quote(word: &str) -> String {
 /// port, server address, server port (ssh(1), ENVIRONMENT).
 pub fn server_address(ssh_connection: &str) -> Option<IpAddr> {
     ssh_connection.split_ascii_whitespace().nth(2)?.parse().ok()
+}
+
+/// The address that the client has for the server, from `SSH_CONNECTION`.
+pub fn client_address(ssh_connection: &str) -> Option<IpAddr> {
+    ssh_connection.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// A running command. Dropping it ends the command.
@@ -200,6 +226,8 @@ mod tests {
     fn the_server_that_answered_is_known() {
         let address = server_address("10.99.0.1 40000 10.99.0.2 22");
         assert_eq!(address, Some("10.99.0.2".parse().unwrap()));
+        let address = client_address("10.99.0.1 40000 10.99.0.2 22");
+        assert_eq!(address, Some("10.99.0.1".parse().unwrap()));
         assert_eq!(server_address("fe80::1 4 fe80::2 22"), Some("fe80::2".parse().unwrap()));
         assert_eq!(server_address("what"), None);
     }

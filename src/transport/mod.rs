@@ -1,13 +1,18 @@
 //! How bytes travel: data channels, and nothing of files.
 //!
 //! A channel carries frames in one direction after its handshake; on either side it is one of the
-//! two traits below. [`tcp`] dials and listens, [`tls`] gives a connection its keys, [`record`]
-//! seals and opens frames on them, [`memory`] is a channel inside this process.
+//! two traits below. [`channel`] makes one of any byte stream, and dials and listens; [`quic`] and
+//! [`tunnel`] are byte streams beside TCP, and [`join`] brings those of further logins; [`tls`] gives
+//! a TCP connection its keys, [`record`] seals and opens frames on them, [`memory`] is a channel
+//! inside this process.
 
+pub mod channel;
+pub mod join;
 pub mod memory;
+pub mod quic;
 pub mod record;
-pub mod tcp;
 pub mod tls;
+pub mod tunnel;
 
 use std::io;
 
@@ -70,6 +75,8 @@ pub enum TransportError {
     Tls(String),
     #[error("no answer from {0} in time")]
     TimedOut(String),
+    #[error("small packets pass, but 64 KiB did not go there and back in time")]
+    NoBulk,
     #[error("no port to listen on in the range {low}:{high}: {cause}")]
     NoPort { low: u16, high: u16, cause: io::Error },
     #[error("cannot {operation}: {cause}")]

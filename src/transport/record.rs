@@ -1,7 +1,7 @@
 //! TLS 1.3 records, sealed and opened here once rustls has done the handshake (RFC 8446, section 5).
 //!
 //! In: the traffic secrets of one direction, and plaintext or a record. Out: a record or plaintext,
-//! written straight to where it shall lie. No socket: `tcp::stream` moves the bytes. rustls' own
+//! written straight to where it shall lie. No socket: `channel::stream` moves the bytes. rustls' own
 //! record layer reads 16 KiB at a time and copies them three times, which costs twice the processor
 //! time of this one; the bytes on the wire are the same, and the tests let rustls read ours.
 //!

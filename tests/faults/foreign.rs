@@ -243,7 +243,13 @@ async fn an_agent_that_answers_something_else_is_refused() {
     let accept = |change: fn(&mut Options)| {
         let mut options = config().to_options(true);
         change(&mut options);
-        answer(&Message::Accept(Accept { options, port: 1, addresses: Vec::new() }))
+        answer(&Message::Accept(Accept {
+            options,
+            port: 1,
+            udp_port: 0,
+            join: Vec::new(),
+            addresses: Vec::new(),
+        }))
     };
     assert_eq!(code_of(accept(|options| options.streams = 2)).await, Some(FailureCode::Violation));
     let weaker = accept(|options| options.encrypt = false);

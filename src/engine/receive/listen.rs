@@ -99,6 +99,8 @@ impl<K: Sink> Listener<K> {
             | Message::ReceiverDone { .. }
             | Message::Deleted(_)
             | Message::Paths { .. }
+            | Message::Dial(_)
+            | Message::NotReached(_)
             | Message::Closed => {}
         }
         Ok(None)

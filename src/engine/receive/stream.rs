@@ -45,7 +45,7 @@ impl<K: Sink> Receiver<K> {
                 self.observer.progress.bytes_sent.add(frame.payload().len() as u64);
             }
             let is_over = match received {
-                Ok(Frame::Ready) => None,
+                Ok(Frame::Probe | Frame::Ready) => None,
                 Ok(Frame::Chunk(chunk)) => {
                     work.spawn(Arc::clone(&self).take_chunk(chunk));
                     None

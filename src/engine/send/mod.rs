@@ -272,6 +272,8 @@ impl<S: Source> Sender<S> {
             | Message::Owners { .. }
             | Message::Listed(_)
             | Message::Root { .. }
+            | Message::Dial(_)
+            | Message::NotReached(_)
             | Message::Closed => {}
         }
         Ok(None)

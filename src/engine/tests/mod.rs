@@ -65,6 +65,7 @@ pub fn options() -> Options {
         port_range: None,
         loopback: true,
         sockets: SocketOptions::default(),
+        listen: crate::protocol::message::Listen::default(),
     }
 }
 
@@ -210,7 +211,13 @@ pub async fn greet(client: &mut Half, agent: &mut Half, options: &Options) {
     let hello = Message::Hello(handshake::hello([1; 32], vec![1]));
     let task = Task::Receive { destination: Vec::new() };
     let open = Open { task, channel_secret: Secret([1; 32]), job: JOB, options: options.clone() };
-    let accept = Accept { options: options.clone(), port: 1, addresses: Vec::new() };
+    let accept = Accept {
+        options: options.clone(),
+        port: 1,
+        udp_port: 0,
+        join: Vec::new(),
+        addresses: Vec::new(),
+    };
     client.say(&hello);
     client.say(&Message::Open(Box::new(open)));
     agent.say(&hello);

@@ -183,7 +183,7 @@ async fn data_damaged_on_its_way_is_sent_again() {
                 let key = match &frame {
                     Frame::Chunk(chunk) => (chunk.range.entry().0, chunk.range.offset()),
                     Frame::Pack(pack) => (0, pack.number),
-                    Frame::Ready | Frame::End => return vec![frame],
+                    Frame::Probe | Frame::Ready | Frame::End => return vec![frame],
                 };
                 number += 1;
                 // A pack's last member comes again in a pack of its own: that one passes.

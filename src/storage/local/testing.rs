@@ -38,6 +38,7 @@ pub fn options() -> Options {
         port_range: None,
         loopback: true,
         sockets: SocketOptions::default(),
+        listen: crate::protocol::message::Listen::default(),
     }
 }
 

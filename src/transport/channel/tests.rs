@@ -15,10 +15,12 @@ use crate::protocol::buffer::Pool;
 use crate::protocol::chunk::{ByteRange, Chunk, ChunkData, Digest, EntryId, Pack};
 use crate::protocol::frame::{Body, Frame, FrameError, Header};
 use crate::protocol::handshake::{ChannelHello, Side};
-use crate::protocol::message::Secret;
+use crate::protocol::message::{Carrier, Secret};
 use crate::protocol::sparse::{Extent, Sparse};
+use crate::protocol::tunnel::Record;
 use crate::transport::record::{Opener, Sealer};
 use crate::transport::tls;
+use crate::transport::tunnel::Tunnel;
 use crate::transport::{FrameReceiver, FrameSender, TransportError};
 
 const MIB: usize = 1 << 20;
@@ -48,7 +50,7 @@ struct Session {
     address: SocketAddr,
     channels: flume::Receiver<Channel>,
     failures: Arc<AtomicU64>,
-    tasks: JoinSet<Result<(), TransportError>>,
+    tasks: JoinSet<()>,
 }
 
 impl Session {
@@ -58,17 +60,18 @@ impl Session {
     }
 
     fn start_with(dialler: ChannelConfig, config: ChannelConfig) -> Self {
-        let listener = Listener::bind(None, true, &config.sockets).unwrap();
+        let openings = Openings { tcp: true, ..Openings::default() };
+        let listener = Listener::bind(openings, None, true, config).unwrap();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, listener.port()));
         let failures = listener.failures();
         let (out, channels) = flume::unbounded();
         let mut tasks = JoinSet::new();
-        tasks.spawn(listener.run(config, out));
+        tasks.spawn(listener.run(out));
         Self { dialler, address, channels, failures, tasks }
     }
 
     async fn dial(&self, slot: ChannelSlot) -> Result<Channel, TransportError> {
-        dial(&[self.address], slot, &self.dialler).await
+        dial(Carrier::Tcp, &[self.address], slot, &self.dialler).await
     }
 
     /// Both ends of a channel, the dialler's first.
@@ -151,6 +154,104 @@ async fn frames_of_all_lengths_arrive() {
     }
 }
 
+/// PATH-1, PATH-3, PATH-7: the same frames on QUIC and inside the tunnel, in either direction.
+#[tokio::test]
+async fn other_byte_streams_carry_the_same_frames() {
+    for is_quic in [true, false] {
+        let (near, far) = configs(true);
+        let (client, agent) = (Tunnel::default(), Tunnel::default());
+        client.allow(0, 1 << 20);
+        agent.allow(8, 1 << 20);
+        let tunnel = Some(agent.clone());
+        let openings = Openings { quic: true, tunnel, ..Openings::default() };
+        let listener = Listener::bind(openings, None, true, far).unwrap();
+        assert_eq!(listener.port(), 0);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, listener.udp_port()));
+        let (out, channels) = flume::unbounded();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(listener.run(out));
+        let between = client.clone();
+        tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    up = between.next_record() => agent.take(Record::decode(&up).unwrap()),
+                    down = agent.next_record() => between.take(Record::decode(&down).unwrap()),
+                }
+                .unwrap();
+            }
+        });
+        for flip in [false, true] {
+            let slot = slot(0, flip.into());
+            let dialled = if is_quic {
+                dial(Carrier::Quic, &[address], slot, &near).await.unwrap()
+            } else {
+                let stream = ByteStream::Tunnel(client.open());
+                dial_on(stream, "the agent", slot, &near).await.unwrap()
+            };
+            let accepted = channels.recv_async().await.unwrap();
+            let (from, to) = if flip { (accepted, dialled) } else { (dialled, accepted) };
+            let (mut sender, mut receiver) = (from.into_sender(), to.into_receiver());
+            let pool = Pool::new(1, 8 * MIB);
+            let frames = frames();
+            let send = async {
+                for frame in &frames {
+                    sender.send(frame).await.unwrap();
+                }
+                sender.finish().await.unwrap();
+            };
+            let receive = async {
+                for frame in &frames {
+                    assert!(same(frame, &receiver.receive(&pool).await.unwrap()));
+                }
+                assert!(matches!(receiver.receive(&pool).await, Ok(Frame::End)));
+            };
+            tokio::join!(send, receive);
+        }
+    }
+}
+
+/// PATH-3, SEC-7: without the pinned certificates nobody gets through QUIC either, nor without the
+/// secret.
+#[tokio::test]
+async fn quic_takes_nobody_else() {
+    let (stranger, _) = configs(true);
+    let (near, far) = configs(true);
+    let openings = Openings { quic: true, ..Openings::default() };
+    let listener = Listener::bind(openings, None, true, far).unwrap();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, listener.udp_port()));
+    let (out, channels) = flume::unbounded();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(listener.run(out));
+    let keys = ChannelKeys::new(Secret([8; 32]), Digest([2; 32]));
+    let wrong_secret = ChannelConfig { keys, ..near.clone() };
+    let wrong_self = ChannelConfig { identity: stranger.identity, ..near.clone() };
+    let peer_certificate = stranger.peer_certificate;
+    let wrong_peer = ChannelConfig { peer_certificate, ..near.clone() };
+    for config in [wrong_self, wrong_peer, wrong_secret] {
+        assert!(dial(Carrier::Quic, &[address], slot(0, 0), &config).await.is_err());
+    }
+    assert!(channels.is_empty());
+    dial(Carrier::Quic, &[address], slot(0, 0), &near).await.unwrap();
+}
+
+/// PATH-7, FRAME-6: a dialler that says that it is ready before it has sent as much as a path must carry.
+#[tokio::test]
+async fn a_channel_without_a_probe_is_none() {
+    let session = Session::start(false);
+    let keys = session.dialler.keys.clone();
+    let mut stream = TcpStream::connect(session.address).await.unwrap();
+    let mut binding = [0; 32];
+    stream.read_exact(&mut binding).await.unwrap();
+    let proof = keys.proof(Side::Dialler, slot(0, 0), &binding);
+    stream.write_all(&ChannelHello { slot: slot(0, 0), proof }.encode()).await.unwrap();
+    stream.read_exact(&mut [0; 32]).await.unwrap();
+    let header = Frame::Ready.header(0).encode();
+    let code = keys.frame_key(Side::Dialler, slot(0, 0), &binding).code(&header);
+    stream.write_all(&[&header[..], &code].concat()).await.unwrap();
+    session.failed(1).await;
+    assert!(session.channels.is_empty());
+}
+
 /// SEC-7: TLS itself stops them, and the listener goes on.
 #[tokio::test]
 async fn a_wrong_pin_is_refused() {
@@ -160,7 +261,7 @@ async fn a_wrong_pin_is_refused() {
     let peer_certificate = stranger.peer_certificate;
     let session = Session::start_with(good.clone(), config);
     for config in [wrong_self, ChannelConfig { peer_certificate, ..good }] {
-        let refused = dial(&[session.address], slot(0, 0), &config).await;
+        let refused = dial(Carrier::Tcp, &[session.address], slot(0, 0), &config).await;
         assert!(matches!(refused, Err(TransportError::Tls(_))), "{refused:?}");
     }
     session.failed(2).await;
@@ -174,7 +275,7 @@ async fn a_wrong_proof_is_refused() {
         let session = Session::start(encrypt);
         let keys = ChannelKeys::new(Secret([8; 32]), Digest([2; 32]));
         let config = ChannelConfig { keys, ..session.dialler.clone() };
-        assert!(dial(&[session.address], slot(0, 0), &config).await.is_err());
+        assert!(dial(Carrier::Tcp, &[session.address], slot(0, 0), &config).await.is_err());
         session.failed(1).await;
         assert!(session.dial(slot(4, 0)).await.is_err(), "there are channels 0 to 3");
         session.channel(slot(3, 0)).await;
@@ -197,7 +298,8 @@ async fn a_listener_must_prove_itself() {
         stream.read(&mut [0]).await
     };
     let addresses = [address];
-    let (refused, rest) = tokio::join!(dial(&addresses, slot(0, 0), &config), pretend);
+    let (refused, rest) =
+        tokio::join!(dial(Carrier::Tcp, &addresses, slot(0, 0), &config), pretend);
     assert!(matches!(refused, Err(TransportError::Proof(_))));
     assert_eq!(rest.ok(), Some(0), "not even a frame came");
 }
@@ -279,14 +381,14 @@ async fn the_address_that_is_the_peer_wins() {
     let silent = other.local_addr().unwrap();
     let begin = Instant::now();
     let addresses = [closed, silent, session.address];
-    let channel = dial(&addresses, slot(0, 0), &session.dialler).await.unwrap();
-    assert_eq!(channel.peer, session.address);
+    let channel = dial(Carrier::Tcp, &addresses, slot(0, 0), &session.dialler).await.unwrap();
+    assert_eq!(channel.peer, session.address.to_string());
     assert!(begin.elapsed() < Duration::from_secs(3), "the silent one was not waited for");
-    let refused = dial(&[closed], slot(0, 1), &session.dialler).await;
+    let refused = dial(Carrier::Tcp, &[closed], slot(0, 1), &session.dialler).await;
     assert!(matches!(refused, Err(TransportError::Io { .. })));
-    let timed_out = dial(&[silent, closed], slot(0, 1), &session.dialler).await;
+    let timed_out = dial(Carrier::Tcp, &[silent, closed], slot(0, 1), &session.dialler).await;
     assert!(matches!(timed_out, Err(TransportError::TimedOut(_))), "{timed_out:?}");
-    assert!(dial(&[], slot(0, 1), &session.dialler).await.is_err());
+    assert!(dial(Carrier::Tcp, &[], slot(0, 1), &session.dialler).await.is_err());
 }
 
 /// T12: a connection that ends without being finished was lost.
@@ -361,7 +463,7 @@ async fn a_frame_with_a_wrong_length_is_not_sent() {
 /// Plays a dialler without TLS by hand, up to a receiver that has read its `Ready`.
 async fn by_hand(
     session: &Session,
-) -> (TcpStream, impl Fn(Header) -> [u8; 96] + use<>, TcpReceiver) {
+) -> (TcpStream, impl Fn(Header) -> [u8; 96] + use<>, ChannelReceiver) {
     let keys = session.dialler.keys.clone();
     let mut stream = TcpStream::connect(session.address).await.unwrap();
     let mut binding = [0; 32];
@@ -379,9 +481,19 @@ async fn by_hand(
         out[64..].copy_from_slice(&code);
         out
     };
-    stream.write_all(&coded(Frame::Ready.header(0))).await.unwrap();
+    probe_by_hand(&mut stream, &coded).await;
     let channel = session.channels.recv_async().await.unwrap();
     (stream, coded, channel.into_receiver())
+}
+
+/// Plays the dialler's part of the probe.
+async fn probe_by_hand(stream: &mut TcpStream, coded: impl Fn(Header) -> [u8; 96]) {
+    stream.write_all(&coded(Frame::Probe.header(0))).await.unwrap();
+    stream.write_all(Frame::Probe.payload()).await.unwrap();
+    let mut answer = vec![0; 96 + Frame::Probe.payload().len()];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer[..64], Frame::Probe.header(0).encode());
+    stream.write_all(&coded(Frame::Ready.header(1))).await.unwrap();
 }
 
 /// SEC-6: without TLS, a header is not looked at before its code has been checked.
@@ -391,7 +503,7 @@ async fn a_header_with_a_wrong_bit_is_not_authentic() {
     for byte in 0..96 {
         let session = Session::start(false);
         let (mut stream, coded, mut receiver) = by_hand(&session).await;
-        let mut bytes = coded(Frame::End.header(1));
+        let mut bytes = coded(Frame::End.header(2));
         bytes[byte] ^= 1 << (byte % 8);
         stream.write_all(&bytes).await.unwrap();
         let refused = receiver.receive(&pool).await;
@@ -412,7 +524,7 @@ async fn a_wrong_table_of_a_sparse_chunk_is_no_frame() {
         let frame = sparse();
         let mut payload = frame.payload().to_vec();
         payload[at] ^= 1;
-        let mut header = frame.header(1);
+        let mut header = frame.header(2);
         if let (Body::Sparse { digest, .. }, true) = (&mut header.body, lies) {
             *digest = Digest::of(&payload[..Sparse::table_len(2)]);
         }
@@ -428,17 +540,17 @@ async fn a_wrong_table_of_a_sparse_chunk_is_no_frame() {
 #[tokio::test]
 async fn frames_out_of_order_are_violations() {
     let pool = Pool::new(1, MIB);
-    for found in [0, 2, u64::MAX] {
+    for found in [0, 1, 3, u64::MAX] {
         let session = Session::start(false);
         let (mut stream, coded, mut receiver) = by_hand(&session).await;
         stream.write_all(&coded(Frame::End.header(found))).await.unwrap();
         let refused = receiver.receive(&pool).await.unwrap_err();
-        let expected = FrameError::Sequence { expected: 1, found };
+        let expected = FrameError::Sequence { expected: 2, found };
         assert!(matches!(refused, TransportError::Frame(error) if error == expected));
     }
     let session = Session::start(false);
     let (mut stream, coded, mut receiver) = by_hand(&session).await;
-    stream.write_all(&coded(Frame::Ready.header(1))).await.unwrap();
+    stream.write_all(&coded(Frame::Ready.header(2))).await.unwrap();
     assert!(receiver.receive(&pool).await.unwrap_err().is_violation());
 }
 
@@ -450,7 +562,8 @@ async fn a_changed_record_ends_the_channel() {
     let (near, far) = (relay.local_addr().unwrap(), session.address);
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { tamper(relay, far).await });
-    let mut sender = dial(&[near], slot(0, 0), &session.dialler).await.unwrap().into_sender();
+    let mut sender =
+        dial(Carrier::Tcp, &[near], slot(0, 0), &session.dialler).await.unwrap().into_sender();
     let mut receiver = session.channels.recv_async().await.unwrap().into_receiver();
     let pool = Pool::new(2, 8 * MIB);
     let refused = loop {
@@ -502,19 +615,25 @@ async fn a_stock_rustls_peer_speaks_with_us() {
     stream.write_all(&ChannelHello { slot: slot(0, 0), proof }.encode()).await.unwrap();
     let mut answer = [0; 32];
     stream.read_exact(&mut answer).await.unwrap();
-    stream.write_all(&Frame::Ready.header(0).encode()).await.unwrap();
+    stream.write_all(&Frame::Probe.header(0).encode()).await.unwrap();
+    stream.write_all(Frame::Probe.payload()).await.unwrap();
+    let mut answer = vec![0; Header::SIZE + Frame::Probe.payload().len()];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer[..Header::SIZE], Frame::Probe.header(0).encode());
+    stream.write_all(&Frame::Ready.header(1).encode()).await.unwrap();
     let channel = session.channels.recv_async().await.unwrap();
 
     let frame = chunk(bytes(MIB));
-    let mut wire = frame.header(1).encode().to_vec();
+    let mut wire = frame.header(2).encode().to_vec();
     wire.extend(frame.payload());
     let pool = Pool::new(1, MIB);
     let Channel { stream: socket, mut writer, reader, .. } = channel;
+    let ByteStream::Tcp(socket) = socket else { panic!("{socket:?}") };
     let (mut our_read, mut our_write) = socket.into_split();
     let send = async {
         stream.write_all(&wire).await.unwrap();
         stream.flush().await.unwrap();
-        wire[8] = 0;
+        wire[8] = 1;
         let mut back = vec![0; wire.len()];
         stream.read_exact(&mut back).await.unwrap();
         assert_eq!(back, wire);

@@ -5,61 +5,114 @@
 //! | TLS handshake, both certificates pinned; or | | a random challenge |
 //! | `ChannelHello` with its proof  | → |                                 |
 //! |                                | ← | its own proof                   |
-//! | `Frame::Ready`, sealed by us   | → |                                 |
+//! | `Frame::Probe`, sealed by us   | → |                                 |
+//! |                                | ← | `Frame::Probe`                  |
+//! | `Frame::Ready`                 | → |                                 |
 //!
 //! The proofs are bound to the connection by TLS' exporter, or by the challenge. rustls speaks up to
 //! the listener's proof, and our record layer from there on. Nothing can get stuck between the two:
 //! neither end sends more before it has the other's answer, and rustls is given one whole record at
 //! a time, so that it never holds a part of the next.
+//!
+//! The probes are what finds a path on which small packets pass and large ones do not, before
+//! anything depends on it (R10).
 
 use std::io::{Read as _, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use aws_lc_rs::rand;
 use rustls::{
     ClientConfig, ClientConnection, Connection, ExtractedSecrets, ServerConfig, ServerConnection,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::time::timeout;
 
+use super::byte_stream::ByteStream;
 use super::stream::{FrameReader, FrameWriter};
 use crate::protocol::chunk::Digest;
 use crate::protocol::frame::Frame;
 use crate::protocol::handshake::{ChannelHello, ChannelKeys, ChannelSlot, Side, proofs_match};
 use crate::transport::TransportError;
 use crate::transport::record::{Opener, Sealer};
-use crate::transport::tls::{self, ALPN, tls_error};
+use crate::transport::tls::{self, ALPN, EXPORTER, tls_error};
 
 /// What the two directions of a connection go on with.
 pub(super) type Halves = (FrameWriter, FrameReader);
 
-/// The dialler's part.
+/// What protects the bytes of a stream, and what the proofs on it are bound to.
+pub(super) enum Protection<T> {
+    /// TLS, done here.
+    Tls(T),
+    /// Nothing, or something below that has nothing to bind to: the listener sends a challenge.
+    Challenge,
+    /// Something below, such as QUIC, which gives this to bind to.
+    Bound([u8; 32]),
+}
+
+/// The dialler's part, up to the proofs.
 pub(super) async fn dial(
-    stream: &mut TcpStream,
-    tls: Option<Arc<ClientConfig>>,
+    stream: &mut ByteStream,
+    protection: Protection<Arc<ClientConfig>>,
     keys: &ChannelKeys,
     slot: ChannelSlot,
 ) -> Result<Halves, TransportError> {
-    let (mut writer, reader) = match tls {
-        Some(config) => dial_with_tls(stream, config, keys, slot).await?,
-        None => dial_plainly(stream, keys, slot).await?,
-    };
-    writer.write(stream, &Frame::Ready).await?;
-    Ok((writer, reader))
+    match protection {
+        Protection::Tls(config) => dial_with_tls(stream, config, keys, slot).await,
+        Protection::Challenge => {
+            let binding = receive(stream).await?;
+            dial_plainly(stream, &binding, keys, slot).await
+        }
+        Protection::Bound(binding) => dial_plainly(stream, &binding, keys, slot).await,
+    }
 }
 
-/// The listener's part. Returns which channel this is.
+/// The listener's part, up to the proofs. Returns which channel this is.
 pub(super) async fn accept(
-    stream: &mut TcpStream,
-    tls: Option<Arc<ServerConfig>>,
+    stream: &mut ByteStream,
+    protection: Protection<Arc<ServerConfig>>,
     register: &Register,
 ) -> Result<(ChannelSlot, Halves), TransportError> {
-    let (slot, (writer, mut reader)) = match tls {
-        Some(config) => accept_with_tls(stream, config, register).await?,
-        None => accept_plainly(stream, register).await?,
+    match protection {
+        Protection::Tls(config) => accept_with_tls(stream, config, register).await,
+        Protection::Challenge => {
+            let mut binding = [0; 32];
+            let no_random = |_| TransportError::Proof("this system has no random numbers");
+            rand::fill(&mut binding).map_err(no_random)?;
+            send(stream, &binding).await?;
+            accept_plainly(stream, &binding, register).await
+        }
+        Protection::Bound(binding) => accept_plainly(stream, &binding, register).await,
+    }
+}
+
+/// The dialler's probe, its answer, and the word that the channel is up.
+pub(super) async fn probe(
+    stream: &mut ByteStream,
+    (writer, reader): &mut Halves,
+) -> Result<(), TransportError> {
+    let probing = async {
+        writer.write(stream, &Frame::Probe).await?;
+        stream.flush().await.map_err(TransportError::io(PROBE))?;
+        reader.probe(stream).await?;
+        writer.write(stream, &Frame::Ready).await?;
+        stream.flush().await.map_err(TransportError::io(PROBE))
     };
-    reader.ready(stream).await?;
-    Ok((slot, (writer, reader)))
+    timeout(PROBE_PATIENCE, probing).await.unwrap_or(Err(TransportError::NoBulk))
+}
+
+/// The listener's answer to the probe.
+pub(super) async fn answer_probe(
+    stream: &mut ByteStream,
+    (writer, reader): &mut Halves,
+) -> Result<(), TransportError> {
+    let answering = async {
+        reader.probe(stream).await?;
+        writer.write(stream, &Frame::Probe).await?;
+        stream.flush().await.map_err(TransportError::io(PROBE))?;
+        reader.ready(stream).await
+    };
+    timeout(PROBE_PATIENCE, answering).await.unwrap_or(Err(TransportError::NoBulk))
 }
 
 /// Which channels there may be, and the newest connection of each (SEC-5).
@@ -98,7 +151,7 @@ impl Register {
 }
 
 async fn dial_with_tls(
-    stream: &mut TcpStream,
+    stream: &mut ByteStream,
     config: Arc<ClientConfig>,
     keys: &ChannelKeys,
     slot: ChannelSlot,
@@ -113,7 +166,7 @@ async fn dial_with_tls(
 }
 
 async fn accept_with_tls(
-    stream: &mut TcpStream,
+    stream: &mut ByteStream,
     config: Arc<ServerConfig>,
     register: &Register,
 ) -> Result<(ChannelSlot, Halves), TransportError> {
@@ -126,30 +179,27 @@ async fn accept_with_tls(
 }
 
 async fn dial_plainly(
-    stream: &mut TcpStream,
+    stream: &mut ByteStream,
+    binding: &[u8; 32],
     keys: &ChannelKeys,
     slot: ChannelSlot,
 ) -> Result<Halves, TransportError> {
-    let binding = receive(stream).await?;
-    let proof = keys.proof(Side::Dialler, slot, &binding);
+    let proof = keys.proof(Side::Dialler, slot, binding);
     send(stream, &ChannelHello { slot, proof }.encode()).await?;
-    check_listener(Digest(receive(stream).await?), keys, slot, &binding)?;
-    let key = |side| keys.frame_key(side, slot, &binding);
+    check_listener(Digest(receive(stream).await?), keys, slot, binding)?;
+    let key = |side| keys.frame_key(side, slot, binding);
     let reader = FrameReader::with_codes(key(Side::Listener));
     Ok((FrameWriter::with_codes(key(Side::Dialler)), reader))
 }
 
 async fn accept_plainly(
-    stream: &mut TcpStream,
+    stream: &mut ByteStream,
+    binding: &[u8; 32],
     register: &Register,
 ) -> Result<(ChannelSlot, Halves), TransportError> {
-    let mut binding = [0; 32];
-    let no_random = |_| TransportError::Proof("this system has no random numbers");
-    rand::fill(&mut binding).map_err(no_random)?;
-    send(stream, &binding).await?;
-    let (slot, proof) = register.admit(&receive(stream).await?, &binding)?;
+    let (slot, proof) = register.admit(&receive(stream).await?, binding)?;
     send(stream, &proof.0).await?;
-    let key = |side| register.keys.frame_key(side, slot, &binding);
+    let key = |side| register.keys.frame_key(side, slot, binding);
     let reader = FrameReader::with_codes(key(Side::Dialler));
     Ok((slot, (FrameWriter::with_codes(key(Side::Listener)), reader)))
 }
@@ -172,17 +222,18 @@ fn halves(secrets: ExtractedSecrets) -> Result<Halves, TransportError> {
     Ok((writer, FrameReader::with_records(Opener::new(secrets.rx)?)))
 }
 
-async fn send(stream: &mut TcpStream, bytes: &[u8]) -> Result<(), TransportError> {
-    stream.write_all(bytes).await.map_err(TransportError::io("greet the peer"))
+async fn send(stream: &mut ByteStream, bytes: &[u8]) -> Result<(), TransportError> {
+    stream.write_all(bytes).await.map_err(TransportError::io("greet the peer"))?;
+    stream.flush().await.map_err(TransportError::io("greet the peer"))
 }
 
-async fn receive<const LEN: usize>(stream: &mut TcpStream) -> Result<[u8; LEN], TransportError> {
+async fn receive<const LEN: usize>(stream: &mut ByteStream) -> Result<[u8; LEN], TransportError> {
     let mut bytes = [0; LEN];
     fill(stream, &mut bytes).await?;
     Ok(bytes)
 }
 
-async fn fill(stream: &mut TcpStream, bytes: &mut [u8]) -> Result<(), TransportError> {
+async fn fill(stream: &mut ByteStream, bytes: &mut [u8]) -> Result<(), TransportError> {
     match stream.read_exact(bytes).await {
         Ok(_) => Ok(()),
         Err(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof => {
@@ -194,14 +245,14 @@ async fn fill(stream: &mut TcpStream, bytes: &mut [u8]) -> Result<(), TransportE
 
 /// rustls on a socket, for as long as the handshake and the proofs take.
 struct Tls<'a> {
-    stream: &'a mut TcpStream,
+    stream: &'a mut ByteStream,
     connection: Connection,
     /// How many more bytes the peer may send before it has proved who it is (R8).
     budget: usize,
 }
 
 impl<'a> Tls<'a> {
-    fn new(stream: &'a mut TcpStream, connection: Connection) -> Self {
+    fn new(stream: &'a mut ByteStream, connection: Connection) -> Self {
         Self { stream, connection, budget: BUDGET }
     }
 
@@ -217,7 +268,7 @@ impl<'a> Tls<'a> {
             return Err(TransportError::Tls("the peer speaks no fastsync".to_owned()));
         }
         self.connection
-            .export_keying_material([0; 32], b"EXPORTER-fastsync-channel", None)
+            .export_keying_material([0; 32], EXPORTER, None)
             .map_err(|error| tls_error(&error))
     }
 
@@ -294,6 +345,12 @@ impl<'a> Tls<'a> {
 
 /// Of a record: type 1, version 2, length 2.
 const HEADER_LEN: usize = 5;
+
+/// How long the probes may take, which begin with what a new connection may send at once: on a path
+/// of 600 ms that takes 3 seconds.
+const PROBE_PATIENCE: Duration = Duration::from_secs(4);
+
+const PROBE: &str = "probe the path";
 
 /// How much one end of a handshake sends at most: ours need about 2 KiB.
 const BUDGET: usize = 8 << 10;

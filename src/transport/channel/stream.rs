@@ -12,31 +12,31 @@ use std::ops::Range;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
+use super::byte_stream::ByteStream;
 use crate::protocol::buffer::Pool;
-use crate::protocol::frame::{Body, Frame, FrameError, Header};
+use crate::protocol::frame::{Body, Frame, FrameError, Header, PROBE_LEN};
 use crate::protocol::handshake::FrameKey;
 use crate::protocol::sparse::SparseError;
 use crate::transport::record::{self, Opener, Sealer};
 use crate::transport::{FrameReceiver, FrameSender, TransportError};
 
-/// The sending end of a TCP channel. Dropping it breaks the channel, unless it was finished.
+/// The sending end of a channel. Dropping it breaks the channel, unless it was finished.
 #[derive(Debug)]
-pub struct TcpSender {
-    stream: TcpStream,
+pub struct ChannelSender {
+    stream: ByteStream,
     writer: FrameWriter,
     /// Set while a frame is under way and after the last one: what comes then would be noise.
     is_over: bool,
 }
 
-impl TcpSender {
-    pub(super) fn new(stream: TcpStream, writer: FrameWriter) -> Self {
+impl ChannelSender {
+    pub(super) fn new(stream: ByteStream, writer: FrameWriter) -> Self {
         Self { stream, writer, is_over: false }
     }
 }
 
-impl FrameSender for TcpSender {
+impl FrameSender for ChannelSender {
     async fn send(&mut self, frame: &Frame) -> Result<(), TransportError> {
         if mem::replace(&mut self.is_over, true) {
             return Err(TransportError::Closed);
@@ -59,7 +59,7 @@ impl FrameSender for TcpSender {
     async fn finish(&mut self) -> Result<(), TransportError> {
         self.send(&Frame::End).await?;
         self.is_over = true;
-        self.stream.shutdown().await.map_err(TransportError::io("close a channel"))
+        self.stream.finish().await.map_err(TransportError::io("close a channel"))
     }
 
     fn is_worn(&self) -> bool {
@@ -67,23 +67,23 @@ impl FrameSender for TcpSender {
     }
 }
 
-/// The receiving end of a TCP channel.
+/// The receiving end of a channel.
 #[derive(Debug)]
-pub struct TcpReceiver {
-    stream: TcpStream,
+pub struct ChannelReceiver {
+    stream: ByteStream,
     reader: FrameReader,
     max_payload: usize,
     /// Set while a frame is under way, and after the last one or an error.
     is_over: bool,
 }
 
-impl TcpReceiver {
-    pub(super) fn new(stream: TcpStream, reader: FrameReader, max_payload: usize) -> Self {
+impl ChannelReceiver {
+    pub(super) fn new(stream: ByteStream, reader: FrameReader, max_payload: usize) -> Self {
         Self { stream, reader, max_payload, is_over: false }
     }
 }
 
-impl FrameReceiver for TcpReceiver {
+impl FrameReceiver for ChannelReceiver {
     async fn receive(&mut self, pool: &Pool) -> Result<Frame, TransportError> {
         if mem::replace(&mut self.is_over, true) {
             return Err(TransportError::Closed);
@@ -205,14 +205,30 @@ impl FrameReader {
         Self { protection: Opening::Codes(key), input: Input::new(), sequence: 0 }
     }
 
-    /// Reads the frame that says that the channel is up, and must be its first.
+    /// Reads as much as a path must carry before it counts as one.
+    pub(super) async fn probe<S: AsyncRead + Unpin>(
+        &mut self,
+        stream: &mut S,
+    ) -> Result<(), TransportError> {
+        if self.header(stream).await?.body != Body::Probe {
+            return Err(TransportError::Proof("its first frame is no probe"));
+        }
+        let mut payload = vec![0xff; PROBE_LEN];
+        self.fill(stream, &mut payload).await?;
+        match payload.iter().any(|byte| *byte != 0) {
+            false => Ok(()),
+            true => Err(TransportError::NotAuthentic),
+        }
+    }
+
+    /// Reads the frame that says that the channel is up.
     pub(super) async fn ready<S: AsyncRead + Unpin>(
         &mut self,
         stream: &mut S,
     ) -> Result<(), TransportError> {
         match self.header(stream).await?.body {
             Body::Ready => Ok(()),
-            _ => Err(TransportError::Proof("its first frame does not say that it is ready")),
+            _ => Err(TransportError::Proof("it does not say that it is ready")),
         }
     }
 
@@ -223,11 +239,8 @@ impl FrameReader {
         pool: &Pool,
         max_payload: usize,
     ) -> Result<Frame, TransportError> {
-        let mut header = self.header(stream).await?;
-        if header == (Header { sequence: 0, body: Body::Ready }) {
-            header = self.header(stream).await?;
-        }
-        if matches!(header.body, Body::Ready) {
+        let header = self.header(stream).await?;
+        if matches!(header.body, Body::Ready | Body::Probe) {
             return Err(FrameError::UnknownType(header.encode()[0]).into());
         }
         let (len, limit) = (header.payload_len(), max_payload.min(pool.buffer_len()));

@@ -1,34 +1,35 @@
-//! Data channels over TCP: [`dial()`] makes one, [`Listener`] accepts them, and either gives a
-//! [`Channel`], whose two ends have shown each other who they are.
+//! Data channels: [`dial()`] makes one, [`Listener`] accepts them, and either gives a [`Channel`],
+//! whose two ends have shown each other who they are, on whatever byte stream.
 //!
 //! # Reading order
 //!
-//! 1. `socket`: the options of a socket, and how it is made.
-//! 2. `handshake`: TLS, the proofs, and what the record layer begins with.
-//! 3. `stream`: frames on a connection, sealed or with codes.
-//! 4. `dial` and `listen`: how connections come about.
+//! 1. `byte_stream`: the byte streams that there are.
+//! 2. `socket`: the options of a TCP socket, and how it is made.
+//! 3. `handshake`: TLS, the proofs, the probe, and what the record layer begins with.
+//! 4. `stream`: frames on a byte stream, sealed or with codes.
+//! 5. `dial` and `listen`: how channels come about.
 //!
-//! Rules: `protocol-spec/06-security.md`.
+//! Rules: `protocol-spec/06-security.md` and `protocol-spec/11-paths.md`.
 
+mod byte_stream;
 mod dial;
 mod handshake;
 mod listen;
 mod socket;
 mod stream;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
-
-use tokio::net::TcpStream;
 
 use self::stream::{FrameReader, FrameWriter};
 use super::tls::Identity;
 use crate::protocol::handshake::{ChannelKeys, ChannelSlot};
 use crate::protocol::message::SocketOptions;
 
-pub use self::dial::dial;
-pub use self::listen::Listener;
-pub use self::stream::{TcpReceiver, TcpSender};
+pub use self::byte_stream::{ByteStream, Pipe};
+pub use self::dial::{dial, dial_on};
+pub use self::listen::{Listener, Openings};
+pub use self::socket::own_address;
+pub use self::stream::{ChannelReceiver, ChannelSender};
 
 /// What all channels of a session have in common.
 #[derive(Clone, Debug)]
@@ -53,23 +54,28 @@ pub struct ChannelConfig {
 pub struct Channel {
     /// Which channel it is, and its how many-th connection.
     pub slot: ChannelSlot,
-    /// The other end's address.
-    pub peer: SocketAddr,
-    stream: TcpStream,
+    /// The other end's address, or what else it came by.
+    pub peer: String,
+    stream: ByteStream,
     writer: FrameWriter,
     reader: FrameReader,
     max_payload: usize,
 }
 
 impl Channel {
+    /// Which sort of byte stream it runs on.
+    pub fn carrier(&self) -> &ByteStream {
+        &self.stream
+    }
+
     /// Uses the channel to send.
-    pub fn into_sender(self) -> TcpSender {
-        TcpSender::new(self.stream, self.writer)
+    pub fn into_sender(self) -> ChannelSender {
+        ChannelSender::new(self.stream, self.writer)
     }
 
     /// Uses the channel to receive.
-    pub fn into_receiver(self) -> TcpReceiver {
-        TcpReceiver::new(self.stream, self.reader, self.max_payload)
+    pub fn into_receiver(self) -> ChannelReceiver {
+        ChannelReceiver::new(self.stream, self.reader, self.max_payload)
     }
 }
 

@@ -4,7 +4,7 @@
 //! tuning. Those that decide the window's scale are set before a connection begins.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use aws_lc_rs::rand;
@@ -34,7 +34,7 @@ pub(super) fn listen(
 ) -> Result<TcpListener, TransportError> {
     let (low, high) = range.unwrap_or((0, 0));
     let mut cause = io::Error::from(io::ErrorKind::InvalidInput);
-    for port in ports(low, high) {
+    for port in ports(range) {
         match listen_on(port, is_loopback, options) {
             Err(TransportError::Io { cause: refusal, .. }) if is_about_the_port(&refusal) => {
                 cause = refusal;
@@ -43,6 +43,17 @@ pub(super) fn listen(
         }
     }
     Err(TransportError::NoPort { low, high, cause })
+}
+
+/// The address of this host from which it would reach another. Nothing is sent.
+pub fn own_address(towards: IpAddr) -> Option<IpAddr> {
+    let any: SocketAddr = match towards {
+        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect((towards, 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }
 
 /// Sets what every connection needs, once it is there or before.
@@ -55,8 +66,10 @@ pub(super) fn tune(socket: &SockRef<'_>) -> Result<(), TransportError> {
         .map_err(TransportError::io("set the options of a socket"))
 }
 
-/// All ports of the range, from a random one on, so that two sessions rarely ask for the same.
-fn ports(low: u16, high: u16) -> impl Iterator<Item = u16> {
+/// All ports of the range, from a random one on, so that two sessions rarely ask for the same; 0,
+/// which stands for any, if there is no range.
+pub(super) fn ports(range: Option<(u16, u16)>) -> impl Iterator<Item = u16> {
+    let (low, high) = range.unwrap_or((0, 0));
     let mut start = [0; 4];
     // Without random numbers the search starts at the lowest port, and still finds one.
     let _ = rand::fill(&mut start);
@@ -175,10 +188,10 @@ mod tests {
 
     #[test]
     fn all_ports_of_a_range_are_tried_once() {
-        assert_eq!(ports(0, 0).collect::<Vec<_>>(), [0]);
-        assert_eq!(ports(9, 8).count(), 0);
-        assert_eq!(ports(0, u16::MAX).collect::<HashSet<_>>().len(), 65_536);
-        let mut some: Vec<u16> = ports(65_530, 65_535).collect();
+        assert_eq!(ports(None).collect::<Vec<_>>(), [0]);
+        assert_eq!(ports(Some((9, 8))).count(), 0);
+        assert_eq!(ports(Some((0, u16::MAX))).collect::<HashSet<_>>().len(), 65_536);
+        let mut some: Vec<u16> = ports(Some((65_530, 65_535))).collect();
         some.sort_unstable();
         assert_eq!(some, [65_530, 65_531, 65_532, 65_533, 65_534, 65_535]);
     }

@@ -11,9 +11,12 @@ use rustls::ClientConfig;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use super::byte_stream::ByteStream;
+use super::handshake::Protection;
 use super::{Channel, ChannelConfig, handshake, socket};
 use crate::protocol::handshake::ChannelSlot;
-use crate::transport::TransportError;
+use crate::protocol::message::Carrier;
+use crate::transport::{TransportError, quic};
 
 /// Connects one data channel.
 ///
@@ -24,11 +27,12 @@ use crate::transport::TransportError;
 ///
 /// The most telling of all attempts' errors.
 pub async fn dial(
+    carrier: Carrier,
     addresses: &[SocketAddr],
     slot: ChannelSlot,
     config: &ChannelConfig,
 ) -> Result<Channel, TransportError> {
-    let tls = if config.encrypt {
+    let tls = if config.encrypt || carrier == Carrier::Quic {
         Some(config.identity.client_config(&config.peer_certificate)?)
     } else {
         None
@@ -36,11 +40,41 @@ pub async fn dial(
     let attempts = Attempts {
         waiting: addresses.iter().copied().collect(),
         running: JoinSet::new(),
-        dialler: Dialler { tls, config: config.clone(), slot },
+        dialler: Dialler { carrier, tls, config: config.clone(), slot },
     };
     let names = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let first = timeout(TOTAL, attempts.first()).await;
     first.unwrap_or(Err(TransportError::TimedOut(names)))
+}
+
+/// Makes a data channel of a byte stream that leads to the peer, and that ssh protects.
+///
+/// # Errors
+///
+/// If the peer does not prove itself, or does not answer.
+pub async fn dial_on(
+    mut stream: ByteStream,
+    peer: &str,
+    slot: ChannelSlot,
+    config: &ChannelConfig,
+) -> Result<Channel, TransportError> {
+    let proving = handshake::dial(&mut stream, Protection::Challenge, &config.keys, slot);
+    let proven = timeout(ATTEMPT, proving).await;
+    let too_late = |_| Err(TransportError::TimedOut(peer.to_owned()));
+    up(stream, proven.unwrap_or_else(too_late)?, peer.to_owned(), slot, config).await
+}
+
+/// The last step: a channel that carries as much as a path must.
+async fn up(
+    mut stream: ByteStream,
+    mut halves: handshake::Halves,
+    peer: String,
+    slot: ChannelSlot,
+    config: &ChannelConfig,
+) -> Result<Channel, TransportError> {
+    handshake::probe(&mut stream, &mut halves).await?;
+    let (writer, reader) = halves;
+    Ok(Channel { slot, peer, stream, writer, reader, max_payload: config.max_payload })
 }
 
 /// Attempts under way. Dropping this ends them.
@@ -82,6 +116,7 @@ impl Attempts {
 /// What every attempt needs.
 #[derive(Clone)]
 struct Dialler {
+    carrier: Carrier,
     tls: Option<Arc<ClientConfig>>,
     config: ChannelConfig,
     slot: ChannelSlot,
@@ -89,15 +124,32 @@ struct Dialler {
 
 impl Dialler {
     async fn connect(self, peer: SocketAddr) -> Result<Channel, TransportError> {
-        let (slot, max_payload) = (self.slot, self.config.max_payload);
-        let attempt = async {
-            let mut stream = socket::connect(peer, &self.config.sockets).await?;
-            let halves = handshake::dial(&mut stream, self.tls, &self.config.keys, slot);
-            let (writer, reader) = halves.await?;
-            Ok(Channel { slot, peer, stream, writer, reader, max_payload })
+        let (name, slot, config) = (peer.to_string(), self.slot, self.config.clone());
+        let proven = timeout(ATTEMPT, self.prove(peer)).await;
+        let too_late = |_| Err(TransportError::TimedOut(name.clone()));
+        let (stream, halves) = proven.unwrap_or_else(too_late)?;
+        up(stream, halves, name, slot, &config).await
+    }
+
+    async fn prove(
+        self,
+        peer: SocketAddr,
+    ) -> Result<(ByteStream, handshake::Halves), TransportError> {
+        let sockets = &self.config.sockets;
+        let (mut stream, protection) = match (self.carrier, self.tls) {
+            (Carrier::Quic, Some(tls)) => {
+                let stream = quic::connect(peer, &tls, sockets, self.config.channels).await?;
+                let protection = Protection::Bound(stream.binding()?);
+                (ByteStream::Quic(stream), protection)
+            }
+            (_, tls) => {
+                let protection = tls.map_or(Protection::Challenge, Protection::Tls);
+                (ByteStream::Tcp(socket::connect(peer, sockets).await?), protection)
+            }
         };
-        let result = timeout(ATTEMPT, attempt).await;
-        result.unwrap_or_else(|_| Err(TransportError::TimedOut(peer.to_string())))
+        let proving = handshake::dial(&mut stream, protection, &self.config.keys, self.slot);
+        let halves = proving.await?;
+        Ok((stream, halves))
     }
 }
 
@@ -112,6 +164,7 @@ fn rank(error: &TransportError) -> u8 {
         TransportError::TimedOut(_) => 1,
         TransportError::Closed => 2,
         TransportError::Tls(_) => 3,
+        TransportError::NoBulk => 5,
         _ => 4,
     }
 }
@@ -119,7 +172,7 @@ fn rank(error: &TransportError) -> u8 {
 /// How long one address has the line for itself.
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// How long one address may take.
+/// How long one address may take up to the proofs.
 const ATTEMPT: Duration = Duration::from_secs(3);
 
 /// How long all addresses may take.

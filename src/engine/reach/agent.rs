@@ -1,0 +1,149 @@
+//! The agent's part: it takes channels that the client dials, and dials the client when it is told to.
+//!
+//! It never decides. What it dials counts only until a channel of the client's has come up: then the
+//! client has found another way (PATH-5).
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::{FIRST_PAUSE, LAST_PAUSE, MAX_ADDRESSES};
+use crate::engine::control::{Outbox, Word};
+use crate::engine::session::Channels;
+use crate::protocol::handshake::ChannelSlot;
+use crate::protocol::message::{Carrier, Dial, Failure, FailureCode, Message};
+use crate::ssh;
+use crate::transport::TransportError;
+use crate::transport::channel::{Channel, ChannelConfig, Listener, dial};
+
+/// The channels of a session as they come up, whoever dials them. The tasks keep them up.
+pub fn channels<C: Send + 'static>(
+    listener: Listener,
+    config: ChannelConfig,
+    words: flume::Receiver<Word>,
+    outbox: Outbox,
+    tasks: &mut JoinSet<()>,
+    take: fn(Channel) -> C,
+) -> Channels<C> {
+    let (proven, accepted) = flume::unbounded::<Channel>();
+    let (arrive, arriving) = flume::unbounded();
+    let (gone, leaving) = flume::unbounded();
+    tasks.spawn(listener.run(proven));
+    tasks.spawn(async move {
+        let mut dialler = Dialler::new(config, outbox);
+        loop {
+            let up = tokio::select! {
+                Ok(channel) = accepted.recv_async() => {
+                    dialler.stop();
+                    Some(channel)
+                }
+                Ok(Word::Dial(dial)) = words.recv_async() => {
+                    dialler.begin(&dial);
+                    None
+                }
+                Some(joined) = dialler.dialling.join_next() => match joined {
+                    Ok((slot, result)) => dialler.dialled(slot, result),
+                    Err(_) => None,
+                },
+                Ok(slot) = leaving.recv_async() => {
+                    dialler.lost(slot);
+                    None
+                }
+                else => return,
+            };
+            if let Some(channel) = up {
+                let _ = arrive.send(Ok((channel.slot, take(channel))));
+            }
+        }
+    });
+    Channels::new(arriving, Some(gone))
+}
+
+/// Dials the client, once it has said where.
+struct Dialler {
+    config: Arc<ChannelConfig>,
+    outbox: Outbox,
+    target: Option<(Carrier, Arc<[SocketAddr]>)>,
+    dialling: JoinSet<(ChannelSlot, Result<Channel, TransportError>)>,
+    pauses: Vec<Duration>,
+    failures: u32,
+}
+
+impl Dialler {
+    fn new(config: ChannelConfig, outbox: Outbox) -> Self {
+        let pauses = vec![FIRST_PAUSE; config.channels.into()];
+        let config = Arc::new(config);
+        Self { config, outbox, target: None, dialling: JoinSet::new(), pauses, failures: 0 }
+    }
+
+    /// Dials all channels. What it did before counts no more.
+    fn begin(&mut self, dial: &Dial) {
+        self.stop();
+        let told = dial.addresses.iter().filter_map(|text| text.parse::<IpAddr>().ok());
+        let connection = std::env::var("SSH_CONNECTION").unwrap_or_default();
+        let seen = ssh::client_address(&connection);
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        for address in told.chain(seen).map(|address| SocketAddr::from((address, dial.port))) {
+            if !addresses.contains(&address) && addresses.len() < MAX_ADDRESSES {
+                addresses.push(address);
+            }
+        }
+        self.target = Some((dial.carrier, addresses.into()));
+        for channel in 0..self.config.channels {
+            self.dial(ChannelSlot { channel, generation: 1 }, Duration::ZERO);
+        }
+    }
+
+    fn stop(&mut self) {
+        self.target = None;
+        self.dialling = JoinSet::new();
+        self.failures = 0;
+    }
+
+    fn dial(&mut self, slot: ChannelSlot, pause: Duration) {
+        let Some((carrier, addresses)) = self.target.clone() else { return };
+        let config = Arc::clone(&self.config);
+        self.dialling.spawn(async move {
+            tokio::time::sleep(pause).await;
+            (slot, dial(carrier, &addresses, slot, &config).await)
+        });
+    }
+
+    /// One attempt has ended. Returns the channel if it is one.
+    fn dialled(
+        &mut self,
+        slot: ChannelSlot,
+        result: Result<Channel, TransportError>,
+    ) -> Option<Channel> {
+        let pause = self.pauses.get_mut(usize::from(slot.channel))?;
+        let error = match result {
+            Ok(channel) => {
+                *pause = FIRST_PAUSE;
+                return Some(channel);
+            }
+            Err(error) => error,
+        };
+        let wait = *pause;
+        *pause = (wait * 2).min(LAST_PAUSE);
+        self.dial(ChannelSlot { generation: slot.generation + 1, ..slot }, wait);
+        self.failures += 1;
+        if self.failures.is_multiple_of(u32::from(self.config.channels)) {
+            self.say_not_reached(&error);
+        }
+        None
+    }
+
+    fn lost(&mut self, slot: ChannelSlot) {
+        self.dial(ChannelSlot { generation: slot.generation + 1, ..slot }, FIRST_PAUSE);
+    }
+
+    fn say_not_reached(&self, error: &TransportError) {
+        let Some((_, addresses)) = &self.target else { return };
+        let tried: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let tried = if tried.is_empty() { "no address".to_owned() } else { tried.join(", ") };
+        let failure = Failure::new(FailureCode::NoDataPath, format!("{tried}: {error}"));
+        let _ = self.outbox.say(&Message::NotReached(failure));
+    }
+}

@@ -1,0 +1,288 @@
+//! Two hosts and the network between them: `near`, where the program is started, and `far`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub const FASTSYNC: &str = env!("CARGO_BIN_EXE_fastsync");
+
+/// How long anything may take before it counts as hung.
+pub const PATIENCE: Duration = Duration::from_mins(2);
+
+/// Two hosts with a tree to copy. Dropping it takes all away.
+pub struct Hosts {
+    dir: tempfile::TempDir,
+    near: String,
+    far: String,
+    server: Option<Child>,
+}
+
+/// What a host does with what comes in: ssh always passes, and so do answers.
+#[derive(Clone, Copy, Debug)]
+pub enum Rule {
+    Open,
+    /// What is not allowed is dropped without a word.
+    Drop,
+    /// What is not allowed is refused.
+    Reject,
+}
+
+impl Hosts {
+    /// Two hosts that reach each other over IPv4 and IPv6, with a server that lets `near` in.
+    pub fn new() -> Self {
+        Self::with_server("")
+    }
+
+    /// The same with more lines for the server's configuration.
+    pub fn with_server(lines: &str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let (near, far) = (name("n", number), name("f", number));
+        let dir = tempfile::Builder::new().prefix("reach-").tempdir().unwrap();
+        let mut hosts = Self { dir, near, far, server: None };
+        hosts.make_network();
+        hosts.make_tree();
+        hosts.serve(lines);
+        hosts
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn make_network(&self) {
+        let (near, far) = (&self.near, &self.far);
+        for host in [near, far] {
+            run("ip", &["netns", "add", host]);
+            run("ip", &["-n", host, "link", "set", "lo", "up"]);
+        }
+        let ends = ["link", "add", "wan", "netns", near, "type", "veth", "peer", "name", "wan"];
+        run("ip", &[&ends[..], &["netns", far]].concat());
+        for (host, end) in [(near, "1"), (far, "2")] {
+            let (four, six) = (format!("10.78.0.{end}/24"), format!("fd78::{end}/64"));
+            run("ip", &["-n", host, "addr", "add", &four, "dev", "wan"]);
+            run("ip", &["-n", host, "addr", "add", &six, "dev", "wan", "nodad"]);
+            run("ip", &["-n", host, "link", "set", "wan", "up"]);
+        }
+    }
+
+    fn make_tree(&self) {
+        fs::create_dir_all(self.path("src/below")).unwrap();
+        let noise = |seed: u8, len: usize| {
+            let mut bytes = vec![0; len];
+            blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
+            bytes
+        };
+        fs::write(self.path("src/large"), noise(0, 30_000_000)).unwrap();
+        for n in 1..20 {
+            fs::write(self.path(&format!("src/below/{n}")), noise(n, 5000)).unwrap();
+        }
+    }
+
+    fn serve(&mut self, lines: &str) {
+        fs::create_dir_all("/run/sshd").unwrap();
+        fs::create_dir(self.path("bin")).unwrap();
+        std::os::unix::fs::symlink(FASTSYNC, self.path("bin/fastsync")).unwrap();
+        for key in ["host", "user"] {
+            let file = self.path(key).display().to_string();
+            run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &file]);
+        }
+        fs::copy(self.path("user.pub"), self.path("authorized_keys")).unwrap();
+        let at = self.dir.path().display().to_string();
+        let server = format!(
+            "Port 22\nHostKey {at}/host\nPidFile none\nAuthorizedKeysFile {at}/authorized_keys\n\
+             StrictModes no\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\n\
+             LogLevel ERROR\nSetEnv PATH={at}/bin:/usr/bin:/bin\n{lines}\n"
+        );
+        fs::write(self.path("sshd_config"), server).unwrap();
+        let client = format!(
+            "Host far\nHostName 10.78.0.2\nHost far6\nHostName fd78::2\nHost *\nUser root\n\
+             IdentityFile {at}/user\nIdentitiesOnly yes\nIdentityAgent none\n\
+             StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n"
+        );
+        fs::write(self.path("ssh_config"), client).unwrap();
+        let mut command = self.on(&self.far, "/usr/sbin/sshd");
+        command.arg("-D").arg("-f").arg(self.path("sshd_config")).arg("-E").arg(self.path("log"));
+        self.server = Some(command.stdin(Stdio::null()).spawn().unwrap());
+        let answers = until(Duration::from_secs(20), || {
+            let mut listening = self.on(&self.far, "ss");
+            let output = listening.args(["-Hltn", "sport", "=", ":22"]).output().unwrap();
+            !output.stdout.is_empty()
+        });
+        let log = fs::read_to_string(self.path("log")).unwrap_or_default();
+        assert!(answers, "sshd does not start; see scripts/test. It says:\n{log}");
+    }
+
+    /// A program on one of the hosts.
+    fn on(&self, host: &str, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", host, program]);
+        command.env("HOME", self.dir.path()).env("XDG_CONFIG_HOME", self.path("none"));
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"FASTSYNC_") {
+                command.env_remove(name);
+            }
+        }
+        command.env_remove("SSH_AUTH_SOCK").env_remove("SSH_CONNECTION");
+        command
+    }
+
+    /// A packet filter on `near`, and one on `far`; `allowed` is in nft's words and passes both.
+    pub fn filter(&self, near: Rule, far: Rule, allowed: &str) {
+        for (host, rule) in [(&self.near, near), (&self.far, far)] {
+            let last = match rule {
+                Rule::Open => "accept",
+                Rule::Drop => "drop",
+                Rule::Reject => "reject with icmpx admin-prohibited",
+            };
+            self.rules(
+                host,
+                &format!(
+                    "ct state established,related accept\niif lo accept\n\
+                     meta l4proto icmpv6 accept\ntcp dport 22 accept\n{allowed}\n{last}\n"
+                ),
+            );
+        }
+    }
+
+    /// On both hosts, packets longer than 1000 bytes are lost, except those of ssh.
+    pub fn lose_large_packets(&self) {
+        for host in [&self.near, &self.far] {
+            let rules = "tcp dport 22 accept\ntcp sport 22 accept\nmeta length > 1000 drop\n";
+            self.rules(host, rules);
+        }
+    }
+
+    fn rules(&self, host: &str, rules: &str) {
+        let table = format!(
+            "flush ruleset\ntable inet gate {{\nchain input {{\n\
+             type filter hook input priority 0; policy accept;\n{rules}}}\n}}\n"
+        );
+        let file = self.path("rules");
+        fs::write(&file, table).unwrap();
+        let output = self.on(host, "nft").arg("-f").arg(&file).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// A push of the tree, with `-q --json`, to `far:` or what else the server is called.
+    pub fn push(&self, flags: &[&str], server: &str) -> Command {
+        let mut command = self.on(&self.near, FASTSYNC);
+        command.args(["push", "-q", "--json", "--durability=none", "-F"]);
+        command.arg(self.path("ssh_config")).args(flags);
+        command.arg(format!("{}/", self.path("src").display()));
+        command.arg(format!("{server}:{}", self.path("dst").display()));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Pushes, which must succeed within the time, and returns the summary.
+    #[track_caller]
+    pub fn pushed(&self, flags: &[&str], server: &str, limit: Duration) -> Value {
+        let _ = fs::remove_dir_all(self.path("dst"));
+        let begin = Instant::now();
+        let output = self.push(flags, server).output().unwrap();
+        let took = begin.elapsed();
+        assert!(output.status.success(), "{flags:?}: {}", said(&output));
+        self.assert_same("dst");
+        assert!(took < limit, "{flags:?}: it took {took:?}");
+        summary(&output)
+    }
+
+    /// Pulls the tree back, which must succeed, and returns the summary.
+    #[track_caller]
+    pub fn pulled(&self, flags: &[&str]) -> Value {
+        let _ = fs::remove_dir_all(self.path("back"));
+        let mut command = self.on(&self.near, FASTSYNC);
+        command.args(["pull", "-q", "--json", "--durability=none", "-F"]);
+        command.arg(self.path("ssh_config")).args(flags);
+        command.arg(format!("far:{}/", self.path("src").display())).arg(self.path("back"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{flags:?}: {}", said(&output));
+        self.assert_same("back");
+        summary(&output)
+    }
+
+    #[track_caller]
+    pub fn assert_same(&self, name: &str) {
+        let mut command = Command::new("diff");
+        let output = command.arg("-r").arg(self.path("src")).arg(self.path(name)).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+
+    /// The processes of `far` that run the program, with their command lines.
+    pub fn agents(&self) -> Vec<(u32, String)> {
+        let output = Command::new("ip").args(["netns", "pids", &self.far]).output().unwrap();
+        let pids = String::from_utf8(output.stdout).unwrap();
+        let pids = pids.split_whitespace().map(|pid| pid.parse().unwrap());
+        let program = fs::canonicalize(FASTSYNC).unwrap();
+        let is_ours =
+            |pid: &u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
+        pids.filter(is_ours).map(|pid| (pid, command_line(pid))).collect()
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+        for host in [&self.near, &self.far] {
+            let _ = Command::new("ip").args(["netns", "del", host]).status();
+        }
+    }
+}
+
+fn name(host: &str, number: u32) -> String {
+    format!("fsr{}{host}{number}", std::process::id())
+}
+
+fn command_line(pid: u32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).replace('\0', " ")
+}
+
+/// Runs what has to succeed.
+#[track_caller]
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}; see scripts/test"));
+    assert!(output.status.success(), "{program} {arguments:?}: {}; are you root?", said(&output));
+}
+
+pub fn said(output: &Output) -> String {
+    let (out, err) = (&output.stdout, &output.stderr);
+    format!("{}\n{}{}", output.status, String::from_utf8_lossy(out), String::from_utf8_lossy(err))
+}
+
+/// The last line of `--json`.
+#[track_caller]
+pub fn summary(output: &Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().last().unwrap_or_else(|| panic!("{}", said(output)));
+    serde_json::from_str(line).unwrap()
+}
+
+/// Looks again and again whether something has happened, at most for so long.
+pub fn until(limit: Duration, mut has_happened: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    while !has_happened() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    true
+}
+
+/// How much there is below a directory, in bytes.
+pub fn size(root: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let items = fs::read_dir(root).into_iter().flatten().flatten();
+    items.filter_map(|item| item.metadata().ok()).map(|it| it.blocks() * 512).sum()
+}

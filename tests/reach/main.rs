@@ -1,0 +1,10 @@
+//! Which way data takes through firewalls: two hosts that are network namespaces, a real ssh server on
+//! one, packet filters on both.
+//!
+//! Needs root, as the namespaces do; scripts/test installs the rest.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // clippy.toml covers only #[test] functions, not their helpers
+
+mod hosts;
+mod kills;
+mod ways;
