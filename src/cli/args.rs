@@ -152,11 +152,7 @@ pub struct Ls {
     #[arg(long)]
     pub zero: bool,
     #[command(flatten)]
-    pub choosing: Choosing,
-    #[command(flatten)]
-    pub connecting: Connecting,
-    #[command(flatten)]
-    pub output: Output,
+    pub looking: Looking,
 }
 
 #[derive(Args, Clone, Debug, Default)]
@@ -168,13 +164,9 @@ pub struct Check {
     #[command(flatten)]
     pub keeping: Keeping,
     #[command(flatten)]
-    pub choosing: Choosing,
-    #[command(flatten)]
     pub comparing: Comparing,
     #[command(flatten)]
-    pub connecting: Connecting,
-    #[command(flatten)]
-    pub output: Output,
+    pub looking: Looking,
 }
 
 #[derive(Args, Clone, Debug, Default)]
@@ -187,11 +179,7 @@ pub struct Manifest {
     #[arg(long = "output", value_name = "FILE")]
     pub file: Option<OsString>,
     #[command(flatten)]
-    pub choosing: Choosing,
-    #[command(flatten)]
-    pub connecting: Connecting,
-    #[command(flatten)]
-    pub output: Output,
+    pub looking: Looking,
 }
 
 #[derive(Args, Clone, Debug, Default)]
@@ -207,6 +195,17 @@ pub struct Retry {
     pub output: Output,
     #[command(flatten)]
     pub telling: Telling,
+}
+
+/// The flags that ls, check and manifest share.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Looking {
+    #[command(flatten)]
+    pub choosing: Choosing,
+    #[command(flatten)]
+    pub connecting: Connecting,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// How the other end is reached, and the data with it.

@@ -1,7 +1,9 @@
 //! What changed about an entry: in the eleven letters of `rsync -i`, and as words for programs.
 
+use std::fmt::Write as _;
+
 use crate::engine::event::{EntryKind, EntryReport};
-use crate::protocol::manifest::Escaped;
+use crate::protocol::manifest::{Escaped, is_obeyed};
 use crate::protocol::message::{Changes, Outcome, Special};
 
 /// What the letters depend on beside the entry.
@@ -29,9 +31,9 @@ impl Itemizer {
             return None;
         }
         let letters = self.letters(entry.kind, changes);
-        let path = shown(&entry.path, entry.kind == EntryKind::Directory);
+        let path = named(&entry.path, entry.kind == EntryKind::Directory);
         let arrow = if entry.kind == EntryKind::HardLink { "=>" } else { "->" };
-        let target = entry.target.as_ref().map(|target| format!(" {arrow} {}", Escaped(target)));
+        let target = entry.target.as_ref().map(|target| format!(" {arrow} {}", octal(target)));
         Some(format!("{letters} {path}{}", target.unwrap_or_default()))
     }
 
@@ -98,16 +100,51 @@ impl Itemizer {
 
 /// The line for something that was removed.
 pub fn deletion(path: &[u8], is_directory: bool) -> String {
-    format!("*deleting   {}", shown(path, is_directory))
+    format!("*deleting   {}", named(path, is_directory))
 }
 
-/// A path as rsync shows it: a slash behind a directory, and the source's own directory is `./`.
+/// A path as people read it: a slash behind a directory, and the source's own directory is `./`.
 pub fn shown(path: &[u8], is_directory: bool) -> String {
-    match (path, is_directory) {
-        (b"" | b".", _) => "./".into(),
-        (_, true) => format!("{}/", Escaped(path)),
-        (_, false) => Escaped(path).to_string(),
+    with_slash(Escaped(path).to_string(), is_directory)
+}
+
+/// The same as rsync writes it.
+fn named(path: &[u8], is_directory: bool) -> String {
+    with_slash(octal(path), is_directory)
+}
+
+fn with_slash(path: String, is_directory: bool) -> String {
+    match (path.as_str(), is_directory) {
+        ("" | ".", _) => "./".into(),
+        (_, true) => path + "/",
+        (_, false) => path,
     }
+}
+
+/// A name in rsync's manner: `\#012` for what is no text, and for a backslash that would look like
+/// one of those. What a terminal obeys is written so too, where rsync knows only of control
+/// characters below the blank.
+fn octal(path: &[u8]) -> String {
+    let mut out = String::with_capacity(path.len());
+    let escape = |out: &mut String, byte: u8| _ = write!(out, "\\#{byte:03o}");
+    let mut at = 0;
+    for part in path.utf8_chunks() {
+        for c in part.valid().chars() {
+            let rest = path.get(at + c.len_utf8()..).unwrap_or_default();
+            let is_lookalike = c == '\\'
+                && matches!(rest, [b'#', digits @ ..]
+                    if digits.iter().take(3).filter(|it| it.is_ascii_digit()).count() == 3);
+            if is_lookalike || c != '\t' && is_obeyed(c) {
+                c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| escape(&mut out, byte));
+            } else {
+                out.push(c);
+            }
+            at += c.len_utf8();
+        }
+        part.invalid().iter().for_each(|byte| escape(&mut out, *byte));
+        at += part.invalid().len();
+    }
+    out
 }
 
 /// The changes as words.
@@ -219,6 +256,33 @@ pub mod tests {
         assert_eq!(line(2, EntryKind::Other, Outcome::Left), None);
         let failed = Outcome::Failed(Failure::new(FailureCode::Io, "no"));
         assert_eq!(line(2, EntryKind::File, failed), None);
+    }
+
+    /// What rsync 3.5 itself prints for these names where the locale is C.UTF-8; of the last ones it
+    /// escapes nothing.
+    #[test]
+    fn names_are_escaped_as_rsync_does() {
+        for (name, wanted) in [
+            (&b"new\nline"[..], "new\\#012line"),
+            (b"back\\#012", "back\\#134#012"),
+            (b"back\\x\\#01", "back\\x\\#01"),
+            (b"caf\xe9", "caf\\#351"),
+            ("caf\u{e9}".as_bytes(), "caf\u{e9}"),
+            (b"esc\x1b", "esc\\#033"),
+            (b"a\tb c", "a\tb c"),
+            (b"del\x7f", "del\\#177"),
+            ("n\u{85}".as_bytes(), "n\\#302\\#205"),
+        ] {
+            assert_eq!(octal(name), wanted);
+        }
+        let outcome = Outcome::Done(Changes::CREATED_WITH_CONTENT);
+        let link = EntryReport {
+            target: Some(b"t\n".into()),
+            ..entry(b"l\n", EntryKind::Symlink, outcome)
+        };
+        let itemizer = Itemizer { level: 1, ..Itemizer::default() };
+        assert_eq!(itemizer.line(&link).unwrap(), "cL+++++++++ l\\#012 -> t\\#012");
+        assert_eq!(deletion(b"g\n", true), "*deleting   g\\#012/");
     }
 
     #[test]

@@ -23,11 +23,11 @@ pub fn plan_check(check: &Check, environment: &Environment<'_>) -> Result<Plan, 
     if is_compared_by_contents(a, b) {
         take_contents(&mut direction);
     }
-    let mut job = job(direction, &check.connecting, None, environment)?;
+    let mut job = job(direction, &check.looking.connecting, None, environment)?;
     meaning::apply_check(&mut job.config, check)?;
     // A second session would tell everything again.
     job.config.retries = 0;
-    let display = display(&check.output, environment)?;
+    let display = display(&check.looking.output, environment)?;
     Ok(Plan { job, display, report: None })
 }
 

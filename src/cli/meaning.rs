@@ -5,8 +5,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use super::UsageError;
 use super::args::{Check, Transfer};
 use super::flags::{Choosing, Comparing, Deleting, Keeping, Updating};
-use super::rules::{Files, Listed, listed_paths};
+use super::rules::{Files, LeadsUp, Listed, listed_paths};
 use crate::engine::job::TransferConfig;
+use crate::protocol::manifest::Escaped;
 use crate::protocol::message::{
     Backup, Compare, Delete, Durability, Keep, Links, MakeRoom, Preserve, Select, Update,
 };
@@ -42,7 +43,7 @@ pub fn apply_check(config: &mut TransferConfig, check: &Check) -> Result<(), Usa
     config.preserve = preserve(&check.keeping)?;
     // Whatever is there is compared.
     (config.preserve.devices, config.preserve.specials) = (true, true);
-    config.select = select(&check.choosing, &mut Files::default())?;
+    config.select = select(&check.looking.choosing, &mut Files::default())?;
     let deleting = Deleting { force: true, ..Deleting::default() };
     config.update = update(&check.comparing, &Updating::default(), Some(&deleting))?;
     config.delete = Some(Delete { excluded: false, max: None, allow_empty_source: true });
@@ -208,10 +209,17 @@ fn listed(
         return Err(UsageError::new("--files-from takes one source, and a destination"));
     }
     let content = files.read(name.as_bytes()).map_err(|error| {
-        let name = crate::protocol::manifest::Escaped(name.as_bytes());
+        let name = Escaped(name.as_bytes());
         UsageError::new(format!("cannot read the list of files {name}: {error}"))
     })?;
-    match listed_paths(&content, transfer.choosing.from0, transfer.recursive) {
+    let listed = listed_paths(&content, transfer.choosing.from0, transfer.recursive);
+    match listed.map_err(|LeadsUp { number, path }| {
+        let (list, path) = (Escaped(name.as_bytes()), Escaped(&path));
+        let what = if transfer.choosing.from0 { "name" } else { "line" };
+        UsageError::new(format!(
+            "{list}, {what} {number}: {path} has `..` in it; paths are those below the source"
+        ))
+    })? {
         Listed::Everything => Ok(None),
         Listed::Paths(paths) => Ok(Some(paths)),
     }
@@ -446,6 +454,10 @@ mod tests {
         let (config, paths) = meant(&typed).unwrap();
         assert_eq!(paths, Some(vec![b"a".into(), b"b".into()]));
         assert!(config.select.has_paths && !config.select.whole_directories);
+        std::fs::write(&list, "a\n../b\n").unwrap();
+        let error = meant(&typed).unwrap_err().to_string();
+        assert!(error.contains("list, line 2: ../b has `..` in it"), "{error}");
+        std::fs::write(&list, "a\n").unwrap();
         let (config, _) = meant(&typed.replace("cp", "cp -R")).unwrap();
         assert!(config.select.whole_directories);
     }

@@ -47,7 +47,7 @@ use thiserror::Error;
 use crate::engine;
 use crate::engine::agent::{Access, Rights};
 use crate::protocol::manifest::Escaped;
-use args::{Agent, Arguments, Check, Command, Connecting, Ls, Manifest, Retry, Transfer};
+use args::{Agent, Arguments, Check, Command, Connecting, Looking, Ls, Manifest, Retry, Transfer};
 use check::{Comparison, ManifestCheck};
 use flags::{Choosing, Deleting};
 use job::{Plan, Verb};
@@ -203,12 +203,12 @@ fn run_ls(ls: &Ls) -> Result<u8, Refusal> {
     let depth = (!ls.recursive).then_some(1);
     let mut files = Files::default();
     let inventories = ls.locations.iter().map(|location| {
-        let (choosing, connecting) = (&ls.choosing, &ls.connecting);
+        let (choosing, connecting) = (&ls.looking.choosing, &ls.looking.connecting);
         look::plan_inventory(location, false, depth, choosing, connecting, &ENVIRONMENT, &mut files)
     });
     let inventories = inventories.collect::<Result<Vec<_>, _>>()?;
-    let mut screen = Screen::new(job::quiet_display(&ls.output, &ENVIRONMENT)?);
-    let has_titles = ls.locations.len() > 1 && !ls.zero && !ls.output.json;
+    let mut screen = Screen::new(job::quiet_display(&ls.looking.output, &ENVIRONMENT)?);
+    let has_titles = ls.locations.len() > 1 && !ls.zero && !ls.looking.output.json;
     run::with_runtime(|runtime| {
         let mut worst = exit::DONE;
         for (number, (location, inventory)) in ls.locations.iter().zip(inventories).enumerate() {
@@ -232,7 +232,7 @@ fn run_ls(ls: &Ls) -> Result<u8, Refusal> {
 }
 
 fn run_manifest(manifest: &Manifest) -> Result<u8, Refusal> {
-    let Manifest { location, file, choosing, connecting, output } = manifest;
+    let Manifest { location, file, looking: Looking { choosing, connecting, output } } = manifest;
     let Inventory { job, prefix } = inventory_of(location, choosing, connecting)?;
     let display = job::quiet_display(output, &ENVIRONMENT)?;
     let file = file.as_ref().map(|name| {
@@ -288,7 +288,7 @@ fn check_manifest(
     file: &OsStr,
     content: impl BufRead,
 ) -> Result<u8, Refusal> {
-    let Check { choosing, connecting, output, .. } = check;
+    let Looking { choosing, connecting, output } = &check.looking;
     let manifest = manifest::parse(content).map_err(|error| {
         let file = Escaped(file.as_bytes());
         match error {

@@ -111,9 +111,9 @@ impl Earlier {
         if is_failed && line.about == Some(About::Deletion) {
             return self.not_deleted.push(raw.to_vec());
         }
-        let path = bytes(line.path, line.path_bytes).unwrap_or_default();
+        let path = bytes(line.path, line.path_bytes.as_deref()).unwrap_or_default();
         if line.kind.as_deref() == Some("hard_link") {
-            self.links.push((path.clone(), bytes(line.target, line.target_bytes)));
+            self.links.push((path.clone(), bytes(line.target, line.target_bytes.as_deref())));
         }
         if is_failed && (line.about == Some(About::Run) || path.is_empty()) {
             self.is_anywhere = true;
@@ -235,8 +235,8 @@ impl Earlier {
 }
 
 /// A path as a line of a report has it.
-fn bytes(text: Option<String>, hex: Option<String>) -> Option<Vec<u8>> {
-    hex.as_deref().and_then(from_hex).or_else(|| text.map(String::into_bytes))
+fn bytes(text: Option<String>, hex: Option<&str>) -> Option<Vec<u8>> {
+    hex.and_then(from_hex).or_else(|| text.map(String::into_bytes))
 }
 
 /// The names of the sources; `None` if what is in one of them is meant.
@@ -336,7 +336,7 @@ mod tests {
 
     /// What is done again of these lines.
     fn paths(arguments: &str, lines: &[&str]) -> Option<Vec<String>> {
-        let lines: String = lines.iter().map(|line| format!("{{{line}}}\n")).collect();
+        let lines = lines.iter().map(|line| format!("{{{line}}}\n")).collect::<Vec<_>>().concat();
         let paths = planned(arguments, &format!("{lines}{END}")).unwrap().job.paths;
         paths.map(|it| it.into_iter().map(|path| String::from_utf8(path).unwrap()).collect())
     }

@@ -134,40 +134,54 @@ pub enum Listed {
     Paths(Vec<Vec<u8>>),
 }
 
-/// The paths of a `--files-from` file, relative to the source. As in rsync leading slashes are
-/// dropped, and `..` leads nowhere above the source; lines that begin with `#` or `;` are comments,
-/// unless names end with NUL bytes.
-///
-/// The source itself, `.`, is everything if directories are taken whole, and says nothing else.
-pub fn listed_paths(content: &[u8], nul_separated: bool, whole_directories: bool) -> Listed {
-    let ends = |byte: &u8| if nul_separated { *byte == 0 } else { matches!(byte, b'\n' | b'\r') };
-    let is_meant = |line: &&[u8]| {
-        let is_comment = !nul_separated && matches!(line.first(), Some(b'#' | b';'));
-        !line.is_empty() && !is_comment
-    };
-    let mut paths = Vec::new();
-    for line in content.split(ends).filter(is_meant) {
-        let path = cleaned(line);
-        if !path.is_empty() {
-            paths.push(path);
-        } else if whole_directories {
-            return Listed::Everything;
-        }
-    }
-    Listed::Paths(paths)
+/// A line of a list that leads up, and maybe out of the source; lines count from 1.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LeadsUp {
+    pub number: usize,
+    pub path: Vec<u8>,
 }
 
-/// A path without empty components, `.` and `..`.
-fn cleaned(path: &[u8]) -> Vec<u8> {
-    let mut parts: Vec<&[u8]> = Vec::new();
-    for part in path.split(|byte| *byte == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => _ = parts.pop(),
-            part => parts.push(part),
+/// The paths of a `--files-from` file, relative to the source. As in rsync leading slashes are
+/// dropped; lines that begin with `#` or `;` are comments, unless names end with NUL bytes.
+///
+/// The source itself, `.`, is everything if directories are taken whole, and says nothing else.
+///
+/// # Errors
+///
+/// If a path has a `..` in it: what that means depends on symlinks, and rsync and the shell do not
+/// agree on it.
+pub fn listed_paths(
+    content: &[u8],
+    nul_separated: bool,
+    whole_directories: bool,
+) -> Result<Listed, LeadsUp> {
+    let end = if nul_separated { 0 } else { b'\n' };
+    let mut paths = Vec::new();
+    for (number, line) in (1..).zip(content.split(|byte| *byte == end)) {
+        // As in rsync, either of both ends a line.
+        for path in line.split(|byte| !nul_separated && *byte == b'\r') {
+            let is_comment = !nul_separated && matches!(path.first(), Some(b'#' | b';'));
+            if path.is_empty() || is_comment {
+                continue;
+            }
+            let Some(path) = cleaned(path) else {
+                return Err(LeadsUp { number, path: path.to_vec() });
+            };
+            if !path.is_empty() {
+                paths.push(path);
+            } else if whole_directories {
+                return Ok(Listed::Everything);
+            }
         }
     }
-    parts.join(&b'/')
+    Ok(Listed::Paths(paths))
+}
+
+/// A path without empty components and `.`; `None` if it has a `..`.
+fn cleaned(path: &[u8]) -> Option<Vec<u8>> {
+    let parts = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+    let parts: Vec<_> = parts.collect();
+    (!parts.contains(&&b".."[..])).then(|| parts.join(&b'/'))
 }
 
 #[cfg(test)]
@@ -207,12 +221,18 @@ mod tests {
 
     #[test]
     fn a_list_of_paths_stays_below_the_source() {
-        let paths = |content: &[u8], nul| listed_paths(content, nul, false);
+        let paths = |content: &[u8], nul| listed_paths(content, nul, false).unwrap();
         let wanted = ["a", "b/c", "d", "e f"].map(|path| path.as_bytes().to_vec());
-        let content = b"/a\n#x\n;y\n\n./b//c/\r\n../../d\n.\ne f\n";
+        let content = b"/a\n#x\n;y\n\n./b//c/\r\nd\n.\ne f\n";
         assert_eq!(paths(content, false), Listed::Paths(wanted.into()));
         assert_eq!(paths(b"#a\0b\nc\0", true), Listed::Paths(vec![b"#a".into(), b"b\nc".into()]));
-        assert_eq!(listed_paths(b"a\n./\n", false, true), Listed::Everything);
+        assert_eq!(listed_paths(b"a\n./\n", false, true), Ok(Listed::Everything));
+        for (content, nul, number) in
+            [(&b"a\n..\n"[..], false, 2), (b"\n#..\na/../b\n", false, 3), (b"x\0../d", true, 2)]
+        {
+            assert_eq!(listed_paths(content, nul, true).unwrap_err().number, number);
+        }
+        assert!(listed_paths(b"..a\na..\n", false, false).is_ok());
     }
 
     #[test]

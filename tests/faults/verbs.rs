@@ -159,7 +159,7 @@ impl Scene {
         while !self.is_reached(stage) && is_alive(run.pid()) && agent.is_none_or(is_alive) {
             assert!(std::time::Instant::now() < deadline, "{stage:?} does not come");
         }
-        if agent.is_none() || whom % 3 != 0 {
+        if agent.is_none() || !whom.is_multiple_of(3) {
             signal(run.pid(), Signal::KILL);
         }
         if let Some(agent) = agent.filter(|_| whom % 3 != 1) {
