@@ -67,3 +67,26 @@ fn a_second_backup_replaces_the_first() {
         scene.reads("dst/changed", "once more");
     }
 }
+
+/// UPD-5.
+#[test]
+fn what_changes_its_type_again_and_again_is_kept_each_time() {
+    let flags = ["-a", "--delete", "--backup-dir=../kept", "src/", "dst"];
+    let mut scene = Scene::new(|site| {
+        site.files(&["src/same", "dst/x/deep/file", "dst/x/file"]);
+        site.file("src/x", "a file");
+    });
+    scene.sync(&flags).exit(0);
+    scene.change(|site| {
+        site.remove("src/x");
+        site.file("src/x/other", "in a directory");
+    });
+    scene.sync(&flags).exit(0);
+    scene.reads("kept/x", "a file");
+    scene.change(|site| {
+        site.remove("src/x");
+        site.file("src/x", "a file again");
+    });
+    scene.sync(&flags).exit(0);
+    scene.reads("kept/x/other", "in a directory");
+}

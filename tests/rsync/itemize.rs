@@ -134,6 +134,26 @@ fn what_is_deleted_and_what_takes_its_place() {
     ]);
 }
 
+/// What makes room is told, but for the name that is used again. DEL-5.
+#[test]
+fn what_is_in_a_directory_that_gives_way() {
+    for flags in [&["-ai", "--delete"][..], &["-ain", "--delete"], &["-ai", "--force"]] {
+        let scene = Scene::new(|site| {
+            site.files(&["src/x", "dst/x/a", "dst/x/deep/b"]);
+            site.symlink("x", "src/link");
+            site.dir("dst/link/empty");
+        });
+        scene.sync(&[flags, &["--omit-dir-times", "src/", "dst"]].concat()).exit(0).print(&[
+            "*deleting   link/empty/",
+            "*deleting   x/a",
+            "*deleting   x/deep/",
+            "*deleting   x/deep/b",
+            ">f+++++++++ x",
+            "cL+++++++++ link -> x",
+        ]);
+    }
+}
+
 /// Which of the names brings the content is not said.
 #[test]
 fn links_that_are_new() {

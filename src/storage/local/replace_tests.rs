@@ -196,7 +196,7 @@ async fn what_gives_way_is_counted_and_told() {
     let root = temp.path();
     let limited = |max, dry_run| {
         let delete = Some(Delete { max: Some(max), ..Delete::default() });
-        Options { delete, dry_run, ..with(MakeRoom::All, None) }
+        Options { dry_run, delete, ..with(MakeRoom::All, None) }
     };
     for path in ["x/dir", "y"] {
         fs::create_dir_all(root.join(path)).unwrap();
