@@ -317,7 +317,7 @@ mod tests {
     /// SES-1, SES-2.
     #[tokio::test]
     async fn a_greeting_is_read_from_behind_noise() {
-        let stream = [b"motd\n".to_vec(), handshake::MAGIC.to_vec(), hello()].concat();
+        let stream = [b"motd\n".to_vec(), MAGIC.to_vec(), hello()].concat();
         let mut inbox = inbox(&stream);
         let noise = b"motd\n".to_vec();
         assert_eq!(inbox.find_greeting().await.unwrap(), Greeting::Magic { noise });
@@ -330,7 +330,7 @@ mod tests {
     #[tokio::test]
     async fn a_scripts_lines_and_a_greeting_may_come_at_once() {
         let lines = b"motd\n@fastsync-boot send /a\n@fastsync-boot fail b\nmore\n";
-        let stream = [&lines[..], &handshake::MAGIC, &hello()].concat();
+        let stream = [&lines[..], &MAGIC, &hello()].concat();
         let mut inbox = inbox(&stream);
         for said in [Said::Send { directory: "/a".into() }, Said::Cannot { why: "b".into() }] {
             assert_eq!(inbox.find_greeting().await.unwrap(), Greeting::Script(said));

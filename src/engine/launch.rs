@@ -180,13 +180,9 @@ impl Launcher<'_> {
             user: host.user.clone(),
             port: host.port,
         };
-        let command = match program {
-            Some(program) => program.remote_command(),
-            None => {
-                let agent = launch.agent_path.as_deref().unwrap_or("fastsync");
-                format!("{} agent", ssh::quote(agent))
-            }
-        };
+        let agent = launch.agent_path.as_deref().unwrap_or("fastsync");
+        let command =
+            program.map_or_else(|| format!("{} agent", ssh::quote(agent)), Program::remote_command);
         let process = login.start(&command).map_err(|cause| {
             let program = Escaped(login.program.as_encoded_bytes());
             not_startable(format!("cannot run {program}: {cause}"))
