@@ -193,10 +193,7 @@ impl Launcher<'_> {
             user: host.user.clone(),
             port: host.port,
         };
-        let command = match program {
-            Some(program) => program.remote_command(),
-            None => self.agent_command(),
-        };
+        let command = program.map_or_else(|| self.agent_command(), Program::remote_command);
         let process = login.start(&command).map_err(|cause| {
             let program = Escaped(login.program.as_encoded_bytes());
             not_startable(format!("cannot run {program}: {cause}"))

@@ -124,7 +124,9 @@ fn two_first_runs_at_once_both_end_well() {
     let hosts = ["a", "b", "c"].map(|name| far.beside(name));
     let runs = [&far, &hosts[0], &hosts[1], &hosts[2]];
     let runs = runs.map(|far| Running::start(&mut far.command(&[])));
-    runs.into_iter().for_each(|run| drop(run.wait().exits(0)));
+    for run in runs {
+        run.wait().exits(0);
+    }
     [&far, &hosts[0], &hosts[1], &hosts[2]].into_iter().for_each(Far::arrived);
     assert_eq!((far.cached().len(), far.logins().len()), (1, 4));
 }

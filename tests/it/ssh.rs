@@ -64,6 +64,38 @@ fn every_form_of_a_location_leads_there() {
     fs::remove_file(server.home().join(name)).unwrap();
 }
 
+/// What a host is called here is ssh's business: aliases, `Match`, `Include`, users and ports.
+#[test]
+fn the_configuration_of_ssh_says_what_a_host_is() {
+    let world = World::new();
+    let (server, user) = (sshd(), user());
+    let config = format!(
+        "Host *.alias\nUser {user}\nMatch originalhost deep.alias user {user}\nHostName localhost\n\
+         Port {port}\nMatch originalhost 2.alias exec \"true\"\nHostName 127.0.0.1\nPort {port}\n\
+         Host *\nHostKeyAlias [127.0.0.1]:{port}\nInclude {base}\n",
+        port = server.port,
+        base = server.config().display(),
+    );
+    let config = world.text("config", config);
+    let file = world.write("file", 1000);
+    let root = world.path("").display().to_string();
+    let root = root.trim_end_matches('/');
+    for (number, location) in [
+        format!("deep.alias:{root}/0"),
+        format!("{user}@2.alias:{root}/1"),
+        format!("ssh://2.alias:{}{root}/2", server.port),
+        format!("ssh://{user}@deep.alias{root}/3"),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let mut command = world.fastsync();
+        command.args(["push", "file", location, "-F"]).arg(&config).args(QUICK);
+        Running::start(&mut command).wait().exits(0);
+        assert_same_content(&file, &world.path(number.to_string()));
+    }
+}
+
 #[test]
 fn paths_never_pass_through_a_shell() {
     let world = World::new();
