@@ -13,7 +13,7 @@
 //!   storage   read, hash
 //!               │ Chunk
 //!   transport send ─────────────────── N data channels ─────────► receive
-//!                                      (TLS: transport/tcp)          │ Chunk
+//!                                      (TLS: transport/channel)      │ Chunk
 //!   protocol                                                      verify
 //!                                                                    │ VerifiedChunk
 //!   storage                                                       write

@@ -208,7 +208,7 @@ fn transport(options: &SocketOptions, channels: u16) -> TransportConfig {
 fn congestion(name: Option<&str>) -> Arc<dyn ControllerFactory + Send + Sync + 'static> {
     match name {
         Some("cubic") => Arc::new(CubicConfig::default()),
-        Some("reno") => Arc::new(NewRenoConfig::default()),
+        Some("reno" | "newreno") => Arc::new(NewRenoConfig::default()),
         _ => Arc::new(BbrConfig::default()),
     }
 }
