@@ -16,7 +16,7 @@ use crate::protocol::chunk::EntryId;
 use crate::protocol::message::{
     Backup, Delete, Deletions, Entry, Kind, MakeRoom, Options, Select, Update,
 };
-use crate::storage::{NameSet, Sink as _, StorageError};
+use crate::storage::{Found, NameSet, Sink as _, Source as _, StorageError};
 
 fn deleting() -> Options {
     Options { delete: Some(Delete::default()), ..options() }
@@ -397,6 +397,63 @@ async fn a_source_stays() {
     assert_eq!((told.len(), sink.complaints().len()), (0, 1));
     let left = ["src", "src/file", "src/precious", "src/sub", "src/sub/precious"];
     assert_eq!(tree(root), left);
+}
+
+/// SEL-3: what is copied into itself would grow with each run.
+#[tokio::test]
+async fn a_destination_inside_of_its_source_is_not_found() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path().join("src");
+    make(&root, &["file", "to/here/old", "to/here/.fastsync/job/journal", "src/own"]);
+    make(&root, &[".fastsync/job/journal", "other/.fastsync/file"]);
+    let found = async |argument: &str, destination: &str| {
+        let source = LocalSource::open(&[temp.path().join(argument)], &options(), None).unwrap();
+        let (_sink, source) = {
+            let source = source.awaiting_sink();
+            (sink_with(&temp.path().join(destination), &options()).beside(&source), source)
+        };
+        let (sender, receiver) = flume::unbounded();
+        source.walk(sender).await.unwrap();
+        let (mut files, mut left_out) = (Vec::new(), 0);
+        for found in receiver {
+            match found {
+                Found::Entry(entry) if entry.kind == Kind::Unselected => left_out += 1,
+                Found::Entry(entry) if entry.kind != Kind::Directory => {
+                    files.push(String::from_utf8(source.path(&entry)).unwrap());
+                }
+                _ => {}
+            }
+        }
+        files.sort();
+        (files, left_out)
+    };
+    let (files, left_out) = found("src", "src/to/here").await;
+    let all = ["src/.fastsync/job/journal", "src/file", "src/other/.fastsync/file", "src/src/own"];
+    assert_eq!((files, left_out), (all.map(str::to_owned).to_vec(), 1));
+    let (files, left_out) = found("src", "src").await;
+    let all = ["src/file", "src/other/.fastsync/file", "src/to/here/.fastsync/job/journal"];
+    let all = [&all[..], &["src/to/here/old"]].concat();
+    assert_eq!((files, left_out), (all.into_iter().map(str::to_owned).collect(), 1));
+    let (files, left_out) = found("src/other", "src").await;
+    assert_eq!((files, left_out), (vec!["other/.fastsync/file".to_owned()], 0));
+}
+
+/// What had to make room before counts too.
+#[tokio::test]
+async fn the_limit_is_one_for_all() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path();
+    make(root, &["x/a", "x/b", "more/c", "more/d"]);
+    let limit = Delete { max: Some(3), ..Delete::default() };
+    let update = Update { make_room: MakeRoom::All, ..Update::default() };
+    let sink = sink_with(root, &Options { delete: Some(limit), update, ..options() });
+    let file = entry(1, 0, b"x", file_kind(1));
+    let made = sink.create(Arc::clone(&file)).await.unwrap();
+    sink.commit(made, file).await.unwrap();
+    let names = announce(&sink, &[], &[(0, "x")]).await;
+    let (done, told) = delete(&sink, &[0], &names).await;
+    assert_eq!(done.unwrap(), Deletions { done: 1, over_limit: 2 });
+    assert_eq!((told, tree(root).len()), (vec!["more/c".to_owned()], 3));
 }
 
 /// DEL-1: temporary names of the job itself are nothing that it could still need.

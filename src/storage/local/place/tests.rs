@@ -727,3 +727,32 @@ async fn a_name_that_nobody_has_is_refused_at_once() {
     let error = LocalSink::open(to.as_os_str().as_bytes(), false, JOB, &options).unwrap_err();
     assert!(error.to_string().contains("nobody of this name"), "{error}");
 }
+
+/// What cannot be put anywhere is named with all of its path.
+#[tokio::test]
+async fn what_is_in_a_directory_that_failed_is_named_in_full() {
+    let temp = tempfile::tempdir().unwrap();
+    fs::write(temp.path().join("a"), b"a file").unwrap();
+    let sink = super::super::testing::sink(temp.path());
+    let entries = vec![
+        entry(1, 0, b"a", Kind::Directory),
+        entry(2, 1, b"b", Kind::Directory),
+        entry(3, 2, b"c", file_kind(1)),
+    ];
+    let placed = sink.place(entries).await;
+    assert!(matches!(placed[0], Err(StorageError::Conflict { .. })));
+    let text = placed[2].as_ref().unwrap_err().to_string();
+    assert_eq!(text, "cannot write a/b/c: its directory could not be made");
+    assert!(finish(&sink).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_directory_to_link_from_that_does_not_exist_is_named_once() {
+    let temp = tempfile::tempdir().unwrap();
+    let update = Update { link_dest: vec![b"../nowhere at all".to_vec()], ..Update::default() };
+    let options = Options { update, ..options() };
+    let sink = super::super::testing::sink_with(temp.path(), &options);
+    let complaints = sink.complaints();
+    assert!(complaints[0].1.to_string().starts_with("cannot open ../nowhere at all"));
+    assert!(sink.complaints().is_empty());
+}
