@@ -149,7 +149,7 @@ impl Header {
     /// The bytes that go on the wire (FRAME-1).
     pub fn encode(&self) -> [u8; Self::SIZE] {
         let (kind, flags, version, len, entry, offset, digest) = match self.body {
-            Body::Probe => (TYPE_PROBE, 0, 0, PROBE_LEN as u32, 0, 0, Digest::default()),
+            Body::Probe => (TYPE_PROBE, 0, 0, PROBE_LEN_U32, 0, 0, Digest::default()),
             Body::Ready => (TYPE_READY, 0, 0, 0, 0, 0, Digest::default()),
             Body::End => (TYPE_END, 0, 0, 0, 0, 0, Digest::default()),
             Body::Chunk { range, version, digest, hole } => {
@@ -253,7 +253,8 @@ pub enum FrameError {
 pub const MAX_PACK_LEN: u32 = 65 << 20;
 
 /// The payload of a [`Frame::Probe`], in bytes: zeros, 64 KiB of them.
-pub const PROBE_LEN: usize = 64 << 10;
+pub const PROBE_LEN: usize = PROBE_LEN_U32 as usize;
+const PROBE_LEN_U32: u32 = 64 << 10;
 
 static PROBE: [u8; PROBE_LEN] = [0; PROBE_LEN];
 

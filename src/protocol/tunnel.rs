@@ -166,7 +166,7 @@ mod tests {
         let longest = vec![7; MAX_DATA_LEN];
         let record = Record { stream: 3, body: Body::Data(&longest) }.encode();
         assert_eq!(Record::payload_len(*record.first_chunk().unwrap()), Some(Ok(MAX_DATA_LEN)));
-        let long = (MARK | 65_537).to_le_bytes();
+        let long = (MARK | 0x1_0001).to_le_bytes();
         assert_eq!(Record::payload_len(long), Some(Err(RecordError::Length(65_537))));
         let error = crate::protocol::message::Message::check_len(MARK as usize);
         assert!(error.is_err());

@@ -62,7 +62,7 @@ pub async fn join(
     output.write_all(greeting).await?;
     output.flush().await?;
     let name = timeout(NAME_PATIENCE, read_name(&mut input)).await;
-    let stream = connect(&name.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?).await?;
+    let stream = connect(&name.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?)?;
     let watched = stream.as_fd().try_clone_to_owned()?;
     let (mut from, mut to) = stream.into_split();
     let mut input = BufReader::with_capacity(PIECE, input);
@@ -124,7 +124,7 @@ fn listen(name: &[u8]) -> io::Result<std::os::unix::net::UnixListener> {
 }
 
 #[cfg(target_os = "linux")]
-async fn connect(name: &[u8]) -> io::Result<UnixStream> {
+fn connect(name: &[u8]) -> io::Result<UnixStream> {
     let stream = std::os::unix::net::UnixStream::connect_addr(&address(name)?)?;
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)
@@ -142,7 +142,7 @@ fn listen(_: &[u8]) -> io::Result<std::os::unix::net::UnixListener> {
 }
 
 #[cfg(not(target_os = "linux"))]
-async fn connect(_: &[u8]) -> io::Result<UnixStream> {
+fn connect(_: &[u8]) -> io::Result<UnixStream> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

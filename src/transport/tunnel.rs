@@ -434,8 +434,9 @@ mod tests {
         let (mut stuck, mut near) = (client.open(), client.open());
         let (stuck_far, mut far) = (agent.accept().await, agent.accept().await);
         let mut sent = 0;
+        let piece = vec![7; 50_000];
         let patience = std::time::Duration::from_millis(100);
-        while let Ok(written) = tokio::time::timeout(patience, stuck.write(&[7; 50_000])).await {
+        while let Ok(written) = tokio::time::timeout(patience, stuck.write(&piece)).await {
             sent += written.unwrap();
         }
         assert_eq!(sent, WINDOW as usize);

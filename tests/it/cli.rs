@@ -104,7 +104,9 @@ fn json_is_for_programs() {
     assert_eq!((number(summary, "exit_code"), number(summary, "bytes_done")), (0, 30_000_001));
     let events = ran.events();
     let kinds: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
-    assert_eq!((kinds.first(), kinds.last()), (Some(&"connected"), Some(&"summary")));
+    // What is no data may be done before there is a way for data.
+    assert_eq!(kinds.iter().filter(|kind| **kind == "connected").count(), 1);
+    assert_eq!(kinds.last(), Some(&"summary"));
     assert_eq!(kinds.iter().filter(|kind| **kind == "entry").count(), 3);
     let progress = events.iter().rfind(|event| event["event"] == "progress").unwrap();
     assert_eq!((number(progress, "bytes_done"), number(progress, "files_ended")), (30_000_001, 2));

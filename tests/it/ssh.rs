@@ -296,8 +296,7 @@ fn an_address_that_leads_nowhere_is_no_obstacle_unless_there_is_no_other() {
     push_with(&world, "elsewhere", elsewhere).exits(0);
     let lost = world.script("lost", "unset SSH_CONNECTION; exec fastsync \"$@\"");
     let destination = format!("testhost:{}", world.path("lost-dst").display());
-    let jump =
-        ["push", "src/", &destination, "-J", "jump", "--transport=tcp", "--agent-path"];
+    let jump = ["push", "src/", &destination, "-J", "jump", "--transport=tcp", "--agent-path"];
     let ran = world.run_ssh(jump.into_iter().chain([lost.to_str().unwrap()])).exits(43);
     ran.says("hint: let TCP from this machine");
 }

@@ -215,10 +215,8 @@ impl FrameReader {
         }
         let mut payload = vec![0xff; PROBE_LEN];
         self.fill(stream, &mut payload).await?;
-        match payload.iter().any(|byte| *byte != 0) {
-            false => Ok(()),
-            true => Err(TransportError::NotAuthentic),
-        }
+        let is_right = payload.iter().all(|byte| *byte == 0);
+        if is_right { Ok(()) } else { Err(TransportError::NotAuthentic) }
     }
 
     /// Reads the frame that says that the channel is up.
