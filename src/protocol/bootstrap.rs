@@ -37,9 +37,12 @@ impl Program {
     /// What the client answers to let the program be stored (BOOT-3): one line, and the script of
     /// which it tells the length.
     pub fn second_step(&self) -> Vec<u8> {
-        let (name, size, len) = (self.name(), self.size, SECOND_STEP.len());
+        let (name, size) = (self.name(), self.size);
+        // What the shell keeps of it has no line end behind. Half a script must not be run.
+        let (sent, kept) = (SECOND_STEP.len(), SECOND_STEP.trim_end().len());
         let line = format!(
-            "name={name}; size={size}; uid=$u; script=$(head -c {len}); eval \"$script\"\n"
+            "name={name}; size={size}; uid=$u; script=$(head -c {sent}); \
+             [ ${{#script}} = {kept} ] && eval \"$script\"\n"
         );
         [line.as_bytes(), SECOND_STEP.as_bytes()].concat()
     }
@@ -220,6 +223,35 @@ mod tests {
         assert!(command.len() < 1000, "{}", command.len());
         assert!(!script.contains(['\n', '\'', '\\', '!']), "{script}");
         assert!(!script.contains(MARKER), "an echo of the command must not look like the answer");
+    }
+
+    /// BOOT-3: as a shell takes it, which counts characters; and not if it was cut off on its way.
+    #[test]
+    fn half_a_script_is_not_run() {
+        use std::io::Write as _;
+        assert!(SECOND_STEP.is_ascii());
+        let whole = program().second_step();
+        // Without a line for an answer, the script has to end before it stores anything.
+        for (len, is_run) in [(whole.len(), true), (whole.len() - 2, false), (1500, false)] {
+            let home = tempfile::tempdir().unwrap();
+            let mut child = std::process::Command::new("sh")
+                .args(["-c", "u=$(id -u); read -r s && eval \"$s\""])
+                .env_clear()
+                .env("HOME", home.path())
+                .env("PATH", std::env::var_os("PATH").unwrap())
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(&whole[..len]).unwrap();
+            let output = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+            let is_offered = output.contains("@fastsync-boot send");
+            assert_eq!(
+                (is_offered, home.path().join(".cache").exists()),
+                (is_run, is_run),
+                "{output}"
+            );
+        }
     }
 
     /// BOOT-6.
