@@ -219,7 +219,7 @@ pub mod tests {
             target: Some(b"a\nb".into()),
             ..entry(b"x", K::Symlink, Outcome::Done(C::CREATED_WITH_CONTENT))
         };
-        assert_eq!(itemizer.line(&link).unwrap(), "cL+++++++++ x -> a\\nb");
+        assert_eq!(itemizer.line(&link).unwrap(), "cL+++++++++ x -> a\\#012b");
         let name = EntryReport {
             target: Some(b"a".into()),
             ..entry(b"x", K::HardLink, Outcome::Done(C::CREATED.with(C::LINKED)))

@@ -508,7 +508,7 @@ mod tests {
             let display = Display { itemizer, ..display(ProgressMode::None, verbose) };
             shown(display, all_kinds()).0
         };
-        let changed = "cf+++++++++ a\\n\ncf+++++++++ c\\xff\n*deleting   g/\n";
+        let changed = "cf+++++++++ a\\#012\ncf+++++++++ c\\#377\n*deleting   g/\n";
         assert_eq!(itemized(1, 0), changed);
         assert_eq!(itemized(1, 1), changed);
         assert!(itemized(2, 0).contains(".f          b\n"));
