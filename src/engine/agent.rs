@@ -116,13 +116,18 @@ pub async fn run(rights: Rights) -> u8 {
     let (outbox, writing) = outbox_with(tokio::io::stdout(), Some(tunnel.clone()));
     let mut writer = JoinSet::new();
     writer.spawn(writing);
-    let result = serve(&rights, inbox, outbox.clone(), tunnel).await;
+    let mut is_introduced = false;
+    let result = serve(&rights, inbox, outbox.clone(), tunnel, &mut is_introduced).await;
     if let Some(failure) = result.as_ref().err().and_then(SessionError::to_tell) {
         let _ = outbox.say(&Message::Abort(failure));
     }
     drop(outbox);
     let _ = tokio::time::timeout(Duration::from_secs(5), writer.join_next()).await;
-    u8::from(result.is_err())
+    match result {
+        Ok(()) => 0,
+        Err(_) if is_introduced => 1,
+        Err(_) => NOT_WANTED_EXIT_CODE,
+    }
 }
 
 /// Carries the bytes of a further login to the agent of the session that it names on its input.
@@ -149,6 +154,7 @@ async fn serve(
     mut inbox: Inbox<Stdin>,
     outbox: Outbox,
     tunnel: Tunnel,
+    is_introduced: &mut bool,
 ) -> Result<(), SessionError> {
     let identity = Identity::generate().map_err(SessionError::bug)?;
     let hello = handshake::hello(here::random()?, identity.certificate().to_vec());
@@ -160,6 +166,7 @@ async fn serve(
         Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
         _ => return Err(SessionError::violation("the client did not introduce itself")),
     };
+    *is_introduced = true;
     if common_version(VERSIONS, theirs.versions).is_none() {
         let text = format!("the agent speaks protocol versions {}-{}", VERSIONS.0, VERSIONS.1);
         return Err(SessionError::local(FailureCode::Version, text));
@@ -330,3 +337,7 @@ const CLIENT_SILENCE: Duration = Duration::from_secs(10);
 
 /// The exit code of an agent whose client fell silent: a time-out, as rsync has it.
 const SILENCE_EXIT_CODE: i32 = 30;
+
+/// The client said nothing but that it does not want this agent (BOOT-2): nothing of a session can be
+/// left on its input, which a script may read from here on.
+const NOT_WANTED_EXIT_CODE: u8 = 3;

@@ -182,12 +182,13 @@ const NAME_DIGITS: usize = 32;
 /// BOOT-2. NAME stands for the program's name, and line ends for blanks. What `ls` says of the
 /// directory is how a POSIX shell learns whose it is and who can write in it.
 const FIRST_STEP: &str = r#"f=fastsync; c=127; u=$(id -u);
-if command -v $f >/dev/null 2>&1; then $f agent; c=$?; [ $c = 0 ] && exit;
+if command -v $f >/dev/null 2>&1; then $f agent; c=$?;
+case $c in 1|2|3|126|127) ;; *) exit $c;; esac;
 $f --version >/dev/null 2>&1 || c=126; else n=NAME;
 for d in "$FASTSYNC_AGENT_DIR" "$XDG_CACHE_HOME/$f" "$HOME/.cache/$f" "$TMPDIR/$f-$u"* /tmp/$f-$u*; do
 if [ -x "$d/$n" ] && cd "$d"; then set -- $(ls -ldn .);
 case "$1 $3" in d????-??-*" $u") exec ./$n agent --cached;; esac; fi; done; fi;
-echo "@$f-boot $c $(uname -sm)"; read -r s && eval "$s"; exit $c"#;
+echo "@$f-boot $c $(uname -sm)"; case $c in 3|126|127) read -r s && eval "$s";; esac; exit $c"#;
 
 const SECOND_STEP: &str = include_str!("bootstrap.sh");
 

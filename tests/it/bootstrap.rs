@@ -213,7 +213,7 @@ fn a_fastsync_that_speaks_another_version_is_passed_over() {
         ..hello([1; 32], vec![2; 500])
     });
     world.text("old/hello", [&MAGIC[..], &old.encode().unwrap()].concat());
-    let agent = "[ \"$1\" = agent ] || exit 0; cat \"$top/hello\"; dd bs=65536 count=1 of=/dev/null; exit 1";
+    let agent = "[ \"$1\" = agent ] || exit 0; cat \"$top/hello\"; dd bs=65536 count=1 of=/dev/null; exit 3";
     let agent = agent.replace("$top", &far.path("").display().to_string());
     far.has("fastsync", &agent);
     far.push(&[], 0).says("installed fastsync");

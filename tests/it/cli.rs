@@ -141,7 +141,7 @@ fn verbose_names_what_is_done_and_twice_what_was_there() {
     let world = World::new();
     world.text("src/a\nb", "x");
     let ran = world.run(["push", "src/", "dst", "-v"]).exits(0);
-    assert_eq!(ran.lines(), [b"a\\nb"]);
+    assert_eq!(ran.lines(), [&b"./"[..], b"a\\nb"]);
     assert!(ran.err.contains("1 entry done, 0 skipped, 0 failed"), "{ran:?}");
     assert!(world.run(["push", "src/", "dst", "-v"]).exits(0).out.is_empty());
     let ran = world.run(["push", "src/", "dst", "-vv"]).exits(0);

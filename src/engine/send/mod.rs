@@ -627,7 +627,9 @@ impl<S: Source> Sender<S> {
             let Some(known) = open.get_mut(&now.id).filter(is_current) else { return Ok(()) };
             known.version += 1;
             let before = std::mem::replace(&mut known.entry, Arc::new(now.clone()));
-            known.before = Some((before, known.root.take()));
+            // What was a link had no verdict that could cross with this (ENTRY-16).
+            let is_link = matches!(before.kind, Kind::HardLink { .. });
+            known.before = (!is_link).then(|| (before, known.root.take()));
             (known.is_placed, known.is_hashing, known.hashed) = (false, false, None);
             known.file.take()
         };

@@ -92,7 +92,7 @@ impl LocalSource {
         let selection = Selection::new(options, paths)?;
         let (origins, missing) = origin::open_all(sources, options.select.links)?;
         let contents = origins.iter().find(|origin| origin.name.is_none());
-        let root = match contents {
+        let root = match contents.filter(|_| selection.has_top()) {
             Some(origin) => {
                 let shown = origin.argument.as_os_str().as_encoded_bytes();
                 let sight = examiner

@@ -72,6 +72,11 @@ impl Selection {
     pub fn is_by_name(&self) -> bool {
         self.paths.as_ref().is_some_and(|paths| !(paths.has_top && self.whole_directories))
     }
+
+    /// Whether the directory itself is meant whose contents are the source.
+    pub fn has_top(&self) -> bool {
+        self.paths.as_ref().is_none_or(|paths| paths.has_top)
+    }
 }
 
 /// Paths from the top of the transfer, as [`Source::path`] gives them.
