@@ -176,7 +176,8 @@ pub mod tests {
         let mtime = Timestamp::new(-2, 500_000_000).unwrap();
         let metadata = Metadata { mode: Mode::from_raw(0o644), mtime, ..Metadata::default() };
         let size = if kind == EntryKind::File { 5 } else { 0 };
-        EntryReport { path: path.into(), kind, size, metadata, target: None, root: None, outcome }
+        let (path, is_linked) = (path.into(), false);
+        EntryReport { path, kind, size, metadata, target: None, is_linked, root: None, outcome }
     }
 
     fn all(changes: &[Changes]) -> Changes {

@@ -35,6 +35,9 @@ pub struct EntryLine<'a> {
     pub target: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_bytes: Option<String>,
+    /// It has hard links among what is transferred.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub linked: bool,
     pub outcome: &'static str,
     /// What was changed, or would be.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -68,6 +71,7 @@ impl<'a> EntryLine<'a> {
             root: entry.root.map(|root| root.to_string()),
             target,
             target_bytes: target_bytes.flatten(),
+            linked: entry.is_linked,
             outcome,
             changes,
             error,

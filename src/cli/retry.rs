@@ -46,6 +46,8 @@ struct Line {
     kind: Option<String>,
     target: Option<String>,
     target_bytes: Option<String>,
+    #[serde(default)]
+    linked: bool,
     outcome: Option<String>,
     about: Option<About>,
     end: Option<End>,
@@ -115,7 +117,9 @@ impl Earlier {
         if line.kind.as_deref() == Some("hard_link") {
             self.links.push((path.clone(), bytes(line.target, line.target_bytes.as_deref())));
         }
-        if is_failed && (line.about == Some(About::Run) || path.is_empty()) {
+        // Another name of it may lead the others by now, and nobody says which.
+        let is_leader = line.linked && line.kind.as_deref() != Some("hard_link");
+        if is_failed && (line.about == Some(About::Run) || path.is_empty() || is_leader) {
             self.is_anywhere = true;
         } else if is_failed {
             self.failed.insert(path);
@@ -378,6 +382,8 @@ mod tests {
         assert_eq!(done(&[&link(known, "done"), other]).unwrap(), ["x"]);
         assert_eq!(done(&[&link(unknown, "failed")]), None);
         assert_eq!(done(&[&link(unknown, "done"), leader]), None);
+        let linked = r#""path":"x","kind":"file","linked":true,"outcome":"failed""#;
+        assert_eq!(done(&[linked]), None);
     }
 
     #[test]

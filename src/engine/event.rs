@@ -70,6 +70,8 @@ pub struct EntryReport {
     pub metadata: Metadata,
     /// Where a symlink leads; of a hard link, the path of the entry that it is another name of.
     pub target: Option<Vec<u8>>,
+    /// Others may be hard links to it: they are among what is transferred.
+    pub is_linked: bool,
     /// What `b3sum` prints, if the file was transferred or hashed in this session.
     pub root: Option<Digest>,
     pub outcome: Outcome,
@@ -96,7 +98,8 @@ impl EntryReport {
             _ => leader,
         };
         let metadata = entry.metadata.clone();
-        Self { path, kind, size: entry.size(), metadata, target, root, outcome }
+        let (size, is_linked) = (entry.size(), entry.is_linked);
+        Self { path, kind, size, metadata, target, is_linked, root, outcome }
     }
 }
 
@@ -108,7 +111,8 @@ impl EntryReport {
     /// and is not counted.
     pub(super) fn of_root(metadata: Metadata, outcome: Outcome) -> Self {
         let (path, kind) = (Self::ROOT.to_vec(), EntryKind::Directory);
-        Self { path, kind, size: 0, metadata, target: None, root: None, outcome }
+        let (size, target, is_linked, root) = (0, None, false, None);
+        Self { path, kind, size, metadata, target, is_linked, root, outcome }
     }
 }
 

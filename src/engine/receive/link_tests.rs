@@ -109,7 +109,7 @@ fn restart(id: u64, name: &str) -> Message {
 async fn a_link_without_a_leader_becomes_one() {
     let failing = vec!["place bad", "prepare worse"];
     let placed = [("left", Placed::Left)].into();
-    let orders = Orders { failing, placed, ..Orders::default() };
+    let orders = Orders { placed, failing, ..Orders::default() };
     let mut hand = Hand::with_options(orders, linking()).await;
     hand.announce(&[leader(1, "bad", 3), link(2, "l", 1), link(3, "m", 1)]);
     assert_eq!(hand.end().await.0, 1);
@@ -204,7 +204,7 @@ async fn a_link_that_cannot_be_made_fails_alone() {
     hand.answer().await;
     hand.send(pack(2, &[(9, 0, b"abc")])).await;
     assert_eq!(hand.end().await, (9, created()));
-    let mut ends = vec![hand.answer().await, hand.answer().await];
+    let mut ends = [hand.answer().await, hand.answer().await];
     ends.sort_by_key(|(id, _)| *id);
     assert_eq!(ends[0].1.failure().code, FailureCode::Io);
     assert_eq!(ends[1], (11, Answer::End(Outcome::Done(linked()))));

@@ -48,7 +48,7 @@ impl<S: Source> Sender<S> {
         let id = link.entry.id;
         let path = || self.source.path(&link.entry);
         let now = match self.source.look_again(Arc::clone(&link.entry)).await {
-            Ok(now) => now,
+            Ok(now) => Entry { is_linked: true, ..now },
             Err(error) => return self.withdraw(id, error.to_failure()),
         };
         match &now.kind {
