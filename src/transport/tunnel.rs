@@ -171,7 +171,13 @@ impl Tunnel {
                     return Err(RecordError::OverWindow);
                 }
                 stream.held += len;
-                stream.incoming.push_back(data.to_vec());
+                match stream.incoming.back_mut() {
+                    // Many small records take no more memory than few large ones.
+                    Some(last) if last.len() + data.len() <= MAX_DATA_LEN => {
+                        last.extend_from_slice(data);
+                    }
+                    _ => stream.incoming.push_back(data.to_vec()),
+                }
                 stream.reader.take().into_iter().for_each(Waker::wake);
             }
             Body::Window(more) => {
