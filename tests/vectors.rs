@@ -16,10 +16,11 @@ use fastsync::protocol::handshake::{
 };
 use fastsync::protocol::manifest::{Fate, FinalEntry, Name, Timestamp, Totals};
 use fastsync::protocol::message::{
-    Accept, Attribute, Backup, Carrier, Changes, Compare, Delete, Deleted, Deletions, Dial,
-    Durability, Entry, Failure, FailureCode, FileKind, Hello, Keep, Kind, Links, Listen, MakeRoom,
-    Message, Metadata, Mode, Open, Options, Outcome, Owner, Preserve, Resume, Secret, Select,
-    SocketOptions, Special, Stamp, Summary, Task, Unit, Update, Verdict,
+    Accept, Attribute, Backup, Carrier, Changes, Compare, Complaint, Delete, Deleted, Deletions,
+    Dial, Durability, Entry, Failure, FailureCode, FileKind, Hello, Keep, Kind, Links, Listen,
+    MakeRoom, Message, Metadata, Mode, Open, Options, Outcome, Owner, Preserve, Resume, Secret,
+    Select, SocketOptions, SourceKind, SourceNode, Special, Stamp, Summary, Task, Unit, Update,
+    Verdict, Whereabouts,
 };
 use fastsync::protocol::sparse::{Extent, Sparse};
 use fastsync::protocol::tree::RootBuilder;
@@ -339,8 +340,24 @@ fn messages() -> Vec<(&'static str, Message)> {
         ),
         ("Abort", Message::Abort(failure(FailureCode::Mismatch, "the ends disagree"))),
         ("Ping", Message::Ping),
-        ("Sources", Message::Sources { single_file: true, root: None }),
-        ("Sources root", Message::Sources { single_file: false, root: Some(kept_metadata()) }),
+        (
+            "Sources",
+            Message::Sources { single_file: true, root: None, whereabouts: Whereabouts::default() },
+        ),
+        (
+            "Sources root",
+            Message::Sources {
+                single_file: false,
+                root: Some(kept_metadata()),
+                whereabouts: Whereabouts {
+                    boot: [0xa5; 16],
+                    nodes: vec![
+                        SourceNode { device: 2049, inode: 131_073, kind: SourceKind::Contents },
+                        SourceNode { device: 2049, inode: 5, kind: SourceKind::Other },
+                    ],
+                },
+            },
+        ),
         (
             "Entries",
             Message::Entries(vec![
@@ -424,10 +441,10 @@ fn messages() -> Vec<(&'static str, Message)> {
         ),
         (
             "Complaint",
-            Message::Complaint {
-                entry: EntryId(2),
-                failure: failure(FailureCode::Permission, "cannot set the mode of data"),
-            },
+            Message::Complaint(Complaint::new(
+                b"run7/data".to_vec(),
+                failure(FailureCode::Permission, "cannot set the mode of data"),
+            )),
         ),
         (
             "ReceiverDone",

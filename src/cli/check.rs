@@ -21,6 +21,9 @@ impl Viewer for Comparison {
             return;
         }
         match &entry.outcome {
+            Outcome::Would(changes) | Outcome::Done(changes) if changes.has(Changes::TYPE) => {
+                tell(Status::Different, &entry.path, vec!["type"], screen, tally);
+            }
             Outcome::Would(changes) | Outcome::Done(changes) if changes.has(Changes::CREATED) => {
                 tell(Status::Missing, &entry.path, Vec::new(), screen, tally);
             }

@@ -149,8 +149,9 @@ fn octal(path: &[u8]) -> String {
 
 /// The changes as words.
 pub fn words(changes: Changes) -> Vec<&'static str> {
-    const WORDS: [(Changes, &str); 11] = [
+    const WORDS: [(Changes, &str); 12] = [
         (Changes::CREATED, "created"),
+        (Changes::TYPE, "type"),
         (Changes::CONTENT, "content"),
         (Changes::CHECKSUM, "checksum"),
         (Changes::SIZE, "size"),

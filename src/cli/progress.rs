@@ -163,7 +163,7 @@ impl Monitor {
             Event::Connected(connection) => self.connected(connection),
             Event::Ended(entry) => self.ended(&entry),
             Event::Deleted { path, is_directory } => self.deleted(&path, is_directory),
-            Event::Complaint { path, failure } => self.complaint(&path, &failure),
+            Event::Complaint(complaint) => self.complaint(complaint.path(), &complaint.failure),
             Event::Retrying { cause, attempt, pause } => self.retrying(&cause, attempt, pause),
             Event::ChannelLost { channel, cause } => {
                 if self.screen.display.verbose > 0 || self.screen.is_json() {
@@ -365,7 +365,7 @@ mod tests {
     use crate::cli::mapping::Mapping;
     use crate::cli::transfer::Transfers;
     use crate::engine::event::EntryKind;
-    use crate::protocol::message::{Changes, FailureCode};
+    use crate::protocol::message::{Changes, Complaint, FailureCode};
 
     #[derive(Clone, Default)]
     struct Buffer(Arc<Mutex<Vec<u8>>>);
@@ -440,7 +440,7 @@ mod tests {
             ended(b"c\xff", Outcome::Would(Changes::CREATED)),
             ended(b"d", Outcome::Failed(failure())),
             Event::Deleted { path: b"g".into(), is_directory: true },
-            Event::Complaint { path: b"e".into(), failure: failure() },
+            Event::Complaint(Complaint::new(b"e".into(), failure())),
             Event::Retrying { cause: "gone".into(), attempt: 1, pause: Duration::from_secs(2) },
             Event::ChannelLost { channel: 1, cause: "reset".into() },
             Event::Mismatch { what: "a chunk of f".into() },

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::protocol::chunk::Digest;
-use crate::protocol::message::{Entry, Failure, Kind, Metadata, Outcome, Special};
+use crate::protocol::message::{Complaint, Entry, Kind, Metadata, Outcome, Special};
 
 /// Something that happened once.
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ pub enum Event {
     /// Something was removed at the destination, or in a dry run would be.
     Deleted { path: Vec<u8>, is_directory: bool },
     /// Something about an entry could not be kept, though its content is there.
-    Complaint { path: Vec<u8>, failure: Failure },
+    Complaint(Complaint),
     /// The connection was lost; it will be made again after the pause.
     Retrying { cause: String, attempt: u32, pause: Duration },
     /// A data channel was lost and is being made again.

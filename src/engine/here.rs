@@ -12,7 +12,9 @@ use super::journal::{Journal, Opened, Purpose};
 use super::receive::{self, Destination, ReceiverEnd};
 use super::session::{Channels, Observer, SessionError};
 use crate::protocol::chunk::EntryId;
-use crate::protocol::message::{Changes, FailureCode, Message, Metadata, Options, Outcome, Resume};
+use crate::protocol::message::{
+    Changes, FailureCode, Message, Metadata, Options, Outcome, Resume, Whereabouts,
+};
 use crate::storage::local::{LocalSink, LocalSource, StateDir, boot_id};
 use crate::storage::{Operation, Sink as _, StorageError};
 use crate::transport::FrameReceiver;
@@ -37,13 +39,15 @@ pub async fn receive_into<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     observer: Observer,
     near: Option<Near>,
 ) -> Result<ReceiverEnd, SessionError> {
-    let (single_file, root) = sources(inbox).await?;
+    let (single_file, root, whereabouts) = sources(inbox).await?;
     let mut sink = LocalSink::open(path, single_file, job, &options).map_err(startup)?;
     if let Some(Near { source, copies }) = near {
         sink = sink.beside(&source);
         if copies {
             sink = sink.with_source(source);
         }
+    } else {
+        sink = sink.apart_from(whereabouts).map_err(startup)?;
     }
     if let Some(root) = root {
         root.check().map_err(SessionError::violation)?;
@@ -97,10 +101,12 @@ fn tell_of_root(
 /// The sender's first word of its sources (ENTRY-1).
 async fn sources<R: AsyncRead + Unpin>(
     inbox: &mut Inbox<R>,
-) -> Result<(bool, Option<Metadata>), SessionError> {
+) -> Result<(bool, Option<Metadata>, Whereabouts), SessionError> {
     loop {
         match inbox.next().await? {
-            Message::Sources { single_file, root } => return Ok((single_file, root)),
+            Message::Sources { single_file, root, whereabouts } => {
+                return Ok((single_file, root, whereabouts));
+            }
             Message::Ping => {}
             Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
             other => {

@@ -74,7 +74,7 @@ pub async fn run<R: AsyncRead + Unpin>(
                     inventory.say(&Message::Outcomes(vec![(entry, outcome)]))?;
                 }
             }
-            Message::Complaint { failure, .. } => observer.complain(Vec::new(), failure),
+            Message::Complaint(complaint) => observer.complain(complaint),
             Message::SourceDone(theirs) => {
                 if !inventory.open.is_empty() {
                     let text = "the sender is done before all entries are";
@@ -187,9 +187,7 @@ impl Inventory {
                     return self.say(&Message::Closed);
                 }
                 Message::Finish { .. } => return Err(SessionError::mismatch(theirs, &ours)),
-                Message::Complaint { failure, .. } => {
-                    self.observer.complain(Vec::new(), failure);
-                }
+                Message::Complaint(complaint) => self.observer.complain(complaint),
                 Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
                 _ => {}
             }

@@ -11,7 +11,9 @@ use tokio::task::JoinError;
 use super::control::{ControlError, SayError};
 use super::event::{Connection, EntryReport, Event, Progress};
 use crate::protocol::handshake::ChannelSlot;
-use crate::protocol::message::{Changes, Entry, Failure, FailureCode, Kind, Outcome, Summary};
+use crate::protocol::message::{
+    Changes, Complaint, Entry, Failure, FailureCode, Kind, Outcome, Summary,
+};
 use crate::transport::TransportError;
 
 /// The data channels of a session as they come up, whoever dials them.
@@ -249,9 +251,9 @@ impl Observer {
         self.tell(Event::Ended(report));
     }
 
-    pub fn complain(&self, path: Vec<u8>, failure: Failure) {
+    pub fn complain(&self, complaint: Complaint) {
         self.tally.complaints.fetch_add(1, Ordering::Relaxed);
-        self.tell(Event::Complaint { path, failure });
+        self.tell(Event::Complaint(complaint));
     }
 
     pub fn stream_up(&self) {

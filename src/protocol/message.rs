@@ -31,8 +31,8 @@ pub enum Message {
     Ping,
     /// Sender, before any entry: whether the only source is something else than a directory, so
     /// that the destination may be its new name (ENTRY-1); and what the directory is like whose
-    /// contents are the source, if that is to be kept (META-1).
-    Sources { single_file: bool, root: Option<Metadata> },
+    /// contents are the source, if that is to be kept (META-1); and which they are (SEL-3).
+    Sources { single_file: bool, root: Option<Metadata>, whereabouts: Whereabouts },
     /// Sender: things that exist at the source, parents before their children.
     Entries(Vec<Entry>),
     /// Sender: every chunk of this version has been read and the source did not change meanwhile.
@@ -57,7 +57,7 @@ pub enum Message {
     Outcomes(Vec<(EntryId, Outcome)>),
     /// Receiver: something about an entry could not be kept, though its content is there. Sender:
     /// something could not be listed, and so has no entry (ENTRY-14).
-    Complaint { entry: EntryId, failure: Failure },
+    Complaint(Complaint),
     /// Receiver: all is in its place; this is what I count.
     ReceiverDone { summary: Summary, durable: bool, deletions: Deletions },
     /// Receiver: nothing of the session is left but the destination's files.
@@ -636,8 +636,10 @@ impl Changes {
     pub const LINKED: Self = Self(1 << 9);
     /// Its data was compared and is different.
     pub const CHECKSUM: Self = Self(1 << 10);
+    /// Something of another type had its name, and gave way.
+    pub const TYPE: Self = Self(1 << 11);
     pub const CREATED_WITH_CONTENT: Self = Self(Self::CREATED.0 | Self::CONTENT.0);
-    const ALL: u16 = (1 << 11) - 1;
+    const ALL: u16 = (1 << 12) - 1;
 
     #[must_use]
     pub const fn with(self, other: Self) -> Self {
@@ -669,9 +671,59 @@ impl Changes {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Deleted {
     /// Relative to the destination, components joined by slashes, for people and reports only: from 1
-    /// to [`MAX_DELETED_LEN`] bytes, without zero bytes (DEL-5). A longer one is cut.
+    /// to [`MAX_TOLD_PATH_LEN`] bytes, without zero bytes (DEL-5). A longer one is cut.
     pub path: Vec<u8>,
     pub is_directory: bool,
+}
+
+/// Something that did not come out as it was to, and is no entry that failed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Complaint {
+    path: Vec<u8>,
+    pub failure: Failure,
+}
+
+impl Complaint {
+    /// A path that is longer than [`MAX_TOLD_PATH_LEN`] is cut.
+    pub fn new(mut path: Vec<u8>, failure: Failure) -> Self {
+        path.truncate(MAX_TOLD_PATH_LEN);
+        Self { path, failure }
+    }
+
+    /// Relative to the destination, components joined by slashes, for people and reports only; empty
+    /// if it is about the whole.
+    pub fn path(&self) -> &[u8] {
+        &self.path
+    }
+}
+
+/// Which directories and files the sources are, as far as the receiver needs to know if it is on the
+/// same host (SEL-3).
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Whereabouts {
+    /// The boot id of the sender's host: device and inode numbers mean something for the same one only.
+    pub boot: [u8; 16],
+    /// No more than [`MAX_SOURCE_NODES`].
+    pub nodes: Vec<SourceNode>,
+}
+
+/// Which directory or file a source is.
+#[derive(Clone, Copy, Debug, Encode, Decode, Eq, PartialEq)]
+pub struct SourceNode {
+    pub device: u64,
+    pub inode: u64,
+    pub kind: SourceKind,
+}
+
+/// How a source comes to be below the destination.
+#[derive(Clone, Copy, Debug, Encode, Decode, Eq, PartialEq)]
+pub enum SourceKind {
+    /// It is no directory, or a symlink leads there that is not followed.
+    Other,
+    /// A directory, by its name.
+    Directory,
+    /// A directory of which only the contents are meant.
+    Contents,
 }
 
 /// How many things were removed at the destination.
@@ -932,8 +984,11 @@ pub const MAX_PATH_LEN: usize = 4096;
 /// The most directories of [`Update::link_dest`].
 pub const MAX_LINK_DEST: usize = 20;
 
-/// The longest path of a [`Deleted`], in bytes.
-pub const MAX_DELETED_LEN: usize = 64 << 10;
+/// How many sources the receiver is told of by their inodes.
+pub const MAX_SOURCE_NODES: usize = 65_536;
+
+/// The longest path of a [`Deleted`] or a [`Complaint`], in bytes.
+pub const MAX_TOLD_PATH_LEN: usize = 64 << 10;
 
 /// How many owners, and how many groups, a session tells of at the most (META-3).
 pub const MAX_OWNERS: usize = 65_536;
@@ -948,9 +1003,9 @@ fn is_owner_name(name: &[u8]) -> bool {
     (1..=255).contains(&name.len()) && !name.iter().any(|byte| matches!(byte, b':' | 0))
 }
 
-/// Whether something that was removed can have had this path.
-fn is_deleted_path(path: &[u8]) -> bool {
-    (1..=MAX_DELETED_LEN).contains(&path.len()) && !path.contains(&0)
+/// Whether a path can be one that the peer is told of.
+fn is_told_path(path: &[u8]) -> bool {
+    path.len() <= MAX_TOLD_PATH_LEN && !path.contains(&0)
 }
 
 /// The most memory that decoding one message may claim, in bytes: a short entry takes many times
@@ -997,7 +1052,14 @@ checked!(Owner, (u32, Vec<u8>), |owner| (owner.id, &owner.name), |raw| {
     is_owner_name(&raw.1).then_some(Self { id: raw.0, name: raw.1 })
 });
 checked!(Deleted, (Vec<u8>, bool), |deleted| (&deleted.path, deleted.is_directory), |raw| {
-    is_deleted_path(&raw.0).then_some(Self { path: raw.0, is_directory: raw.1 })
+    let is_path = !raw.0.is_empty() && is_told_path(&raw.0);
+    is_path.then_some(Self { path: raw.0, is_directory: raw.1 })
+});
+checked!(Whereabouts, ([u8; 16], Vec<SourceNode>), |it| (it.boot, &it.nodes), |raw| {
+    (raw.1.len() <= MAX_SOURCE_NODES).then_some(Self { boot: raw.0, nodes: raw.1 })
+});
+checked!(Complaint, (Vec<u8>, Failure), |complaint| (&complaint.path, &complaint.failure), |raw| {
+    is_told_path(&raw.0).then_some(Self { path: raw.0, failure: raw.1 })
 });
 checked!(Failure, (FailureCode, String), |failure| (failure.code, &failure.text), |raw| {
     Some(Self::new(raw.0, raw.1))

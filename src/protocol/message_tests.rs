@@ -109,6 +109,13 @@ fn entry() -> BoxedStrategy<Entry> {
         .boxed()
 }
 
+fn whereabouts() -> impl Strategy<Value = Whereabouts> {
+    const KINDS: &[SourceKind] = &[SourceKind::Other, SourceKind::Directory, SourceKind::Contents];
+    let node = (any::<u64>(), any::<u64>(), prop::sample::select(KINDS))
+        .prop_map(|(device, inode, kind)| SourceNode { device, inode, kind });
+    (any::<[u8; 16]>(), vec(node, 0..4)).prop_map(|(boot, nodes)| Whereabouts { boot, nodes })
+}
+
 fn owners() -> BoxedStrategy<Vec<Owner>> {
     let byte = (1..=u8::MAX).prop_filter("a colon", |byte| *byte != b':');
     let owner = (any::<u32>(), vec(byte, 1..=255)).prop_map(|(id, name)| Owner { id, name });
@@ -365,8 +372,9 @@ fn message() -> BoxedStrategy<Message> {
         Just(Message::Ping),
     ];
     let sender = prop_oneof![
-        (any::<bool>(), prop::option::of(metadata()))
-            .prop_map(|(single_file, root)| Message::Sources { single_file, root }),
+        (any::<bool>(), prop::option::of(metadata()), whereabouts()).prop_map(
+            |(single_file, root, whereabouts)| Message::Sources { single_file, root, whereabouts }
+        ),
         vec(entry(), 0..8).prop_map(Message::Entries),
         (id(), any::<u16>(), digest()).prop_map(|(entry, version, root)| Message::FileEnd {
             entry,
@@ -392,7 +400,9 @@ fn message() -> BoxedStrategy<Message> {
         vec(unit(), 0..8).prop_map(Message::Written),
         vec(unit(), 0..8).prop_map(Message::Again),
         vec((id(), outcome()), 0..8).prop_map(Message::Outcomes),
-        (id(), failure()).prop_map(|(entry, failure)| Message::Complaint { entry, failure }),
+        ("[^\0]{0,40}", failure()).prop_map(|(path, failure)| {
+            Message::Complaint(Complaint::new(path.into_bytes(), failure))
+        }),
         (summary(), any::<bool>(), deletions()).prop_map(|(summary, durable, deletions)| {
             Message::ReceiverDone { summary, durable, deletions }
         }),
@@ -628,10 +638,10 @@ fn values_out_of_range_are_refused() {
     ] {
         assert_eq!(ok(&[1, b'a'], kind, &[0], &[0, 0]), is_ok, "kind {kind:?}");
     }
-    let all_changes = [251, 0xff, 0x07];
+    let all_changes = [251, 0xff, 0x0f];
     let outcome = |changes: &[u8]| Message::decode(&[&[16, 1, 1, 0][..], changes].concat());
     assert!(outcome(&all_changes).is_ok());
-    assert!(outcome(&[251, 0x00, 0x08]).is_err(), "a change that does not exist");
+    assert!(outcome(&[251, 0x00, 0x10]).is_err(), "a change that does not exist");
     assert!(Message::decode(&[16, 1, 1, 4]).is_ok(), "Left");
     assert!(Message::decode(&[16, 1, 1, 5]).is_err(), "an outcome that does not exist");
     assert!(Message::decode(&[12, 1, 1, 4]).is_ok(), "Alone");
@@ -659,8 +669,40 @@ fn owners_and_deleted_paths_have_names() {
         let bytes = Message::Deleted(vec![deleted]).encode().unwrap();
         Message::decode(&bytes[4..]).is_ok()
     };
-    assert!(deleted(b"a") && deleted(b"a/b\n/...") && deleted(&vec![b'x'; MAX_DELETED_LEN]));
-    assert!(!deleted(b"") && !deleted(b"a\0") && !deleted(&vec![b'x'; MAX_DELETED_LEN + 1]));
+    assert!(deleted(b"a") && deleted(b"a/b\n/...") && deleted(&vec![b'x'; MAX_TOLD_PATH_LEN]));
+    assert!(!deleted(b"") && !deleted(b"a\0") && !deleted(&vec![b'x'; MAX_TOLD_PATH_LEN + 1]));
+}
+
+/// ENTRY-18: a path that is told is cut, and never refused for its length.
+#[test]
+fn a_complaint_has_a_path_of_limited_length() {
+    let complaint = |path: &[u8]| {
+        let failure = Failure::new(FailureCode::Io, "no");
+        Message::Complaint(Complaint::new(path.to_vec(), failure))
+    };
+    let long = complaint(&vec![b'x'; MAX_TOLD_PATH_LEN + 1]);
+    assert_eq!(long, complaint(&vec![b'x'; MAX_TOLD_PATH_LEN]));
+    let decoded = |message: &Message| Message::decode(&message.encode().unwrap()[4..]);
+    assert_eq!(decoded(&long).unwrap(), long);
+    assert_eq!(decoded(&complaint(b"")).unwrap(), complaint(b""));
+    assert!(decoded(&complaint(b"a\0")).is_err());
+    let mut bytes = complaint(&vec![b'x'; MAX_TOLD_PATH_LEN]).encode().unwrap();
+    // One more byte than it may have: the length is the u32 after the type's byte.
+    bytes[6..10].copy_from_slice(&u32::try_from(MAX_TOLD_PATH_LEN + 1).unwrap().to_le_bytes());
+    bytes.insert(10, b'x');
+    assert!(Message::decode(&bytes[4..]).is_err());
+}
+
+/// SEL-3: a peer cannot make this end remember more sources than that.
+#[test]
+fn whereabouts_are_limited() {
+    let node = SourceNode { device: 1, inode: 2, kind: SourceKind::Other };
+    let is_ok = |count| {
+        let whereabouts = Whereabouts { boot: [1; 16], nodes: vec![node; count] };
+        let sources = Message::Sources { single_file: false, root: None, whereabouts };
+        Message::decode(&sources.encode().unwrap()[4..]).is_ok()
+    };
+    assert!(is_ok(MAX_SOURCE_NODES) && !is_ok(MAX_SOURCE_NODES + 1));
 }
 
 /// META-2: both sides of every limit, and the order.
@@ -671,7 +713,11 @@ fn attributes_are_limited() {
             |(name, len): (&[u8], usize)| Attribute { name: name.to_vec(), value: vec![0; len] };
         let attributes = attributes.into_iter().map(of).collect();
         let metadata = Metadata { attributes, ..Metadata::default() };
-        let sources = Message::Sources { single_file: false, root: Some(metadata.clone()) };
+        let sources = Message::Sources {
+            single_file: false,
+            root: Some(metadata.clone()),
+            whereabouts: Whereabouts::default(),
+        };
         let decoded = Message::decode(&sources.encode().unwrap()[4..]);
         assert_eq!(decoded.is_ok(), metadata.check().is_ok());
         decoded.is_ok()

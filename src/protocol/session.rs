@@ -80,7 +80,7 @@ impl State {
                 | M::FileEnd { .. }
                 | M::Restart { .. }
                 | M::Withdraw { .. }
-                | M::Complaint { .. }
+                | M::Complaint(_)
                 | M::Owners { .. }
                 | M::Listed(_)
                 | M::Root { .. }
@@ -90,7 +90,7 @@ impl State {
             ) => self,
             (Self::Transferring { role: Role::Receiver }, M::SourceDone(_)) => Self::Ending,
             // Sources that could not be removed after all else.
-            (Self::Ending, M::Complaint { .. }) => self,
+            (Self::Ending, M::Complaint(_)) => self,
             (Self::Ending, M::Finish { .. }) => Self::Over,
 
             // What the sender hears from the receiver.
@@ -101,7 +101,7 @@ impl State {
                 | M::Written(_)
                 | M::Again(_)
                 | M::Outcomes(_)
-                | M::Complaint { .. }
+                | M::Complaint(_)
                 | M::Deleted(_)
                 | M::Paths { .. }
                 | M::Dial(_)
@@ -140,7 +140,7 @@ impl State {
                 | M::Written(_)
                 | M::Again(_)
                 | M::Outcomes(_)
-                | M::Complaint { .. }
+                | M::Complaint(_)
                 | M::ReceiverDone { .. }
                 | M::Closed
                 | M::Owners { .. }
@@ -190,7 +190,7 @@ impl Message {
             Self::Written(_) => "Written",
             Self::Again(_) => "Again",
             Self::Outcomes(_) => "Outcomes",
-            Self::Complaint { .. } => "Complaint",
+            Self::Complaint(_) => "Complaint",
             Self::ReceiverDone { .. } => "ReceiverDone",
             Self::Closed => "Closed",
             Self::Owners { .. } => "Owners",
@@ -214,8 +214,9 @@ mod tests {
     use crate::protocol::handshake::hello;
     use crate::protocol::manifest::Name;
     use crate::protocol::message::{
-        Accept, Carrier, Deletions, Dial, Durability, Entry, Failure, FailureCode, Kind, Metadata,
-        Open, Options, Preserve, Resume, Secret, Select, SocketOptions, Summary, Task, Update,
+        Accept, Carrier, Complaint, Deletions, Dial, Durability, Entry, Failure, FailureCode, Kind,
+        Metadata, Open, Options, Preserve, Resume, Secret, Select, SocketOptions, Summary, Task,
+        Update, Whereabouts,
     };
 
     const STATES: [State; 11] = [
@@ -295,7 +296,11 @@ mod tests {
             accept(),
             Message::Abort(failure()),
             Message::Ping,
-            Message::Sources { single_file: false, root: None },
+            Message::Sources {
+                single_file: false,
+                root: None,
+                whereabouts: Whereabouts::default(),
+            },
             Message::Entries(Vec::new()),
             Message::FileEnd { entry, version: 0, root: Digest::default() },
             Message::Restart { entry: announced, version: 1 },
@@ -307,7 +312,7 @@ mod tests {
             Message::Written(Vec::new()),
             Message::Again(Vec::new()),
             Message::Outcomes(Vec::new()),
-            Message::Complaint { entry, failure: failure() },
+            Message::Complaint(Complaint::new(b"a".to_vec(), failure())),
             Message::ReceiverDone {
                 summary: summary(),
                 durable: true,
@@ -432,7 +437,7 @@ mod tests {
                 .partition(|message| !matches!(message, Message::SourceDone(_)));
             messages.extend(before.into_iter().chain(after).map(|message| (sending, message)));
             // What could not be removed at the source is told at the very end.
-            let late = Message::Complaint { entry: EntryId(1), failure: failure() };
+            let late = Message::Complaint(Complaint::new(Vec::new(), failure()));
             messages.push((State::Closing, late));
             messages.push((State::Closing, Message::Finish { agreed: true }));
         };
@@ -445,7 +450,7 @@ mod tests {
                     | Message::Written(_)
                     | Message::Again(_)
                     | Message::Outcomes(_)
-                    | Message::Complaint { .. }
+                    | Message::Complaint(_)
                     | Message::Deleted(_)
                     | Message::Paths { .. }
                     | Message::NotReached(_)

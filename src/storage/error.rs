@@ -6,7 +6,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::protocol::manifest::Escaped;
-use crate::protocol::message::{Failure, FailureCode};
+use crate::protocol::message::{Complaint, Failure, FailureCode};
 
 /// A storage operation failed. Every variant names the path.
 #[derive(Debug, Error)]
@@ -26,6 +26,9 @@ pub enum StorageError {
     /// The file at the destination is the one at the source, which was to be removed.
     #[error("{} is its own source, which therefore was not removed", Escaped(path))]
     SameFile { path: Vec<u8> },
+    /// The destination and a source are not apart.
+    #[error("cannot write to {}: it {how}; choose another destination", Escaped(path))]
+    Overlap { path: Vec<u8>, how: &'static str },
     /// The entry's directory could not be made, so nothing can be put into it.
     #[error("cannot write {}: its directory could not be made", Escaped(path))]
     NoParent { path: Vec<u8> },
@@ -58,6 +61,7 @@ impl StorageError {
             | Self::Conflict { path, .. }
             | Self::NoParent { path }
             | Self::SameFile { path }
+            | Self::Overlap { path, .. }
             | Self::Attribute { path, .. }
             | Self::EmptySource { path }
             | Self::Io { path, .. } => path,
@@ -77,6 +81,7 @@ impl StorageError {
             Self::Vanished { .. } => FailureCode::Vanished,
             Self::Conflict { .. }
             | Self::SameFile { .. }
+            | Self::Overlap { .. }
             | Self::NoParent { .. }
             | Self::EmptySource { .. } => FailureCode::Conflict,
             Self::Io { .. } if self.is_destination_full() => FailureCode::DestinationFull,
@@ -87,6 +92,11 @@ impl StorageError {
             }
             Self::Io { .. } | Self::Attribute { .. } => FailureCode::Io,
         }
+    }
+
+    /// What both ends are told where an entry is in its place all the same.
+    pub fn to_complaint(&self) -> Complaint {
+        Complaint::new(self.path().to_vec(), self.to_failure())
     }
 
     /// The failure as the peer is told.

@@ -17,7 +17,9 @@ use crate::protocol::buffer::{Buffer, Pool};
 use crate::protocol::chunk::{
     ByteRange, Chunk, Digest, EntryId, Pack, VerifiedChunk, VerifiedFile,
 };
-use crate::protocol::message::{Changes, Deleted, Deletions, Entry, Failure, Metadata, Owner};
+use crate::protocol::message::{
+    Changes, Complaint, Deleted, Deletions, Entry, Metadata, Owner, Whereabouts,
+};
 
 /// Gives what exists, and its data, already hashed.
 ///
@@ -31,6 +33,9 @@ pub trait Source: Clone + Send + Sync + 'static {
 
     /// What the directory is like whose contents are the source, if that is to be kept (META-1).
     fn root(&self) -> Option<Metadata>;
+
+    /// Which directories and files the sources are (SEL-3).
+    fn whereabouts(&self) -> Whereabouts;
 
     /// Finds every entry and hands it to `found`, parents before their children, with identities
     /// counted from 1. Things that cannot be read become entries too ([`Kind::Unsendable`]).
@@ -110,11 +115,8 @@ pub enum Found {
     },
     /// All that is in this directory was found, without an error.
     Listed(EntryId),
-    /// What cannot be told of an entry before this, or of the whole with [`EntryId::ROOT`].
-    Complaint {
-        entry: EntryId,
-        failure: Failure,
-    },
+    /// What is wrong with an entry before this, or with the whole.
+    Complaint(Complaint),
 }
 
 /// What became of reading a pack.
@@ -172,7 +174,7 @@ pub trait Sink: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Placed, StorageError>> + Send;
 
     /// What could not be kept of entries whose content is there, since the last call.
-    fn complaints(&self) -> Vec<(EntryId, StorageError)>;
+    fn complaints(&self) -> Vec<StorageError>;
 
     /// What had to go for entries of another type, since the last call; in a dry run, what would.
     fn removed(&self) -> Removed;
@@ -321,4 +323,16 @@ pub enum Placed {
     Compare,
     /// The options say that it is left alone.
     Left,
+}
+
+impl Placed {
+    /// The same, with more that is different.
+    #[must_use]
+    pub fn with(self, more: Changes) -> Self {
+        match self {
+            Self::Settled(changes) => Self::Settled(changes.with(more)),
+            Self::Wanted(changes) => Self::Wanted(changes.with(more)),
+            Self::Compare | Self::Left => self,
+        }
+    }
 }

@@ -18,7 +18,7 @@ use fastsync::protocol::handshake::{MAGIC, hello};
 use fastsync::protocol::manifest::Name;
 use fastsync::protocol::message::{
     Accept, Entry, Failure, FailureCode, Hello, Kind, Message, Metadata, Open, Options, Secret,
-    Task,
+    Task, Whereabouts,
 };
 use rustix::process::Signal;
 
@@ -90,7 +90,10 @@ fn an_agent_that_is_fed_garbage_ends() {
     let ground = Ground::new();
     let dst = ground.path("dst");
     let start = [greeting(), open(&dst, |_| {})].concat();
-    let sources = Message::Sources { single_file: false, root: None }.encode().unwrap();
+    let sources =
+        Message::Sources { single_file: false, root: None, whereabouts: Whereabouts::default() }
+            .encode()
+            .unwrap();
     let absurd = |change: fn(&mut Options)| [greeting(), open(&dst, change)].concat();
     let named = |name: &[u8]| [start.clone(), sources.clone(), entry_named(name)].concat();
     let source = [

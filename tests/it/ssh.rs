@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::sshd::{free_port, sshd, user};
 use super::support::{
-    QUICK, Ran, Running, World, assert_same, assert_same_content, awkward_names, number,
+    QUICK, Ran, Running, World, assert_same, assert_same_content, awkward_names, number, tree,
 };
 
 const SIZES: &[u64] = &[0, 1, 65_536, 300_000, 9_000_000];
@@ -320,4 +320,30 @@ fn sections_for_a_host_apply_to_it() {
     let ran = world.run_ssh(["push", "file", &there, "--json"]).exits(0);
     assert_eq!(number(&ran.summary(), "streams"), 5);
     assert_eq!(number(&world.summary(["push", "file", "here"]), "streams"), 2);
+}
+
+/// SEL-3: the host is this one, though nothing in its name says so.
+#[test]
+fn a_source_at_the_destination_is_not_deleted() {
+    let world = World::new();
+    for direction in ["push", "pull"] {
+        world.text("all/src/dir/file", "x");
+        world.text("all/src/precious", "y");
+        world.text("all/old", "z");
+        let all = server_path(&world, "all");
+        let (from, to) = match direction {
+            "push" => ("all/src/".to_owned(), all),
+            _ => (format!("{all}/src/"), "all".to_owned()),
+        };
+        let ran = world.run_ssh(["sync", "--delete", &from, &to]).exits(23);
+        ran.says("a source of this run");
+        assert!(!world.path("all/old").exists());
+        assert_eq!(tree(world.path("all/src")).len(), 3);
+        assert_same(world.path("all/src/dir"), world.path("all/dir"));
+        fs::remove_dir_all(world.path("all")).unwrap();
+    }
+}
+
+fn server_path(world: &World, name: &str) -> String {
+    format!("testhost:{}", world.path(name).display())
 }

@@ -222,6 +222,72 @@ fn sources_are_removed_once_they_have_arrived() {
     assert_eq!(tree(world.path("dst")).len(), 4);
 }
 
+/// SEL-3: `push` without a host has a receiver of its own, which knows the sources by their inodes.
+#[test]
+fn two_processes_keep_sources_and_destination_apart() {
+    let world = World::new();
+    world.text("all/src/dir/file", "x");
+    world.text("all/src/file", "y");
+    symlink("file", world.path("all/src/link")).unwrap();
+    let before = tree(world.path("all"));
+    for (source, destination) in [("src", "src"), ("src", "src/dir"), ("src/", "src/dir")] {
+        let (source, destination) = (format!("all/{source}"), format!("all/{destination}"));
+        world.run(["push", &source, &destination]).exits(5).says("is inside of a source");
+    }
+    // Copied onto itself it stays as it is; the job's own journal is nothing to copy.
+    world.run(["push", "all/src/", "all/src/"]).exits(23).says(".fastsync holds the state");
+    let remove = "--remove-source-files";
+    world.run(["push", remove, "all/src/", "all/src"]).exits(5).says("is its own source");
+    world.run(["push", remove, "all/src", "all/"]).exits(23).says("src is its own source");
+    world
+        .run(["push", remove, "all/src/link", "all/src/"])
+        .exits(23)
+        .says("link is its own source");
+    assert_eq!(tree(world.path("all")), before);
+}
+
+/// ENTRY-18: programs read which path something is wrong with, whoever says so.
+#[test]
+fn complaints_have_paths() {
+    let world = World::new();
+    world.text("src/dir/file", "x");
+    world.text("src/sub/locked/file", "x");
+    for direction in ["push", "pull"] {
+        let mut command = world.fastsync_without_rights();
+        set_mode(&world.path("src/sub/locked"), 0o000);
+        let dst = format!("dst-{direction}");
+        let ran = Running::start(command.args([direction, "--progress=json", "-q", "src/", &dst]))
+            .wait()
+            .exits(23);
+        set_mode(&world.path("src/sub/locked"), 0o755);
+        let lines = ran.events();
+        let paths: Vec<_> =
+            lines.iter().filter(|it| it["event"] == "complaint").map(|it| &it["path"]).collect();
+        assert_eq!(paths, ["sub/locked"], "{direction}: {ran:?}");
+    }
+}
+
+/// UPD-2: what is there as something else is not missing.
+#[test]
+fn a_check_tells_of_another_type() {
+    let world = World::new();
+    world.text("a/file", "x");
+    world.text("a/dir/below", "x");
+    world.text("a/link", "x");
+    world.text("b/file/inside", "x");
+    world.text("b/dir", "x");
+    symlink("file", world.path("b/link")).unwrap();
+    let ran = world.run(["check", "a/", "b"]).exits(40);
+    let wanted = [
+        "different dir (type)",
+        "different file (type)",
+        "different link (type)",
+        "extra file/inside",
+        "missing dir/below",
+    ];
+    assert_eq!(sorted(&ran), wanted);
+}
+
 #[test]
 fn ls_lists_what_is_there() {
     let world = World::new();

@@ -14,7 +14,7 @@ use super::{Receiver, workers};
 use crate::engine::plan::lock;
 use crate::engine::session::SessionError;
 use crate::protocol::chunk::{Digest, EntryId};
-use crate::protocol::message::{Entry, Message, Verdict};
+use crate::protocol::message::{Entry, Verdict};
 use crate::protocol::tree::RootBuilder;
 use crate::storage::{Sink, StorageError};
 
@@ -61,10 +61,7 @@ impl<K: Sink> Receiver<K> {
                 Err(error) => {
                     // What is replaced need not be readable; what is only compared must be.
                     if self.options.dry_run && self.is_coming(id, version) {
-                        let (path, failure) = (error.path().to_vec(), error.to_failure());
-                        if self.complain(path, failure.clone()) {
-                            self.say(&Message::Complaint { entry: id, failure })?;
-                        }
+                        self.complain(error.to_complaint())?;
                     }
                     self.hashed(id, version, Ours::Unreadable);
                 }

@@ -4,8 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Receiver;
 use crate::engine::session::SessionError;
-use crate::protocol::chunk::EntryId;
-use crate::protocol::message::{Failure, FailureCode, Message};
+use crate::protocol::message::{Complaint, Failure, FailureCode, Message};
 use crate::storage::Sink;
 
 /// How many complaints there were, of both ends.
@@ -17,40 +16,35 @@ pub struct Complaints {
 }
 
 impl<K: Sink> Receiver<K> {
-    /// Tells the user, unless there were too many already. Returns whether it did.
-    pub fn complain(&self, path: Vec<u8>, failure: Failure) -> bool {
-        if self.complaints.told.fetch_add(1, Ordering::Relaxed) >= MAX_COMPLAINTS {
-            self.complaints.more.fetch_add(1, Ordering::Relaxed);
-            return false;
+    /// Tells both ends, unless there were too many already.
+    pub fn complain(&self, complaint: Complaint) -> Result<(), SessionError> {
+        if self.is_told() {
+            self.observer.complain(complaint.clone());
+            self.say(&Message::Complaint(complaint))?;
         }
-        self.observer.complain(path, failure);
-        true
+        Ok(())
     }
 
     /// The sender could not do something about an entry, or list a directory (ENTRY-14).
-    pub fn hear_complaint(&self, id: EntryId, failure: Failure) {
-        let path = {
-            let open = super::lock(&self.open);
-            open.get(id).map(|incoming| std::sync::Arc::clone(&incoming.entry))
-        };
-        let path = match path {
-            Some(entry) => self.sink.path(&entry),
-            None if id == EntryId::ROOT => Vec::new(),
-            None => format!("{id}").into_bytes(),
-        };
-        self.complain(path, failure);
+    pub fn hear_complaint(&self, complaint: Complaint) {
+        if self.is_told() {
+            self.observer.complain(complaint);
+        }
+    }
+
+    /// Counts a complaint, and returns whether it is one of those that are told.
+    fn is_told(&self) -> bool {
+        let is_told = self.complaints.told.fetch_add(1, Ordering::Relaxed) < MAX_COMPLAINTS;
+        if !is_told {
+            self.complaints.more.fetch_add(1, Ordering::Relaxed);
+        }
+        is_told
     }
 
     /// Tells both ends what the sink could not keep since the last time, and what it had to remove.
     pub fn pass_on_complaints(&self) -> Result<(), SessionError> {
         self.tell_removed()?;
-        for (entry, error) in self.sink.complaints() {
-            let failure = error.to_failure();
-            if self.complain(error.path().to_vec(), failure.clone()) {
-                self.say(&Message::Complaint { entry, failure })?;
-            }
-        }
-        Ok(())
+        self.sink.complaints().iter().try_for_each(|error| self.complain(error.to_complaint()))
     }
 
     /// Says how many complaints there were beyond those that were told.
@@ -60,9 +54,9 @@ impl<K: Sink> Receiver<K> {
             return Ok(());
         }
         let text = format!("{more} more complaints were counted and are not listed");
-        let failure = Failure::new(FailureCode::Io, text);
-        self.observer.complain(Vec::new(), failure.clone());
-        self.say(&Message::Complaint { entry: EntryId::ROOT, failure })
+        let complaint = Complaint::new(Vec::new(), Failure::new(FailureCode::Io, text));
+        self.observer.complain(complaint.clone());
+        self.say(&Message::Complaint(complaint))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::engine::event::Event;
 use crate::engine::plan::lock;
 use crate::engine::session::SessionError;
 use crate::protocol::chunk::EntryId;
-use crate::protocol::message::{Deleted, Deletions, Message};
+use crate::protocol::message::{Deleted, Deletions, MAX_TOLD_PATH_LEN, Message};
 use crate::storage::{NameSet, Removed, Sink};
 
 /// What the source has.
@@ -35,10 +35,7 @@ impl<K: Sink> Receiver<K> {
         match answer {
             Ok(deletions) => Ok(deletions),
             Err(error) => {
-                let failure = error.to_failure();
-                if self.complain(error.path().to_vec(), failure.clone()) {
-                    self.say(&Message::Complaint { entry: EntryId::ROOT, failure })?;
-                }
+                self.complain(error.to_complaint())?;
                 Ok(Deletions::default())
             }
         }
@@ -68,7 +65,7 @@ impl<K: Sink> Receiver<K> {
     fn tell_one(&self, one: Deleted) -> Deleted {
         let Deleted { mut path, is_directory } = one;
         self.observer.tell(Event::Deleted { path: path.clone(), is_directory });
-        path.truncate(MAX_PATH_LEN);
+        path.truncate(MAX_TOLD_PATH_LEN);
         Deleted { path, is_directory }
     }
 
@@ -90,7 +87,3 @@ impl<K: Sink> Receiver<K> {
 
 /// How many deletions wait to be told of.
 const QUEUE_LEN: usize = 1024;
-
-/// How much of a path is told to the sender, in bytes: a message has a limit, and a path of directories
-/// in directories has none.
-const MAX_PATH_LEN: usize = 64 << 10;

@@ -8,7 +8,7 @@ use crate::engine::plan::lock;
 use crate::engine::tests::{NOTHING, entry, file, options};
 use crate::protocol::chunk::EntryId;
 use crate::protocol::message::{
-    Delete, Deleted, Deletions, Entry, Failure, FailureCode, Kind, Message, Options,
+    Complaint, Delete, Deleted, Deletions, Entry, Failure, FailureCode, Kind, Message, Options,
 };
 
 fn deleting() -> Options {
@@ -80,7 +80,7 @@ async fn only_complete_directories_are_deleted_from() {
     ]);
     hand.answers(4).await;
     hand.half.say(&listed(&[1, 2]));
-    hand.half.say(&Message::Complaint { entry: EntryId::ROOT, failure: gone });
+    hand.half.say(&Message::Complaint(Complaint::new(Vec::new(), gone)));
     hand.half.say(&listed(&[0]));
     let words = last_words(&mut hand).await;
     let told: Vec<Deleted> = words
@@ -119,7 +119,10 @@ async fn deleting_is_the_last_thing_and_fails_alone() {
     let orders = Orders { failing: vec!["delete"], ..Orders::default() };
     let mut hand = Hand::with_options(orders, deleting()).await;
     let words = last_words(&mut hand).await;
-    assert!(matches!(&words[0], Message::Complaint { entry: EntryId::ROOT, .. }), "{words:?}");
+    assert!(
+        matches!(&words[0], Message::Complaint(it) if it.path().starts_with(b"delete")),
+        "{words:?}"
+    );
     assert!(matches!(words.last(), Some(Message::ReceiverDone { .. })));
     assert_eq!(hand.sink.count("finish"), 1);
 }
@@ -131,7 +134,7 @@ async fn the_sender_is_heard_while_the_last_things_are_done() {
     let hand = Hand::with_options(orders, deleting()).await;
     hand.half.say(&Message::SourceDone(NOTHING));
     let failure = Failure::new(FailureCode::Io, "a source could not be removed");
-    hand.half.say(&Message::Complaint { entry: EntryId::ROOT, failure: failure.clone() });
+    hand.half.say(&Message::Complaint(Complaint::new(Vec::new(), failure.clone())));
     hand.half.say(&Message::Abort(failure));
     let observer = hand.observer.clone();
     assert_eq!(hand.over().await.err(), Some(FailureCode::Disconnected));
@@ -144,25 +147,26 @@ async fn the_sender_is_heard_while_the_last_things_are_done() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn complaints_are_told_up_to_a_limit() {
     let mut hand = Hand::new(Orders::default()).await;
-    lock(&hand.sink.complaints).push((EntryId(1), broken("d")));
+    lock(&hand.sink.complaints).push(broken("d"));
     hand.announce(&[directory(1, "d")]);
-    let Message::Complaint { entry: EntryId(1), failure } = hand.half.next().await else {
-        panic!()
-    };
+    let Message::Complaint(complaint) = hand.half.next().await else { panic!() };
+    let failure = &complaint.failure;
     assert_eq!((failure.code, failure.text()), (FailureCode::Io, "cannot write d: broken"));
+    assert_eq!(complaint.path(), b"d");
     hand.answers(1).await;
     let more = 500 + usize::try_from(MAX_COMPLAINTS).unwrap();
-    lock(&hand.sink.complaints).extend((0..more).map(|_| (EntryId(1), broken("d"))));
+    lock(&hand.sink.complaints).extend((0..more).map(|_| broken("d")));
     // The sender's count as well.
     let failure = Failure::new(FailureCode::Io, "no");
     for _ in 0..10 {
-        hand.half.say(&Message::Complaint { entry: EntryId::ROOT, failure: failure.clone() });
+        hand.half.say(&Message::Complaint(Complaint::new(Vec::new(), failure.clone())));
     }
     let words = last_words(&mut hand).await;
-    let told = words.iter().filter(|word| matches!(word, Message::Complaint { .. })).count();
+    let told = words.iter().filter(|word| matches!(word, Message::Complaint(_))).count();
     let limit = usize::try_from(MAX_COMPLAINTS).unwrap();
     assert_eq!(told, limit - 11 + 1);
-    let Some(Message::Complaint { failure, .. }) = words.iter().rev().nth(1) else { panic!() };
+    let Some(Message::Complaint(complaint)) = words.iter().rev().nth(1) else { panic!() };
+    let failure = &complaint.failure;
     assert!(failure.text().starts_with("511 more"), "{failure}");
     let counted = hand.observer.tally().complaints.load(Ordering::Relaxed);
     assert_eq!(counted, MAX_COMPLAINTS + 1);

@@ -124,8 +124,8 @@ impl<K: Sink> Receiver<K> {
     fn hear_last(&self, message: Message) -> Result<(), SessionError> {
         match message {
             Message::Abort(failure) => Err(ControlError::Aborted(failure).into()),
-            Message::Complaint { entry, failure } => {
-                self.hear_complaint(entry, failure);
+            Message::Complaint(complaint) => {
+                self.hear_complaint(complaint);
                 Ok(())
             }
             _ => Ok(()),

@@ -72,7 +72,7 @@ impl<K: Sink> Listener<K> {
                     chores.spawn(Arc::clone(&self.receiver).discard_old(old));
                 }
             }
-            Message::Complaint { entry, failure } => self.receiver.hear_complaint(entry, failure),
+            Message::Complaint(complaint) => self.receiver.hear_complaint(complaint),
             Message::SourceDone(summary) => {
                 if !lock(&self.receiver.open).is_empty() {
                     return Err(SessionError::violation(

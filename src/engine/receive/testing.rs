@@ -39,7 +39,7 @@ pub struct Inside {
     log: Mutex<Vec<String>>,
     /// What is in its place, by name.
     pub files: Mutex<BTreeMap<String, Vec<u8>>>,
-    pub complaints: Mutex<Vec<(EntryId, StorageError)>>,
+    pub complaints: Mutex<Vec<StorageError>>,
     /// How many small files are prepared and neither committed nor dropped.
     pub prepared: Arc<AtomicUsize>,
     /// A permit for each call of a sort that is held up.
@@ -213,7 +213,7 @@ impl Sink for TestSink {
         Ok(Placed::Settled(Changes::CREATED.with(Changes::LINKED)))
     }
 
-    fn complaints(&self) -> Vec<(EntryId, StorageError)> {
+    fn complaints(&self) -> Vec<StorageError> {
         std::mem::take(&mut *lock(&self.complaints))
     }
 
@@ -450,7 +450,7 @@ impl Hand {
                     let ends = more.into_iter().map(|(id, end)| (id, Answer::End(end)));
                     self.heard.extend(ends);
                 }
-                Message::Written(_) | Message::Complaint { .. } | Message::Have { .. } => {}
+                Message::Written(_) | Message::Complaint(_) | Message::Have { .. } => {}
                 other => panic!("{other:?}"),
             }
         }

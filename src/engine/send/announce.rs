@@ -46,9 +46,7 @@ impl<S: Source> Sender<S> {
         announced?;
         if let Err(error) = walked {
             // What could not be listed has no entry of its own, so the session cannot be a success.
-            let failure = error.to_failure();
-            self.say(&Message::Complaint { entry: EntryId::ROOT, failure: failure.clone() })?;
-            self.observer.complain(Vec::new(), failure);
+            self.complain(error.to_complaint())?;
         }
         self.walk_done.store(true, Ordering::Release);
         self.observer.progress.walk_done.store(true, Ordering::Relaxed);
@@ -75,11 +73,7 @@ impl<S: Source> Sender<S> {
                 batch.entries.push(entry);
             }
             Found::Owners { users, groups } => self.say(&Message::Owners { users, groups })?,
-            Found::Complaint { entry, failure } => {
-                // What it is about must have been announced.
-                self.announce(batch).await?;
-                self.complain(entry, Vec::new(), failure)?;
-            }
+            Found::Complaint(complaint) => self.complain(complaint)?,
             Found::Listed(directory) => {
                 batch.listed.push(directory);
                 if batch.listed.len() >= MAX_BATCH_ENTRIES {

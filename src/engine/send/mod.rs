@@ -27,8 +27,8 @@ use crate::protocol::frame::Frame;
 use crate::protocol::handshake::ChannelSlot;
 use crate::protocol::manifest::{Fate, FinalEntry, Totals};
 use crate::protocol::message::{
-    Changes, Deleted, Deletions, Entry, Failure, FailureCode, Kind, MAX_OPEN_ENTRIES, Message,
-    Options, Outcome, Summary, Unit, Verdict,
+    Changes, Complaint, Deleted, Deletions, Entry, Failure, FailureCode, Kind, MAX_OPEN_ENTRIES,
+    Message, Options, Outcome, Summary, Unit, Verdict,
 };
 use crate::protocol::tree::RootBuilder;
 use crate::storage::{Source, StorageError};
@@ -139,7 +139,8 @@ pub async fn run<S: Source, R: AsyncRead + Unpin + Send, C: FrameSender>(
         ended: Notify::new(),
     });
     let (single_file, root) = (sender.source.is_single_file(), sender.source.root());
-    sender.say(&Message::Sources { single_file, root })?;
+    let whereabouts = sender.source.whereabouts();
+    sender.say(&Message::Sources { single_file, root, whereabouts })?;
     let mut tasks: JoinSet<Result<(), SessionError>> = JoinSet::new();
     tasks.spawn(Arc::clone(&sender).announce_all());
     for _ in 0..hash::workers() {
@@ -236,15 +237,7 @@ impl<S: Source> Sender<S> {
                     self.end(id, outcome)?;
                 }
             }
-            Message::Complaint { entry, failure } => {
-                let path = match self.path_of(entry) {
-                    path if path.is_empty() && entry != EntryId::ROOT => {
-                        format!("{entry}").into_bytes()
-                    }
-                    path => path,
-                };
-                self.observer.complain(path, failure);
-            }
+            Message::Complaint(complaint) => self.observer.complain(complaint),
             Message::Deleted(deleted) => {
                 for Deleted { path, is_directory } in deleted {
                     self.observer.tell(Event::Deleted { path, is_directory });
@@ -647,13 +640,13 @@ impl<S: Source> Sender<S> {
         }
         if !durable {
             let text = "no source was removed: the destination does not say that it is durable";
-            return self.complain(EntryId::ROOT, Vec::new(), Failure::new(FailureCode::Io, text));
+            return self.complain(Complaint::new(Vec::new(), Failure::new(FailureCode::Io, text)));
         }
         for batch in entries.chunks(MAX_REMOVED) {
             let removed = self.source.remove(batch.to_vec()).await;
             for (entry, removed) in batch.iter().zip(removed) {
                 if let Err(error) = removed {
-                    self.complain(entry.id, self.source.path(entry), error.to_failure())?;
+                    self.complain(Complaint::new(self.source.path(entry), error.to_failure()))?;
                 }
             }
         }
@@ -661,14 +654,9 @@ impl<S: Source> Sender<S> {
     }
 
     /// Something is wrong with an entry, though it is where it is to be: both ends tell.
-    fn complain(
-        &self,
-        entry: EntryId,
-        path: Vec<u8>,
-        failure: Failure,
-    ) -> Result<(), SessionError> {
-        self.say(&Message::Complaint { entry, failure: failure.clone() })?;
-        self.observer.complain(path, failure);
+    fn complain(&self, complaint: Complaint) -> Result<(), SessionError> {
+        self.say(&Message::Complaint(complaint.clone()))?;
+        self.observer.complain(complaint);
         Ok(())
     }
 

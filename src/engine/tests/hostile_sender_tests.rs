@@ -19,7 +19,11 @@ impl SenderByHand {
     }
 
     pub fn with_sources(self) -> Self {
-        self.half.say(&Message::Sources { single_file: false, root: None });
+        self.half.say(&Message::Sources {
+            single_file: false,
+            root: None,
+            whereabouts: Whereabouts::default(),
+        });
         self
     }
 
@@ -191,7 +195,7 @@ async fn entries_that_may_not_be_fail_by_themselves() {
     hand.half.say(&Message::Restart { entry: file(6, "huge", 1), version: 1 });
     hand.send(chunk(whole(3, 100), 0, &[1; 100])).await;
     hand.send(pack(1, &[(7, 0, b"new"), (4, 0, b"bad"), (2, 0, b"bad")])).await;
-    let done = Outcome::Done(Changes::CREATED_WITH_CONTENT);
+    let done = Outcome::Done(Changes::CREATED_WITH_CONTENT.with(Changes::TYPE));
     assert_eq!(hand.outcome().await, (EntryId(7), done));
     let dst = hand.ground.path("dst");
     assert_eq!(fs::read(dst.join("file")).unwrap(), b"new");
@@ -318,7 +322,7 @@ async fn an_older_version_is_dropped_and_never_put_in_place() {
 async fn the_receiver_is_told_of_a_listing_that_failed() {
     let hand = SenderByHand::new().await;
     let failure = Failure::new(FailureCode::Io, "cannot list src/dir: Input/output error");
-    hand.half.say(&Message::Complaint { entry: EntryId::ROOT, failure });
+    hand.half.say(&Message::Complaint(Complaint::new(Vec::new(), failure)));
     let observer = hand.observer.clone();
     hand.finish(NOTHING, true).await.unwrap();
     assert_eq!(observer.tally().complaints.load(Ordering::Relaxed), 1);

@@ -34,9 +34,9 @@ use crate::protocol::frame::Frame;
 use crate::protocol::handshake::{self, ChannelSlot};
 use crate::protocol::manifest::{Name, Timestamp, Totals};
 use crate::protocol::message::{
-    Accept, Changes, Deletions, Durability, Entry, Failure, FailureCode, FileKind, Kind,
+    Accept, Changes, Complaint, Deletions, Durability, Entry, Failure, FailureCode, FileKind, Kind,
     MAX_OPEN_ENTRIES, Message, Metadata, Mode, Open, Options, Outcome, Preserve, Resume, Secret,
-    Select, SocketOptions, Stamp, Summary, Task, Unit, Update, Verdict,
+    Select, SocketOptions, Stamp, Summary, Task, Unit, Update, Verdict, Whereabouts,
 };
 use crate::protocol::session::{End, Role};
 use crate::storage::local::LocalSource;

@@ -14,7 +14,7 @@ use super::visit::{Aim, Spot, Visit};
 use super::walk::{Directory, Gone, Walk};
 use crate::protocol::chunk::EntryId;
 use crate::protocol::manifest::Name;
-use crate::storage::{Operation, StorageError};
+use crate::storage::{Found, Operation, StorageError};
 
 /// The directories on the way to the path that was looked for last.
 struct Way<'a> {
@@ -136,7 +136,7 @@ impl Walk<'_> {
                 Visit::Hidden | Visit::Leaf => return Ok(()),
                 Visit::NoDirectory => {
                     let error = StorageError::io(Operation::Stat, path)(Errno::NOTDIR);
-                    return self.complain(EntryId::ROOT, Some(error.to_failure()));
+                    return self.send(Found::Complaint(error.to_complaint()));
                 }
             }
             start = end + 1;

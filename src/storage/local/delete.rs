@@ -120,7 +120,7 @@ impl Inner {
                 // In a dry run something else is still in its place.
                 Err(StorageError::Io { cause, .. })
                     if self.dry_run && cause.kind() == std::io::ErrorKind::NotADirectory => {}
-                Err(error) => self.complain(id, error),
+                Err(error) => self.complain(error),
             }
         }
         Ok(remover.count)
@@ -189,7 +189,7 @@ impl Inner {
         let text = "it is a source of this run; nothing in it was deleted";
         let cause = std::io::Error::new(std::io::ErrorKind::ResourceBusy, text);
         let path = self.shown_path(&directory.path);
-        self.complain(directory.id, StorageError::io(Operation::Remove, &path)(cause));
+        self.complain(StorageError::io(Operation::Remove, &path)(cause));
     }
 
     /// Removes what the source does not have from one directory.
@@ -205,14 +205,13 @@ impl Inner {
                 }
             }
             Err((operation, cause)) => {
-                self.complain(
-                    directory.id,
-                    StorageError::io(operation, &self.shown_path(&directory.path))(cause),
-                );
+                self.complain(StorageError::io(operation, &self.shown_path(&directory.path))(
+                    cause,
+                ));
             }
         }
         for error in remover.take_errors() {
-            self.complain(directory.id, error);
+            self.complain(error);
         }
     }
 

@@ -264,7 +264,7 @@ async fn what_is_mounted_stays() {
     assert!(mount(&["umount".as_ref(), to.as_os_str()]));
     assert_eq!((told, done.unwrap().done), (vec!["old/file".to_owned()], 1));
     let complaints = sink.complaints();
-    assert!(complaints[0].1.to_string().contains("something is mounted there"), "{complaints:?}");
+    assert!(complaints[0].to_string().contains("something is mounted there"), "{complaints:?}");
     assert!(from.join("file").exists());
 }
 
@@ -384,7 +384,7 @@ async fn a_source_stays() {
     let (_, told) = delete(&sink, &[0], &names).await;
     assert_eq!(told, ["old/deep/file", "old/deep/", "old/"]);
     let complaints = sink.complaints();
-    assert!(complaints[0].1.to_string().contains("a source of this run"), "{complaints:?}");
+    assert!(complaints[0].to_string().contains("a source of this run"), "{complaints:?}");
     let file = entry(1, 0, b"src", file_kind(1));
     let placed = sink.create(Arc::clone(&file)).await.unwrap();
     let made = sink.commit(placed, file).await;

@@ -93,7 +93,7 @@ impl Inner {
     pub fn clear_left_over(&self, id: EntryId, dir: BorrowedFd<'_>, temp: &[u8]) {
         if let Err((operation, cause)) = self.clear_temp(dir, temp) {
             let path = self.tree.path(id, temp);
-            self.complain(id, StorageError::io(operation, &path)(cause));
+            self.complain(StorageError::io(operation, &path)(cause));
         }
     }
 }

@@ -16,7 +16,6 @@ use super::attributes::{self, ACCESS_ACL, DEFAULT_ACL, SELINUX, Sort};
 use super::granularity::{Granularity, MAX_SECONDS};
 use super::write::{Inner, Step, at};
 use super::{beneath, mtime, only_mtime};
-use crate::protocol::chunk::EntryId;
 use crate::protocol::manifest::Timestamp;
 use crate::protocol::message::{Attribute, Changes, Entry, Metadata};
 use crate::storage::{Operation, StorageError};
@@ -79,7 +78,6 @@ impl<'a> Target<'a> {
 /// Whose metadata it is, for complaints.
 #[derive(Clone, Copy)]
 pub struct Subject<'a> {
-    pub id: EntryId,
     pub path: &'a dyn Fn() -> Vec<u8>,
 }
 
@@ -147,7 +145,7 @@ impl Inner {
         if !self.preserve.permissions {
             target.mode = Some(self.inherited_mode(entry)?);
         }
-        self.apply(file, &stat, &target, Subject { id: entry.id, path: &|| self.path(entry) });
+        self.apply(file, &stat, &target, Subject { path: &|| self.path(entry) });
         Ok(())
     }
 
@@ -245,7 +243,7 @@ impl Inner {
                 "its setuid or setgid bit is left out, as it has another owner or group here";
             let cause = std::io::Error::new(std::io::ErrorKind::PermissionDenied, text);
             let path = (subject.path)();
-            self.complain(subject.id, StorageError::io(Operation::SetMode, &path)(cause));
+            self.complain(StorageError::io(Operation::SetMode, &path)(cause));
         }
     }
 
@@ -433,13 +431,13 @@ impl Inner {
         subject: Subject<'_>,
     ) -> bool {
         let Err(cause) = answer else { return true };
-        self.complain(subject.id, StorageError::io(operation, &(subject.path)())(cause));
+        self.complain(StorageError::io(operation, &(subject.path)())(cause));
         false
     }
 
     fn complain_of_attribute(&self, name: &[u8], cause: Errno, subject: Subject<'_>) {
         let (name, path) = (name.to_vec(), (subject.path)());
-        self.complain(subject.id, StorageError::Attribute { name, path, cause: cause.into() });
+        self.complain(StorageError::Attribute { name, path, cause: cause.into() });
     }
 }
 

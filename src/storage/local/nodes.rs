@@ -7,6 +7,7 @@ use rustix::fd::{AsFd as _, BorrowedFd};
 use rustix::fs::{AtFlags, Dev, FileType, Mode as FsMode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::metadata::Subject;
 use super::place::{State, created};
 use super::write::{Inner, Step, at};
 use super::{Look, beneath, mtime};
@@ -72,11 +73,16 @@ impl Inner {
             None => created(entry),
             Some(_) if self.update.ignore_existing => return Ok(Placed::Left),
             Some(stat) => match is_same(&stat).map_err(at(Operation::Read)) {
+                Ok(Some(_))
+                    if self.removes_sources && self.is_source((stat.st_dev, stat.st_ino)) =>
+                {
+                    return Err(StorageError::SameFile { path: self.path(entry) });
+                }
                 Ok(Some(true)) => return self.correct(dir, name, &stat, entry),
                 Ok(Some(false)) => Placed::Settled(self.replacement(dir, name, &stat, entry)?),
                 Ok(None) => {
                     self.check_room(dir, name, &stat, entry)?;
-                    created(entry)
+                    created(entry).with(Changes::TYPE)
                 }
                 Err(step) => return Err(self.error(entry)(step)),
             },
@@ -106,7 +112,7 @@ impl Inner {
             return Err((Operation::Create, Errno::STALE));
         }
         let target = self.target(&entry.metadata, kind, Some(dir));
-        self.apply(file.as_fd(), &stat, &target, self.subject(entry, &|| self.path(entry)));
+        self.apply(file.as_fd(), &stat, &target, Subject { path: &|| self.path(entry) });
         Ok(())
     }
 
@@ -200,7 +206,7 @@ impl Inner {
         let kind = FileType::from_raw_mode(stat.st_mode);
         if type_of(&leader.kind) != Some(kind) {
             self.check_room(dir, name, stat, entry)?;
-            return Ok(Changes::CREATED.with(Changes::LINKED));
+            return Ok(Changes::CREATED.with(Changes::LINKED).with(Changes::TYPE));
         }
         let target = self.target(&leader.metadata, kind, None);
         let (changes, _) = self.compare(dir, name, stat, &target).map_err(self.error(entry))?;

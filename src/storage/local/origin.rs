@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::{beneath, links};
 use crate::protocol::manifest::Name;
-use crate::protocol::message::Links;
+use crate::protocol::message::{Links, SourceKind, SourceNode};
 use crate::storage::{Operation, StorageError};
 
 /// One source argument, opened.
@@ -28,14 +28,6 @@ pub struct Origin {
     pub name: Option<Name>,
     /// Whether it is something else than a directory.
     pub is_single: bool,
-}
-
-/// Which directory or file a source is.
-#[derive(Clone, Copy, Debug)]
-pub struct OriginId {
-    /// Device and inode.
-    pub identity: (u64, u64),
-    pub is_directory: bool,
 }
 
 /// A source argument that cannot be opened, among others that can.
@@ -77,15 +69,21 @@ pub fn open_all(
 
 impl Origin {
     /// What it is, and what it leads to if it is a symlink; nothing that is gone by now.
-    pub fn ids(&self) -> impl Iterator<Item = OriginId> {
+    pub fn nodes(&self) -> impl Iterator<Item = SourceNode> {
         let stats = match &self.name {
             None => [rustix::fs::fstat(&self.root).ok(), None],
             Some(name) => [AtFlags::SYMLINK_NOFOLLOW, AtFlags::empty()]
                 .map(|flags| rustix::fs::statat(&self.root, name.as_bytes(), flags).ok()),
         };
-        stats.into_iter().flatten().map(|stat| OriginId {
-            identity: (stat.st_dev, stat.st_ino),
-            is_directory: FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
+        let kind = match self.name {
+            _ if self.is_single => SourceKind::Other,
+            Some(_) => SourceKind::Directory,
+            None => SourceKind::Contents,
+        };
+        stats.into_iter().flatten().map(move |stat| SourceNode {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            kind,
         })
     }
 

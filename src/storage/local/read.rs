@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use tokio::sync::watch;
 
 use super::examine::{Examiner, Target};
-use super::origin::{Origin, OriginId};
+use super::origin::Origin;
 use super::remove::Unlinked;
 use super::select::Selection;
 use super::tree::Tree;
@@ -23,7 +23,9 @@ use super::{Look, beneath, blocking, origin, source_error};
 use crate::protocol::buffer::{Buffer, BufferError, Pool};
 use crate::protocol::chunk::{ByteRange, Chunk, ChunkData, Digest, Pack, PackMember, RangeHasher};
 use crate::protocol::manifest::Escaped;
-use crate::protocol::message::{Entry, Failure, FailureCode, Kind, Metadata, Options};
+use crate::protocol::message::{
+    Entry, Failure, FailureCode, Kind, MAX_SOURCE_NODES, Metadata, Options, Whereabouts,
+};
 use crate::protocol::sparse::{Extent, Sparse};
 use crate::storage::{self, Operation, PackRead, Source, StorageError};
 
@@ -127,10 +129,6 @@ impl LocalSource {
     /// Takes note of the directory that everything goes to, if it exists.
     pub(super) fn sink_is_at(&self, root: Option<&Stat>) {
         self.inner.sink.send_replace(SinkPlace::Known(root.map(Node::new)));
-    }
-
-    pub(super) fn origin_ids(&self) -> Vec<OriginId> {
-        self.inner.survey.origins.iter().flat_map(Origin::ids).collect()
     }
 
     /// Opens a file as [`Source::open`] does.
@@ -468,6 +466,11 @@ impl Source for LocalSource {
 
     fn root(&self) -> Option<Metadata> {
         self.inner.survey.root.as_ref().map(|(metadata, _)| metadata.clone())
+    }
+
+    fn whereabouts(&self) -> Whereabouts {
+        let nodes = self.inner.survey.origins.iter().flat_map(Origin::nodes);
+        Whereabouts { boot: super::boot_id(), nodes: nodes.take(MAX_SOURCE_NODES).collect() }
     }
 
     async fn remove(&self, entries: Vec<Arc<Entry>>) -> Vec<Result<(), StorageError>> {

@@ -183,7 +183,7 @@ impl Inner {
         // Nothing of anybody's stays under a name that nobody would look for.
         let back = self.exchange_back(dir, temp, name, entry);
         let error = errors.next().unwrap_or_else(|| conflict(path, "a directory"));
-        errors.for_each(|error| self.complain(entry.id, error));
+        errors.for_each(|error| self.complain(error));
         Err(back.err().unwrap_or(error))
     }
 

@@ -140,7 +140,7 @@ impl Walked {
 
     fn complaints(&self) -> Vec<&Failure> {
         let complaints = self.found.iter().filter_map(|found| match found {
-            Found::Complaint { failure, .. } => Some(failure),
+            Found::Complaint(complaint) => Some(&complaint.failure),
             _ => None,
         });
         complaints.collect()

@@ -148,7 +148,7 @@ pub async fn write_files(
 }
 
 /// Finishes, and returns what could not be kept.
-pub async fn finish(sink: &LocalSink) -> Vec<(EntryId, StorageError)> {
+pub async fn finish(sink: &LocalSink) -> Vec<StorageError> {
     sink.finish().await;
     sink.complaints()
 }

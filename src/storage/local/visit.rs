@@ -17,7 +17,7 @@ use super::walk::{Directory, Gone, Node, Walk};
 use super::{Look, STATE_NAME};
 use crate::protocol::chunk::EntryId;
 use crate::protocol::manifest::{Escaped, Name};
-use crate::protocol::message::{Entry, Failure, FailureCode, Kind, Metadata};
+use crate::protocol::message::{Complaint, Entry, Failure, FailureCode, Kind, Metadata};
 use crate::storage::Found;
 use crate::storage::filter::{Scope, Side};
 
@@ -171,7 +171,7 @@ impl Walk<'_> {
             "{} is left out: it is where everything is copied to; exclude it to be rid of this",
             Escaped(&path)
         );
-        self.complain(id, Some(Failure::new(FailureCode::Conflict, text)))?;
+        self.complain(path, Failure::new(FailureCode::Conflict, text))?;
         Ok(Visit::Leaf)
     }
 
@@ -224,6 +224,7 @@ impl Walk<'_> {
             }
         }
         let complaint = sight.complaint.take();
+        let complaint = complaint.map(|it| Complaint::new(spot.path(name.as_bytes()), it));
         let entry = self.entry(
             Entry {
                 id,
@@ -239,7 +240,9 @@ impl Walk<'_> {
             self.tell_owners(&entry.metadata)?;
         }
         self.send(Found::Entry(entry))?;
-        self.complain(id, complaint)?;
+        if let Some(complaint) = complaint {
+            self.send(Found::Complaint(complaint))?;
+        }
         Ok(visit)
     }
 

@@ -22,7 +22,7 @@ use super::visit::{Aim, Spot, Visit};
 use super::{Look, beneath, source_error};
 use crate::protocol::chunk::EntryId;
 use crate::protocol::manifest::{Escaped, Name};
-use crate::protocol::message::{Entry, Failure, FailureCode, Kind, Metadata, Preserve};
+use crate::protocol::message::{Complaint, Entry, Failure, FailureCode, Kind, Metadata, Preserve};
 use crate::storage::filter::Scope;
 use crate::storage::{Found, Operation, StorageError};
 
@@ -132,12 +132,14 @@ impl Walk<'_> {
     fn run(&mut self) -> Result<(), Gone> {
         if let Some((metadata, complaint)) = &self.survey.root {
             self.tell_owners(metadata)?;
-            self.complain(EntryId::ROOT, complaint.clone())?;
+            if let Some(failure) = complaint {
+                self.complain(Vec::new(), failure.clone())?;
+            }
         }
         let paths = self.survey.selection.paths.as_ref();
         for path in paths.map_or(&[][..], |paths| &paths.refused) {
             let text = format!("{} is no path below the source, and is left out", Escaped(path));
-            self.complain(EntryId::ROOT, Some(Failure::new(FailureCode::Io, text)))?;
+            self.complain(path.clone(), Failure::new(FailureCode::Io, text))?;
         }
         match paths {
             Some(paths) if self.survey.selection.is_by_name() => self.find_paths(paths)?,
@@ -307,8 +309,8 @@ impl Walk<'_> {
         self.told.learn(metadata).map_or(Ok(()), |owners| self.send(owners))
     }
 
-    pub fn complain(&self, entry: EntryId, failure: Option<Failure>) -> Result<(), Gone> {
-        failure.map_or(Ok(()), |failure| self.send(Found::Complaint { entry, failure }))
+    pub fn complain(&self, path: Vec<u8>, failure: Failure) -> Result<(), Gone> {
+        self.send(Found::Complaint(Complaint::new(path, failure)))
     }
 
     pub fn send(&self, found: Found) -> Result<(), Gone> {
@@ -325,7 +327,7 @@ impl Walk<'_> {
     /// The first error is the answer of the walk; later ones are told at once.
     fn note_error(&mut self, error: StorageError) -> Result<(), Gone> {
         if self.first_error.is_some() {
-            return self.complain(EntryId::ROOT, Some(error.to_failure()));
+            return self.send(Found::Complaint(error.to_complaint()));
         }
         self.first_error = Some(error);
         Ok(())

@@ -104,7 +104,7 @@ impl Inner {
             }
             self.begin_directory(dir, name, entry)?;
         }
-        Ok(created(entry))
+        Ok(created(entry).with(Changes::TYPE.when(existing.is_some())))
     }
 
     /// Makes a directory where something else is.
@@ -128,6 +128,9 @@ impl Inner {
         stat: &Stat,
         entry: &Entry,
     ) -> Result<Placed, StorageError> {
+        if self.removes_sources && self.is_source((stat.st_dev, stat.st_ino)) {
+            return Err(StorageError::SameFile { path: self.path(entry) });
+        }
         let target = self.target(&entry.metadata, FileType::Directory, None);
         let (changes, _) = self.compare(dir, name, stat, &target).map_err(self.error(entry))?;
         if !self.dry_run {
@@ -154,7 +157,7 @@ impl Inner {
             let fd = beneath::open_child(dir, name, OFlags::PATH).map_err(at(Operation::Open))?;
             let stat = rustix::fs::fstat(&fd).map_err(at(Operation::Stat))?;
             let target = Target::of_xattrs(&entry.metadata, FileType::Directory);
-            self.apply(fd.as_fd(), &stat, &target, self.subject(entry, &|| self.path(entry)));
+            self.apply(fd.as_fd(), &stat, &target, Subject { path: &|| self.path(entry) });
             Ok(())
         };
         begin().map_err(self.error(entry))
@@ -178,7 +181,7 @@ impl Inner {
             if !is_kept {
                 let (name, path) = (DEFAULT_ACL.to_vec(), self.path(entry));
                 let cause = std::io::ErrorKind::OutOfMemory.into();
-                self.complain(entry.id, StorageError::Attribute { name, path, cause });
+                self.complain(StorageError::Attribute { name, path, cause });
             }
         }
     }
@@ -189,7 +192,7 @@ impl Inner {
 
     /// Gives directories their metadata, the last first: children come after their parents, and a
     /// parent without write permission would not let us touch its children.
-    pub fn finish(&self) -> Vec<(EntryId, StorageError)> {
+    pub fn finish(&self) -> Vec<StorageError> {
         if self.dry_run {
             return Vec::new();
         }
@@ -202,7 +205,7 @@ impl Inner {
             };
             let (operation, cause) = finished.err()?;
             let path = self.tree.path(parent, &name);
-            Some((id, StorageError::io(operation, &path)(cause)))
+            Some(StorageError::io(operation, &path)(cause))
         };
         let failed = (0..self.tree.len()).rev().filter_map(finish).collect();
         self.finish_root();
@@ -223,7 +226,7 @@ impl Inner {
         target.xattrs = false;
         target.mode = target.mode.or(original);
         let path = || self.tree.path(parent, name);
-        self.apply(fd.as_fd(), &stat, &target, Subject { id, path: &path });
+        self.apply(fd.as_fd(), &stat, &target, Subject { path: &path });
         Ok(())
     }
 
@@ -233,11 +236,11 @@ impl Inner {
         let (Some(metadata), Some(root)) = (metadata, &self.root) else { return };
         let target = self.target(&metadata, FileType::Directory, None);
         let path = || b".".to_vec();
-        let subject = Subject { id: EntryId::ROOT, path: &path };
+        let subject = Subject { path: &path };
         match rustix::fs::fstat(root) {
             Ok(stat) => self.apply(root.as_fd(), &stat, &target, subject),
             Err(cause) => {
-                self.complain(subject.id, StorageError::io(Operation::Stat, b".")(cause));
+                self.complain(StorageError::io(Operation::Stat, b".")(cause));
             }
         }
     }

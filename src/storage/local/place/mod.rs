@@ -110,7 +110,7 @@ impl Inner {
         }
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             self.check_room(dir, name, &stat, entry)?;
-            return self.place_absent(file, entry);
+            return self.place_absent(file, entry).map(|placed| placed.with(Changes::TYPE));
         }
         self.check_other_than_source(&stat, file, entry)?;
         if self.is_kept(&stat, entry) {
@@ -166,7 +166,7 @@ impl Inner {
         let correct = || {
             let (changes, file) = self.compare(dir, name, stat, &target)?;
             let path = || self.path(entry);
-            let subject = self.subject(entry, &path);
+            let subject = Subject { path: &path };
             if changes.is_empty() {
                 self.tell_withheld(&target, stat.st_mode, Some(stat.st_mode), subject);
             } else if !self.dry_run {
@@ -245,10 +245,6 @@ impl Inner {
             Err(Errno::NOENT) => Ok(None),
             Err(cause) => Err(self.error(entry)((Operation::Stat, cause))),
         }
-    }
-
-    pub fn subject<'a>(&self, entry: &Entry, path: &'a dyn Fn() -> Vec<u8>) -> Subject<'a> {
-        Subject { id: entry.id, path }
     }
 }
 

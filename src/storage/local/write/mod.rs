@@ -24,7 +24,6 @@ use super::delete;
 use super::destination::Destination;
 use super::granularity::Granularity;
 use super::link_dest::LinkDest;
-use super::origin::OriginId;
 use super::owners::Owners;
 use super::place::{DirectoryAcls, Wish};
 use super::read::{LocalSource, PIECE_LEN, take};
@@ -39,10 +38,10 @@ use crate::protocol::chunk::{ByteRange, Digest, EntryId, VerifiedChunk, Verified
 use crate::protocol::manifest::Name;
 use crate::protocol::message::{
     Changes, Delete, Deleted, Deletions, Durability, Entry, Links, Metadata, Options, Owner,
-    Preserve, Update,
+    Preserve, SourceKind, SourceNode, Update, Whereabouts,
 };
 use crate::storage::filter::Rules;
-use crate::storage::{NameSet, Operation, Placed, Removed, Sink, StorageError};
+use crate::storage::{NameSet, Operation, Placed, Removed, Sink, Source, StorageError};
 
 /// A directory of the local file system, as a [`Sink`].
 #[derive(Clone, Debug)]
@@ -93,7 +92,7 @@ pub struct Inner {
     /// Whether no earlier run of this job can have left anything.
     is_first_run: AtomicBool,
     /// Devices and inodes of the sources, if they are on this machine.
-    sources: OnceLock<Vec<OriginId>>,
+    sources: OnceLock<Vec<SourceNode>>,
     /// The file systems that were written to.
     pub devices: Devices,
     /// Where files are copied from, if that is on this machine.
@@ -108,7 +107,7 @@ pub struct Inner {
     pub no_empty_path: AtomicBool,
     /// The job's lock, once it is held: writes that are still under way when a session ends keep it.
     lock: OnceLock<std::fs::File>,
-    pub complaints: Mutex<Vec<(EntryId, StorageError)>>,
+    pub complaints: Mutex<Vec<StorageError>>,
 }
 
 /// A file of a [`LocalSink`] under its temporary name.
@@ -232,14 +231,49 @@ impl LocalSink {
     pub fn beside(self, source: &LocalSource) -> Self {
         let root = self.inner.root.as_ref().and_then(|root| rustix::fs::fstat(root).ok());
         source.sink_is_at(root.as_ref());
-        let _ = self.inner.sources.set(source.origin_ids());
+        let _ = self.inner.sources.set(source.whereabouts().nodes);
         self
+    }
+
+    /// What comes is from these sources, perhaps of this very host: they are not to be lost to a
+    /// deletion (SEL-3).
+    ///
+    /// # Errors
+    ///
+    /// If the destination is inside of a source: its sender would go on finding what it has sent. If
+    /// it is a source, and sources are to be removed.
+    pub fn apart_from(self, whereabouts: Whereabouts) -> Result<Self, StorageError> {
+        if whereabouts.boot != super::boot_id() {
+            return Ok(self);
+        }
+        let inner = &self.inner;
+        let refused = |how| {
+            let path = inner.root_path.as_os_str().as_encoded_bytes().to_vec();
+            Err(StorageError::Overlap { path, how })
+        };
+        let kind_of = |(device, inode): (u64, u64)| {
+            let node = |it: &&SourceNode| (it.device, it.inode) == (device, inode);
+            whereabouts.nodes.iter().find(node).map(|it| it.kind)
+        };
+        for (above, identity) in ancestors(&inner.root_path).into_iter().enumerate() {
+            match kind_of(identity) {
+                Some(SourceKind::Contents) if above == 0 && !inner.removes_sources => {}
+                Some(SourceKind::Contents) if above == 0 => {
+                    return refused("is its own source, which was to be removed");
+                }
+                Some(SourceKind::Contents | SourceKind::Directory) => {
+                    return refused("is inside of a source, so that copying would never end");
+                }
+                Some(SourceKind::Other) | None => {}
+            }
+        }
+        let _ = inner.sources.set(whereabouts.nodes);
+        Ok(self)
     }
 
     /// Copies from this source by itself: the entries that come are its own.
     #[must_use]
     pub fn with_source(self, source: LocalSource) -> Self {
-        let _ = self.inner.sources.set(source.origin_ids());
         let _ = self.inner.source.set(source);
         self
     }
@@ -318,7 +352,7 @@ impl Inner {
 
     /// Whether something with this device and inode is a source of this run.
     pub fn is_source(&self, identity: (u64, u64)) -> bool {
-        self.sources().iter().any(|source| source.identity == identity)
+        self.sources().iter().any(|source| (source.device, source.inode) == identity)
     }
 
     /// The same, or whether it is the destination itself.
@@ -328,10 +362,10 @@ impl Inner {
 
     /// Whether some source is no directory.
     pub fn has_files_in_use(&self) -> bool {
-        self.sources().iter().any(|source| !source.is_directory)
+        self.sources().iter().any(|source| source.kind == SourceKind::Other)
     }
 
-    fn sources(&self) -> &[OriginId] {
+    fn sources(&self) -> &[SourceNode] {
         self.sources.get().map_or(&[], Vec::as_slice)
     }
 
@@ -372,8 +406,8 @@ impl Inner {
     }
 
     /// Takes note of what could not be kept of an entry whose content is there.
-    pub fn complain(&self, id: EntryId, error: StorageError) {
-        self.complaints.lock().unwrap_or_else(PoisonError::into_inner).push((id, error));
+    pub fn complain(&self, error: StorageError) {
+        self.complaints.lock().unwrap_or_else(PoisonError::into_inner).push(error);
     }
 }
 
@@ -499,7 +533,7 @@ impl Sink for LocalSink {
         blocking(move || inner.place_link(&entry, &leader)).await
     }
 
-    fn complaints(&self) -> Vec<(EntryId, StorageError)> {
+    fn complaints(&self) -> Vec<StorageError> {
         let complaints = self.inner.complaints.lock();
         std::mem::take(&mut *complaints.unwrap_or_else(PoisonError::into_inner))
     }
@@ -565,13 +599,23 @@ impl Sink for LocalSink {
     }
 }
 
+/// Device and inode of a directory and of all that it is in, from the inside out; of what does not
+/// exist yet, nothing.
+fn ancestors(directory: &Path) -> Vec<(u64, u64)> {
+    let Some(found) = directory.ancestors().find_map(|it| std::fs::canonicalize(it).ok()) else {
+        return Vec::new();
+    };
+    let stats = found.ancestors().map_while(|it| rustix::fs::stat(it).ok());
+    stats.map(|stat| (stat.st_dev, stat.st_ino)).collect()
+}
+
 /// Complaints about directories to link from that do not exist: all would be copied, silently.
-fn missing_link_dests(destination: &Path, paths: &[Vec<u8>]) -> Vec<(EntryId, StorageError)> {
+fn missing_link_dests(destination: &Path, paths: &[Vec<u8>]) -> Vec<StorageError> {
     use std::os::unix::ffi::OsStrExt as _;
     let look = |path: &Vec<u8>| {
         let full = destination.join(std::ffi::OsStr::from_bytes(path));
         let cause = beneath::stat_operator(&full, true).err().filter(|it| *it == Errno::NOENT)?;
-        Some((EntryId::ROOT, StorageError::io(Operation::Open, path)(cause)))
+        Some(StorageError::io(Operation::Open, path)(cause))
     };
     paths.iter().filter_map(look).collect()
 }
