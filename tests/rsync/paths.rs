@@ -3,6 +3,7 @@
 
 use super::everything::deep;
 use super::scene::Scene;
+use super::support::World;
 
 type Case = (&'static [&'static str], &'static str);
 
@@ -188,4 +189,44 @@ fn a_source_that_is_not_there_is_an_error_and_the_others_are_copied() {
     let both = scene.run("cp", &["a", "absent", "b", "dst/"]);
     both.rsync.exits(23);
     assert_ne!(both.fastsync.status.code(), Some(0));
+}
+
+/// rsync's test "duplicates": the same source named over and over is one source.
+#[test]
+fn a_source_given_many_times_is_taken_once() {
+    let scene = Scene::new(|site| {
+        site.files(&["from/name1", "from/dir/below"]);
+        site.symlink("name1", "from/name2");
+        site.dir("to");
+        site.dir("other");
+    });
+    let contents = ["from/"; 8];
+    scene.sync(&[&["-i"][..], &contents, &["to"]].concat()).exit(0).print(&[
+        ">f+++++++++ dir/below",
+        ">f+++++++++ name1",
+        "cL+++++++++ name2 -> name1",
+        "cd+++++++++ dir/",
+    ]);
+    scene.assert_equal("from", "to");
+    let named = ["from/name1", "from/name2", "from/dir", "from/name1", "from/dir"];
+    scene.cp(&[&["-i"][..], &named, &["other/"]].concat()).exit(0).print(&[
+        ">f+++++++++ dir/below",
+        ">f+++++++++ name1",
+        "cL+++++++++ name2 -> name1",
+        "cd+++++++++ dir/",
+    ]);
+    scene.assert_equal("from", "other");
+}
+
+/// Where the names are the same and the things are not, the first is taken, and the others are told.
+#[test]
+fn of_two_sources_with_the_same_name_the_first_is_taken() {
+    let world = World::new();
+    world.text("a/dir/file", "from a");
+    world.text("b/dir/file", "from b");
+    world.text("b/dir/more", "from b");
+    let ran = world.run(["cp", "a/dir", "b/dir", "to/"]).exits(23);
+    ran.says("b/dir");
+    assert_eq!(std::fs::read(world.path("to/dir/file")).unwrap(), b"from a");
+    assert!(!world.path("to/dir/more").exists());
 }
