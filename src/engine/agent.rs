@@ -18,13 +18,13 @@ use crate::protocol::chunk::Digest;
 use crate::protocol::handshake::{self, ChannelKeys, MAGIC, VERSIONS, common_version, transcript};
 use crate::protocol::manifest::Escaped;
 use crate::protocol::message::{
-    Accept, Failure, FailureCode, Hello, Links, Message, Open, Options, Task,
+    Accept, Compare, Failure, FailureCode, Hello, Links, Message, Open, Options, Task,
 };
 use crate::protocol::session::End;
 use crate::protocol::tunnel;
 use crate::ssh;
 use crate::storage::StorageError;
-use crate::storage::local::{LocalSource, confine};
+use crate::storage::local::{LocalSource, confine, reads_rules};
 use crate::transport::channel::{Channel, ChannelConfig, Listener, Openings};
 use crate::transport::join::{self, Meeting};
 use crate::transport::tls::Identity;
@@ -67,6 +67,15 @@ impl Rights {
         match (task, self.access) {
             (Task::Receive { .. }, Access::ReadOnly) => {
                 refused("the other host lets this key only read (--read-only)")
+            }
+            (Task::Receive { .. }, Access::WriteOnly) if reads_rules(options) => refused(
+                "the other host lets this key only write, and not have files there read for rules: \
+                 leave out --gitignore and merge rules",
+            ),
+            (Task::Receive { .. }, Access::WriteOnly)
+                if options.update.compare == Compare::Checksum =>
+            {
+                refused("the other host lets this key only write: leave out --checksum")
             }
             (Task::Send { .. }, Access::WriteOnly) => {
                 refused("the other host lets this key only write (--write-only)")

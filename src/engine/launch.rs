@@ -211,6 +211,7 @@ impl Launcher<'_> {
         // What is not heard by a peer that has gone is no error here: the reading tells.
         let mut stored = Stored::default();
         let mut outdated = None;
+        let mut was_asked = false;
         let mut greeting = inbox.find_greeting().await?;
         loop {
             let said = match (greeting, executable) {
@@ -246,9 +247,17 @@ impl Launcher<'_> {
                         return Err(Silence::NotStartable(format!("{text} {code}")));
                     }
                     check_machine(executable, &system, &machine)?;
+                    if std::mem::replace(&mut was_asked, true) {
+                        return Err(ended());
+                    }
                     inbox.set_silence(LOGIN_PATIENCE);
                     let _ = stdin.write_all(&executable.program.second_step()).await;
-                    inbox.find_greeting().await?
+                    match inbox.find_greeting().await {
+                        Ok(greeting) => greeting,
+                        Err(error) => {
+                            return Err(outdated.map_or_else(|| error.into(), Silence::Session));
+                        }
+                    }
                 }
                 (Said::Send { directory }, executable) => {
                     stored.directory = Some(directory);

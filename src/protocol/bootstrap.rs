@@ -187,7 +187,8 @@ case $c in 1|2|3|126|127) ;; *) exit $c;; esac;
 $f --version >/dev/null 2>&1 || c=126; else n=NAME;
 for d in "$FASTSYNC_AGENT_DIR" "$XDG_CACHE_HOME/$f" "$HOME/.cache/$f" "$TMPDIR/$f-$u"* /tmp/$f-$u*; do
 if [ -x "$d/$n" ] && cd "$d"; then set -- $(ls -ldn .);
-case "$1 $3" in d????-??-*" $u") exec ./$n agent --cached;; esac; fi; done; fi;
+case "$1 $3" in d????-??-*" $u") case "$(./$n agent --digest </dev/null 2>&1)" in
+${n##*-}*) exec ./$n agent --cached;; esac;; esac; fi; done; fi;
 echo "@$f-boot $c $(uname -sm)"; case $c in 3|126|127) read -r s && eval "$s";; esac; exit $c"#;
 
 const SECOND_STEP: &str = include_str!("bootstrap.sh");

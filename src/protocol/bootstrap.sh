@@ -20,11 +20,17 @@ enter() {
     return 1
 }
 
+# Whether what is here is the program that its name says, and runs here.
+whole() {
+    case "$("./$name" agent --digest </dev/null 2>/dev/null)" in "${name##*-}"*) return 0 ;; esac
+    return 1
+}
+
 # Runs what an earlier session, or another one just now, has stored.
 set -- "$FASTSYNC_AGENT_DIR" "$XDG_CACHE_HOME/$f" "$HOME/.cache/$f" \
     "$TMPDIR/$f-$uid"* "/tmp/$f-$uid"*
 for dir in "$@"; do
-    if [ -x "$dir/$name" ] && enter "$dir"; then exec "./$name" agent --cached; fi
+    if [ -x "$dir/$name" ] && enter "$dir" && whole; then exec "./$name" agent --cached; fi
 done
 
 set --
@@ -59,6 +65,11 @@ try() {
         code=$?
         rm -f "$probe"
         [ "$code" = 7 ] || { pass "programs cannot run from it (noexec)" && return 1; }
+        # A quota is not in what df says.
+        head -c "$size" /dev/zero 2>/dev/null >"$probe"
+        kept=$(($(wc -c <"$probe")))
+        rm -f "$probe"
+        [ "$kept" = "$size" ] || { pass "it has no room for $size bytes" && return 1; }
     else
         rm -f "$probe" 2>/dev/null
         pass "it cannot be written" && return 1

@@ -94,6 +94,11 @@ fn the_next_directory_is_taken_where_one_cannot_be_used() {
     let linked = "mount -t tmpfs -o ro none $HOME; mkdir -m 700 /tmp/x; ln -s x /tmp/fastsync-0";
     let ran = Far::with_mounts(&world, "linked", linked).push(&[], 0);
     assert!(ran.err.contains("/tmp/fastsync-0-"), "{}", ran.err);
+    // As with a quota: `df` shows enough.
+    let quota = "mkdir -p $HOME/.cache; mount -t tmpfs -o size=1m none $HOME/.cache; \
+                 mkdir /tmp/df; printf '#!/bin/sh\necho; echo a b c 99999999 d\n' >/tmp/df/df; \
+                 chmod 755 /tmp/df/df; export PATH=/tmp/df:$PATH";
+    Far::with_mounts(&world, "quota", quota).push(&[], 0).says(tmp);
     let named = "mkdir /tmp/a; export FASTSYNC_AGENT_DIR=/tmp/a/b";
     Far::with_mounts(&world, "named", named).push(&[], 0).says("testhost:/tmp/a/b (");
     let named = "export XDG_CACHE_HOME='/tmp/a \"b'";
@@ -143,7 +148,7 @@ fn a_full_disk_is_told_and_stays_as_it_was() {
     assert_eq!(far.files(), "");
     // Where it shows only in the writing, as with quotas.
     far.has("df", "printf 'a b c d e\\na 1 1 99999999 b\\n'");
-    far.push(&[], 42).says("the program cannot be written").says("No space left");
+    far.push(&[], 42).says("it has no room for ").says(" bytes");
     assert_eq!(far.files(), "");
 }
 
@@ -254,4 +259,20 @@ fn what_was_not_used_for_long_is_removed() {
     assert!(until(Duration::from_secs(10), || far.cached().len() == 1));
     let own = fs::metadata(&far.cached()[0]).unwrap();
     assert!(own.modified().unwrap() > days(1));
+}
+
+/// BOOT-2: what was stored and is no program any more, or one for another machine, is stored anew.
+#[test]
+fn a_stored_program_that_cannot_run_is_replaced() {
+    let world = World::new();
+    let far = Far::new(&world, "spoilt", "/bin/sh", "");
+    far.push(&[], 0).says("installed fastsync");
+    let stored = far.cached().remove(0);
+    for content in [&b""[..], &[0; 1000], b"#!/bin/sh\nexit 0\n", b"#!/bin/sh\ncat\n"] {
+        fs::write(&stored, content).unwrap();
+        far.push(&[], 0).says("installed fastsync");
+        assert_eq!(far.cached().len(), 1);
+        let ran = far.push(&[], 0);
+        assert!(!ran.err.contains("installed"), "{}", ran.err);
+    }
 }

@@ -2,11 +2,11 @@
 //! `authorized_keys`, over a real sshd.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use super::sshd::sshd;
-use super::support::{FASTSYNC, Ran, Running, World, assert_same, assert_same_content};
+use super::support::{FASTSYNC, Ran, Running, World, assert_same, assert_same_content, set_mode};
 
 /// A key and what it may reach: `root` in a directory of its own, beside a secret.
 struct Restricted<'a> {
@@ -192,4 +192,73 @@ fn the_command_that_the_client_asks_for_is_ignored() {
 fn inode(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     fs::metadata(path).unwrap().ino()
+}
+
+/// SEC-10: what is read for rules would be told by their errors, and by what they delete.
+#[test]
+fn a_key_that_only_writes_reads_nothing() {
+    let world = World::new();
+    world.text("src/file", "there");
+    world.text("inbox/root/private", "password=hunter2");
+    let key = Restricted::new(&world, "inbox", "--write-only");
+    let rules = "leave out --gitignore and merge rules";
+    for filter in [": private", ":w private", "dir-merge,n private"] {
+        let filter = format!("--filter={filter}");
+        let sync = ["sync", "--delete", "-n", &filter, "src/", "testhost:"];
+        let ran = key.run(&sync).exits(11);
+        ran.says(rules);
+        assert!(!ran.err.contains("hunter2"), "{}", ran.err);
+    }
+    key.refused(&["sync", "--delete", "--gitignore", "src/", "testhost:"], rules);
+    key.refused(&["push", "--checksum", "src/", "testhost:"], "leave out --checksum");
+    key.run(&["sync", "--delete", "--exclude=private", "src/", "testhost:kept"]).exits(0);
+    assert_eq!(fs::read_to_string(key.root.join("private")).unwrap(), "password=hunter2");
+}
+
+/// SEC-10: with another account there, they would give the rights of this one.
+#[test]
+fn no_key_plants_programs_with_rights_or_devices() {
+    let world = World::new();
+    let program = world.text("src/program", "#!/bin/sh");
+    let key = Restricted::new(&world, "inbox", "--write-only");
+    set_mode(&program, 0o6755);
+    let ran = key.run(&["push", "-a", "src/", "testhost:1"]).exits(23);
+    ran.says("as this key may not make such programs");
+    let mode = fs::metadata(key.root.join("1/program")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o755);
+    // Nor where it is there already.
+    key.run(&["push", "-a", "src/", "testhost:1"]).exits(23);
+    let mode = fs::metadata(key.root.join("1/program")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o755);
+    if rustix::process::geteuid().is_root() {
+        set_mode(&program, 0o755);
+        let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(&program, "security.capability", &capability, flags).unwrap();
+        key.run(&["push", "-aX", "src/", "testhost:2"]).exits(23).says("security.capability");
+        let mut value = [0; 64];
+        let copy = key.root.join("2/program");
+        assert!(rustix::fs::getxattr(&copy, "security.capability", &mut value[..]).is_err());
+        let mode = rustix::fs::Mode::from_raw_mode(0o666);
+        let (kind, null) = (rustix::fs::FileType::CharacterDevice, rustix::fs::makedev(1, 3));
+        rustix::fs::mknodat(rustix::fs::CWD, world.path("src/null"), kind, mode, null).unwrap();
+        key.run(&["push", "-a", "src/", "testhost:3"]).exits(23).says("null");
+        assert!(!key.root.join("3/null").exists());
+    }
+    key.is_whole();
+}
+
+/// SEC-10: the key's holder does not get to look around from there.
+#[test]
+fn a_restricted_agent_dials_nobody_but_its_client() {
+    let world = World::new();
+    world.write("src/file", 100_000);
+    let key = Restricted::new(&world, "inbox", "--write-only");
+    let bait = std::net::TcpListener::bind("127.0.0.2:0").unwrap();
+    bait.set_nonblocking(true).unwrap();
+    let port = bait.local_addr().unwrap().port();
+    let (ports, dial) = (format!("{port}:{port}"), ["--reverse", "--listen-addr=127.0.0.2"]);
+    let push = ["push", dial[0], dial[1], "--transport=tcp", "--port-range", &ports];
+    let ran = key.run(&[&push[..], &["src/", "testhost:"]].concat());
+    assert!(bait.accept().is_err(), "{ran:?}");
 }

@@ -148,6 +148,11 @@ impl Rules {
         self.0.items.is_empty() && !self.0.options.gitignore
     }
 
+    /// Whether files in the tree are read for more rules.
+    pub fn reads_files(&self) -> bool {
+        !self.0.merges.is_empty() || self.0.options.gitignore
+    }
+
     /// What is in force at the top of a transfer, before per-directory files are read. Rules for
     /// absolute paths (`/`) take the transfer's root for the root of the file system, as rsync does
     /// when it serves a module.

@@ -40,6 +40,11 @@ pub fn protection(options: &Options) -> Result<Rules, FilterError> {
     Rules::new(&texts, FilterOptions { gitignore: options.select.gitignore, delete_excluded })
 }
 
+/// Whether a destination's own files would be read for rules, of which errors and deletions tell.
+pub fn reads_rules(options: &Options) -> bool {
+    protection(options).is_ok_and(|rules| rules.reads_files())
+}
+
 /// The rule that keeps backups, as rsync has it behind all others.
 fn protect_suffix(suffix: &[u8]) -> Vec<u8> {
     let mut rule = b"P *".to_vec();
@@ -283,8 +288,8 @@ fn read_rules(dir: BorrowedFd<'_>, name: &[u8]) -> std::io::Result<Option<Vec<u8
     let flags = OFlags::RDONLY | OFlags::NONBLOCK;
     let fd = match beneath::open_name(dir, name, flags, FsMode::empty()) {
         Ok(fd) => fd,
-        // A symlink or a socket has no rules.
-        Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::NOTDIR) => return Ok(None),
+        // A socket has no rules. What a symlink leads to might have, and would protect something.
+        Err(Errno::NOENT | Errno::NXIO | Errno::NOTDIR) => return Ok(None),
         Err(cause) => return Err(cause.into()),
     };
     let stat = rustix::fs::fstat(&fd)?;

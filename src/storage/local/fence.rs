@@ -51,6 +51,11 @@ pub fn of_process() -> Option<&'static Fence> {
     FENCE.get()
 }
 
+/// Whether this process is confined to a directory, at the operator's will.
+pub fn is_confined() -> bool {
+    FENCE.get().is_some()
+}
+
 /// A directory and what is below it.
 #[derive(Debug)]
 pub struct Fence {
@@ -70,6 +75,11 @@ impl Fence {
         // A kernel that cannot is found out now, and not when a peer asks.
         fence.resolve(b".", OFlags::PATH)?;
         Ok(fence)
+    }
+
+    /// Whether a path without symlinks is of the directory or below it.
+    pub fn holds(&self, path: &Path) -> bool {
+        path.starts_with(OsStr::from_bytes(&self.path))
     }
 
     /// Opens what a path leads to: relative to the directory, or from the root on.

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::acl::Acl;
 use super::attributes::{self, ACCESS_ACL, DEFAULT_ACL, SELINUX, Sort};
+use super::fence;
 use super::granularity::{Granularity, MAX_SECONDS};
 use super::write::{Inner, Step, at};
 use super::{beneath, mtime, only_mtime};
@@ -224,6 +225,9 @@ impl Inner {
         if target.kind == FileType::Directory || !self.preserve.permissions {
             return Some(mode);
         }
+        if fence::is_confined() {
+            return Some(mode & !(SET_USER_ID | SET_GROUP_ID));
+        }
         let lost = if is_owner_kept { 0 } else { SET_USER_ID };
         let lost = lost | if is_group_kept { 0 } else { SET_GROUP_ID };
         Some(mode & !lost)
@@ -239,8 +243,11 @@ impl Inner {
     ) {
         let (Some(wanted), Some(given)) = (target.mode_over(current), given) else { return };
         if wanted & !given & (SET_USER_ID | SET_GROUP_ID) != 0 {
-            let text =
-                "its setuid or setgid bit is left out, as it has another owner or group here";
+            let text = if fence::is_confined() {
+                "its setuid or setgid bit is left out, as this key may not make such programs"
+            } else {
+                "its setuid or setgid bit is left out, as it has another owner or group here"
+            };
             let cause = std::io::Error::new(std::io::ErrorKind::PermissionDenied, text);
             let path = (subject.path)();
             self.complain(StorageError::io(Operation::SetMode, &path)(cause));
@@ -262,7 +269,7 @@ impl Inner {
                     Ok(None) => {}
                     Err(cause) => refused.push((name, cause)),
                 },
-                Some(Sort::Privileged) if target.xattrs && !attributes::is_privileged() => {
+                Some(Sort::Privileged) if target.xattrs && !may_be_privileged() => {
                     refused.push((name, Errno::PERM));
                 }
                 Some(Sort::User | Sort::Privileged) if target.xattrs => {
@@ -439,6 +446,12 @@ impl Inner {
         let (name, path) = (name.to_vec(), (subject.path)());
         self.complain(StorageError::Attribute { name, path, cause: cause.into() });
     }
+}
+
+/// Whether capabilities and the like are set: by the superuser, and not at the will of a key that is
+/// restricted to a directory (SEC-10).
+fn may_be_privileged() -> bool {
+    attributes::is_privileged() && !fence::is_confined()
 }
 
 /// An attribute's value, in the form in which equal ones are equal bytes.

@@ -95,7 +95,8 @@ mod testing;
 use rustix::fs::{Stat, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
-pub use fence::confine;
+pub use delete::reads_rules;
+pub use fence::{confine, is_confined};
 pub use host::{boot_id, raise_file_limit};
 pub use read::{LocalSource, SourceFile};
 pub use state::StateDir;

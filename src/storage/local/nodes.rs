@@ -7,6 +7,7 @@ use rustix::fd::{AsFd as _, BorrowedFd};
 use rustix::fs::{AtFlags, Dev, FileType, Mode as FsMode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::fence;
 use super::metadata::Subject;
 use super::place::{State, created};
 use super::write::{Inner, Step, at};
@@ -46,8 +47,8 @@ impl Inner {
         let (kind, device) = raw(special);
         let is_device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
         let is_asked_for = if is_device { self.preserve.devices } else { self.preserve.specials };
-        if !is_asked_for {
-            // A device made at a peer's will could give anybody anything.
+        // A device made at a peer's will could give anybody anything.
+        if !is_asked_for || is_device && fence::is_confined() {
             return Err(self.error(entry)((Operation::Create, Errno::OPNOTSUPP)));
         }
         let is_same = |stat: &Stat| {

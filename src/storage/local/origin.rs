@@ -12,6 +12,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 
+use super::fence;
 use super::{beneath, links};
 use crate::protocol::manifest::Name;
 use crate::protocol::message::{Links, SourceKind, SourceNode};
@@ -72,8 +73,12 @@ impl Origin {
     pub fn nodes(&self) -> impl Iterator<Item = SourceNode> {
         let stats = match &self.name {
             None => [rustix::fs::fstat(&self.root).ok(), None],
-            Some(name) => [AtFlags::SYMLINK_NOFOLLOW, AtFlags::empty()]
-                .map(|flags| rustix::fs::statat(&self.root, name.as_bytes(), flags).ok()),
+            Some(name) => [AtFlags::SYMLINK_NOFOLLOW, AtFlags::empty()].map(|flags| {
+                // What a symlink leads to may be outside of what a peer may be told of.
+                let is_told = !flags.is_empty() || !fence::is_confined();
+                let stat = || rustix::fs::statat(&self.root, name.as_bytes(), flags).ok();
+                is_told.then(stat).flatten()
+            }),
         };
         let kind = match self.name {
             _ if self.is_single => SourceKind::Other,

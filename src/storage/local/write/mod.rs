@@ -22,6 +22,7 @@ use super::backup::{self, Backups};
 use super::copy::{CopyState, Pairs};
 use super::delete;
 use super::destination::Destination;
+use super::fence;
 use super::granularity::Granularity;
 use super::link_dest::LinkDest;
 use super::owners::Owners;
@@ -605,7 +606,9 @@ fn ancestors(directory: &Path) -> Vec<(u64, u64)> {
     let Some(found) = directory.ancestors().find_map(|it| std::fs::canonicalize(it).ok()) else {
         return Vec::new();
     };
-    let stats = found.ancestors().map_while(|it| rustix::fs::stat(it).ok());
+    // A peer learns nothing of what is outside of what it may reach.
+    let is_told = |it: &&Path| fence::of_process().is_none_or(|fence| fence.holds(it));
+    let stats = found.ancestors().take_while(is_told).map_while(|it| rustix::fs::stat(it).ok());
     stats.map(|stat| (stat.st_dev, stat.st_ino)).collect()
 }
 
