@@ -255,7 +255,7 @@ fn certificates_let_in() {
     let public = fs::read_to_string(authority.with_extension("pub")).unwrap();
     sshd().authorize(&format!("cert-authority {public}"));
     let lines = format!("{}IdentityAgent none\n", with_key(&key));
-    let config = config_without_key(&world, "file", &lines);
+    let config = config_without_key(&world, "file.config", &lines);
     world.is_refused(&config);
     let user = user();
     let certify = ["-q", "-I", "test", "-n", &user, "-s"].map(OsStr::new);
@@ -264,7 +264,7 @@ fn certificates_let_in() {
     world.pushes(&config);
     let agent = Agent::start(&world, &[&key]);
     let lines = format!("Host *\nIdentityAgent {}\n", agent.socket.display());
-    world.pushes(&config_without_key(&world, "agent", &lines));
+    world.pushes(&config_without_key(&world, "agent.config", &lines));
 }
 
 #[test]
@@ -308,7 +308,10 @@ fn a_changed_key_is_always_refused() {
     let known = world.text("known", format!("# a comment\n[127.0.0.1]:{} {other}", sshd().port));
     let config = |checking: &str| {
         let file = format!("UserKnownHostsFile {}", known.display());
-        world.config(checking, &format!("Host *\n{file}\nStrictHostKeyChecking {checking}\n"))
+        world.config(
+            &format!("{checking}.config"),
+            &format!("Host *\n{file}\nStrictHostKeyChecking {checking}\n"),
+        )
     };
     for checking in ["yes", "ask", "accept-new", "no"] {
         let ran = world.is_refused(&config(checking));

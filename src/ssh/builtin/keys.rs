@@ -147,14 +147,14 @@ impl KeyFile {
         if metadata.len() > MAX_KEY_LEN {
             return Err(cannot(&"it is too large for a key"));
         }
-        let is_own = metadata.uid() == rustix::process::geteuid().as_raw();
-        if is_own && metadata.mode() & 0o077 != 0 {
-            return Err(cannot(&"others may read this key; chmod 600 makes it usable"));
-        }
         let text = fs::read_to_string(path).map_err(|error| cannot(&error))?;
         if let Ok(public) = PublicKey::from_openssh(&text) {
             // The public half names a key of the agent.
             return Ok(Some(Self { path: path.to_owned(), public, private: None }));
+        }
+        let is_own = metadata.uid() == rustix::process::geteuid().as_raw();
+        if is_own && metadata.mode() & 0o077 != 0 {
+            return Err(cannot(&"others may read this key; chmod 600 makes it usable"));
         }
         let private = PrivateKey::from_openssh(&text).or_else(|_| decode_secret_key(&text, None));
         let private = private.map_err(|error| match error {

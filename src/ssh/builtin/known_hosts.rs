@@ -196,6 +196,15 @@ fn is_hash_of(hashed: &str, name: &str) -> bool {
     hmac::sign(&key, name.as_bytes()).as_ref() == hash
 }
 
+/// A name that nobody can read from the file.
+fn hashed(name: &str) -> io::Result<String> {
+    let mut salt = [0; 20];
+    aws_lc_rs::rand::fill(&mut salt).map_err(|_| io::Error::other("no random numbers"))?;
+    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &salt);
+    let hash = hmac::sign(&key, name.as_bytes()).as_ref().try_into().map_err(io::Error::other)?;
+    Ok(HostPatterns::HashedName { salt: salt.to_vec(), hash }.to_string())
+}
+
 /// What a server is called in the files of known hosts.
 #[derive(Clone, Debug)]
 pub struct Names {
@@ -227,7 +236,8 @@ impl Names {
 /// # Errors
 ///
 /// If it cannot be written.
-pub fn remember(file: &Path, name: &str, key: &PublicKey) -> io::Result<()> {
+pub fn remember(file: &Path, name: &str, is_hashed: bool, key: &PublicKey) -> io::Result<()> {
+    let name = if is_hashed { hashed(name)? } else { name.to_owned() };
     let key = PublicKey::new(key.key_data().clone(), "");
     let key = key.to_openssh().map_err(io::Error::other)?;
     if let Some(directory) = file.parent() {
@@ -338,9 +348,10 @@ mod tests {
     fn what_is_remembered_is_known_and_destroys_nothing() {
         let temp = tempfile::tempdir().unwrap();
         let file = temp.path().join("new/known_hosts");
-        remember(&file, "[h]:2222", &PublicKey::from_openssh(A).unwrap()).unwrap();
+        remember(&file, "[h]:2222", true, &PublicKey::from_openssh(A).unwrap()).unwrap();
+        assert!(fs::read_to_string(&file).unwrap().starts_with("|1|"));
         fs::write(&file, format!("{}x {B}", fs::read_to_string(&file).unwrap())).unwrap();
-        remember(&file, "y", &PublicKey::from_openssh(C).unwrap()).unwrap();
+        remember(&file, "y", false, &PublicKey::from_openssh(C).unwrap()).unwrap();
         let known = KnownHosts::read(&[file, temp.path().join("missing")]).unwrap();
         for (name, port, text) in [("h", 2222, A), ("x", 22, B), ("y", 22, C)] {
             let verdict = known.check(&Names::new(name, port, None), &key(text));

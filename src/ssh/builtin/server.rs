@@ -22,6 +22,8 @@ pub struct Server {
     strictness: Strictness,
     /// Where a new key is added.
     file: Option<PathBuf>,
+    /// Its names are hashed.
+    is_hashed: bool,
     /// Nobody may be asked.
     is_batch: bool,
     complaints: Complaints,
@@ -68,7 +70,8 @@ impl Server {
         let names = Names::new(&settings.host(), settings.port(), settings.value("hostkeyalias"));
         let farewell = Farewell::default();
         let file = own.into_iter().next();
-        Ok(Self { known, names, strictness, file, is_batch, complaints, farewell })
+        let is_hashed = settings.is_yes("hashknownhosts", false);
+        Ok(Self { known, names, strictness, file, is_hashed, is_batch, complaints, farewell })
     }
 
     /// Which kinds of keys the server is asked for: those first that are known of it; and with a
@@ -157,7 +160,7 @@ impl Server {
     fn remember(&self, key: &PublicKey) -> Result<(), Error> {
         let Some(file) = &self.file else { return Ok(()) };
         // As with ssh, a file that cannot be written is no reason not to connect.
-        if let Err(error) = remember(file, self.names.first(), key) {
+        if let Err(error) = remember(file, self.names.first(), self.is_hashed, key) {
             let text = format!("cannot add the host key to {}: {error}\n", told(file));
             self.complaints.add(text.as_bytes());
         }
