@@ -77,7 +77,7 @@ impl Hosts {
         fs::write(self.path("check"), check).unwrap();
         fs::set_permissions(self.path("check"), fs::Permissions::from_mode(0o755)).unwrap();
         let pam = format!(
-            "auth required pam_exec.so expose_authtok quiet {at}/check\n\
+            "auth required pam_exec.so expose_authtok quiet {at}/check\nauth required pam_permit.so\n\
              account required pam_permit.so\nsession required pam_permit.so\n"
         );
         fs::write(self.path("pam"), pam).unwrap();
@@ -181,8 +181,7 @@ impl Hosts {
             let output = listening.args(["-Hltn", "sport", "=", ":22"]).output().unwrap();
             !output.stdout.is_empty()
         });
-        let log = fs::read_to_string(self.path("log")).unwrap_or_default();
-        assert!(answers, "sshd does not start; see scripts/test. It says:\n{log}");
+        assert!(answers, "sshd does not start; see scripts/test. It says:\n{}", self.log());
     }
 
     /// A program on one of the hosts.
@@ -255,6 +254,11 @@ impl Hosts {
         let mut command = self.on(&self.near, "timeout");
         command.args(["-s", "KILL", "100", "setsid", "-c", "-w", FASTSYNC]);
         self.push_with(command, flags, server)
+    }
+
+    /// What the servers say.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
     /// How often the server was given a code.

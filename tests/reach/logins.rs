@@ -46,7 +46,12 @@ fn with_a_second_factor_one_code_is_asked_for() {
             let _ = std::fs::remove_dir_all(hosts.path("dst"));
             let command = hosts.push_at_terminal(&[&[client], flags].concat(), "far");
             let (output, screen) = converse(command, &[("Password: ", "246810")]);
-            assert!(output.status.success(), "{client}: {} {screen}", said(&output));
+            assert!(
+                output.status.success(),
+                "{client}: {} {screen} {}",
+                said(&output),
+                hosts.log()
+            );
             hosts.assert_same("dst");
             assert_way(&summary(&output), transport, "client");
             codes += 1;
