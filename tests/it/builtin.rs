@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::sshd::{sshd, user};
 use super::support::{
@@ -370,6 +370,10 @@ fn a_person_is_asked_for_a_passphrase_and_about_a_host() {
     let (code, screen) = run(&asked);
     assert_eq!(code, Some(0), "{screen}");
     assert!(!screen.contains("the passphrase"), "{screen}");
+    let begin = Instant::now();
+    let (code, screen) = run(&[("passphrase", "\x03")]);
+    assert_eq!(code, Some(20), "{screen}");
+    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
     let (code, screen) = run(&[("passphrase", "the passphrase")]);
     assert_eq!(code, Some(0), "{screen}");
     assert!(!screen.contains(host), "{screen}");

@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
 
 /// Runs a command, which makes its standard input its terminal, and answers each prompt in turn when
 /// it is there. Returns what the command wrote to its own streams, and all that the terminal showed.
@@ -40,5 +41,7 @@ fn answer(master: OwnedFd, answers: Vec<(String, String)>) -> String {
             master.write_all(line.as_bytes()).unwrap();
         }
     }
+    let modes = tcgetattr(&master).unwrap().local_modes;
+    assert!(modes.contains(LocalModes::ECHO), "the terminal still hides what is typed");
     String::from_utf8_lossy(&screen).into_owned()
 }

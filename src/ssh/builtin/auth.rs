@@ -164,15 +164,11 @@ impl<'a> Authentication<'a> {
         };
         let mut signer = Signer::new(&candidate, self.agent.as_mut(), self.is_batch);
         let (user, handle) = (&self.user, &mut *self.handle);
-        let result = match &candidate.certificate {
-            Some(certificate) => {
-                let certificate = certificate.clone();
-                handle.authenticate_certificate_with(user, certificate, hash, &mut signer).await
-            }
-            None => {
-                let key = candidate.key.clone();
-                handle.authenticate_publickey_with(user, key, hash, &mut signer).await
-            }
+        let result = if let Some(certificate) = candidate.certificate.clone() {
+            handle.authenticate_certificate_with(user, certificate, hash, &mut signer).await
+        } else {
+            let key = candidate.key.clone();
+            handle.authenticate_publickey_with(user, key, hash, &mut signer).await
         };
         match result {
             Ok(result) => Ok(Some(result.into())),
@@ -229,7 +225,7 @@ impl<'a> Authentication<'a> {
                 KeyboardInteractiveAuthResponse::InfoRequest { name, instructions, prompts } => {
                     for text in [name, instructions].iter().filter(|text| !text.is_empty()) {
                         let text = format!("{}\n", text.trim_end());
-                        terminal.write(&text).map_err(no_answer)?;
+                        terminal.write(&text).map_err(|error| no_answer(&error))?;
                     }
                     prompts
                 }
@@ -238,7 +234,8 @@ impl<'a> Authentication<'a> {
             for Prompt { prompt, echo } in prompts {
                 // Jump hosts ask with the same words.
                 let question = format!("({}@{}) {prompt}", self.user, self.settings.name);
-                answers.push(terminal.ask(&question, echo).await.map_err(no_answer)?);
+                answers
+                    .push(terminal.ask(&question, echo).await.map_err(|error| no_answer(&error))?);
             }
             response = self.handle.authenticate_keyboard_interactive_respond(answers).await?;
         }
@@ -247,12 +244,12 @@ impl<'a> Authentication<'a> {
     async fn with_password(&mut self) -> Result<Option<Answer>, Error> {
         let Some(mut terminal) = self.terminal("a password") else { return Ok(None) };
         let question = format!("{}@{}'s password: ", self.user, self.settings.name);
-        let password = terminal.ask(&question, false).await.map_err(no_answer)?;
+        let password = terminal.ask(&question, false).await.map_err(|error| no_answer(&error))?;
         let result = self.handle.authenticate_password(&self.user, password).await?;
         Ok(Some(result.into()))
     }
 }
 
-fn no_answer(error: std::io::Error) -> Error {
+fn no_answer(error: &std::io::Error) -> Error {
     Error::Configuration(format!("Permission denied: no answer from the terminal: {error}"))
 }

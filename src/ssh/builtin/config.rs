@@ -224,10 +224,7 @@ fn included(name: &str, from: &Path) -> Result<Vec<PathBuf>, String> {
     if has_wildcard(directory.as_os_str()) || pattern.contains('[') {
         return Err(format!("the built-in ssh client does not understand the pattern {name}"));
     }
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(_) => return Ok(Vec::new()),
-    };
+    let Ok(entries) = fs::read_dir(directory) else { return Ok(Vec::new()) };
     let is_meant = |name: &str| {
         matches(&pattern, name) && (!name.starts_with('.') || pattern.starts_with('.'))
     };

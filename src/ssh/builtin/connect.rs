@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use russh::client::{self, Handle};
 use russh::{Preferred, SshId, cipher, compression};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::process::{Child, Command};
 
 use super::auth::Authentication;
@@ -111,12 +112,21 @@ async fn reach(
 /// Dials the addresses of a host in turn.
 async fn dial(settings: &Settings, host: &str, port: u16) -> io::Result<TcpStream> {
     let family = settings.value("addressfamily").unwrap_or("any").to_lowercase();
+    let from = settings.value("bindaddress").map(str::parse::<IpAddr>).transpose();
+    let from = from.map_err(|_| io::Error::other("BindAddress is no IP address"))?;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
     for address in tokio::net::lookup_host((host, port)).await? {
         if family == "inet" && !address.is_ipv4() || family == "inet6" && !address.is_ipv6() {
             continue;
         }
-        let dialled = TcpStream::connect(address);
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        if let Some(from) = from
+            && let Err(error) = socket.bind((from, 0).into())
+        {
+            last = error;
+            continue;
+        }
+        let dialled = socket.connect(address);
         match tokio::time::timeout(settings.connect_timeout(), dialled).await {
             Ok(Ok(stream)) => {
                 stream.set_nodelay(true)?;

@@ -30,7 +30,7 @@ pub struct Candidate {
 /// Who signs.
 #[derive(Clone, Debug)]
 enum Keeper {
-    Agent(AgentIdentity),
+    Agent(Box<AgentIdentity>),
     /// The key may be encrypted.
     File(PathBuf, Box<PrivateKey>),
 }
@@ -59,7 +59,7 @@ impl Candidates {
             match agent.request_identities().await {
                 Ok(identities) => kept = identities,
                 Err(error) => {
-                    found.reasons.push(format!("the agent does not tell its keys: {error}"))
+                    found.reasons.push(format!("the agent does not tell its keys: {error}"));
                 }
             }
         }
@@ -82,7 +82,7 @@ impl Candidates {
         let mut of_files = Vec::new();
         for file in files {
             let keeper = match (of_agent(&file.public), file.private) {
-                (Some(identity), _) => Keeper::Agent(identity.clone()),
+                (Some(identity), _) => Keeper::Agent(Box::new(identity.clone())),
                 (None, Some(private)) if matches!(private.algorithm(), Algorithm::Rsa { .. }) => {
                     let text = "is an RSA key, which is used through ssh-agent only: ssh-add";
                     found.reasons.push(format!("{0} {text} {0}", told(&file.path)));
@@ -123,7 +123,11 @@ impl Candidates {
             .iter()
             .any(|it| it.key.key_data() == key.key_data() && it.certificate == certificate);
         if is_usable && is_new {
-            self.list.push(Candidate { key, certificate, keeper: Keeper::Agent(identity) });
+            self.list.push(Candidate {
+                key,
+                certificate,
+                keeper: Keeper::Agent(Box::new(identity)),
+            });
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The files of known hosts (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT): who a server may be.
+//! The files of known hosts (sshd(8), "`SSH_KNOWN_HOSTS` FILE FORMAT"): who a server may be.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};

@@ -20,7 +20,7 @@ mod terminal;
 use std::sync::PoisonError;
 
 use russh::{ChannelMsg, Disconnect};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use super::Login;
 use super::process::{Complaints, Ends, Process};
@@ -51,20 +51,44 @@ pub async fn resolved_host(login: &Login) -> Option<String> {
 }
 
 async fn run(login: &Login, command: String, is_batch: bool, ends: &mut Ends) -> Result<u8, Error> {
-    let connection = connect(login, is_batch, &ends.complaints, 0).await?;
-    let code = carry(&connection, command, ends).await?;
+    let connecting = connect(login, is_batch, &ends.complaints, 0);
+    let mut early = Vec::new();
+    let connection = tokio::select! {
+        connection = connecting => connection?,
+        // Nobody waits for it any more: a prompt that is on the screen goes too.
+        () = caller_gone(&mut ends.input, &mut early) => return Ok(LOST),
+    };
+    let code = carry(&connection, command, early, ends).await?;
     let farewell = connection.handle.disconnect(Disconnect::ByApplication, "", "");
     let _ = farewell.await;
     Ok(code)
 }
 
+/// Waits until the caller has dropped its end, and keeps what it wrote before.
+async fn caller_gone(input: &mut DuplexStream, early: &mut Vec<u8>) {
+    while early.len() < PIECE_LEN {
+        if let Ok(0) | Err(_) = input.read_buf(early).await {
+            return;
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
 /// Carries a command's streams until it has ended.
-async fn carry(connection: &Connection, command: String, ends: &mut Ends) -> Result<u8, Error> {
+async fn carry(
+    connection: &Connection,
+    command: String,
+    early: Vec<u8>,
+    ends: &mut Ends,
+) -> Result<u8, Error> {
     let channel = connection.handle.channel_open_session().await?;
     channel.exec(true, command).await?;
     let (mut from, to) = channel.split();
     let Ends { input, output, complaints } = ends;
     let sending = async {
+        if !early.is_empty() {
+            to.data_bytes(early).await?;
+        }
         loop {
             let mut piece = Vec::with_capacity(PIECE_LEN);
             match input.read_buf(&mut piece).await {

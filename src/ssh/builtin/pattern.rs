@@ -1,4 +1,4 @@
-//! Patterns of host names, as ssh_config(5) and the file of known hosts have them (PATTERNS).
+//! Patterns of host names, as `ssh_config(5)` and the file of known hosts have them (PATTERNS).
 
 /// Whether a pattern with `*` and `?` means all of a name.
 pub fn matches(pattern: &str, name: &str) -> bool {

@@ -133,7 +133,8 @@ impl Server {
         let how = format!("if that is right, add it to {file}, as `ssh-keyscan` prints it");
         let is_free = matches!(self.strictness, Strictness::AcceptNew | Strictness::No);
         if is_free && others.is_empty() {
-            return self.remember(key);
+            self.remember(key);
+            return Ok(());
         }
         if self.strictness != Strictness::Ask || self.is_batch {
             return Err(Error::HostKey(format!("{what}; {how}")));
@@ -149,22 +150,23 @@ impl Server {
             let answer = terminal.ask(&question, true).await;
             let answer = answer.map_err(|error| Error::HostKey(format!("{what}; {error}")))?;
             match answer.trim() {
-                "yes" => return self.remember(key),
-                text if text == fingerprint.to_string() => return self.remember(key),
+                text if text == "yes" || text == fingerprint.to_string() => {
+                    self.remember(key);
+                    return Ok(());
+                }
                 "no" | "" => return Err(Error::HostKey(format!("{what}; you said no"))),
                 _ => "Please type `yes`, `no` or the fingerprint: ".clone_into(&mut question),
             }
         }
     }
 
-    fn remember(&self, key: &PublicKey) -> Result<(), Error> {
-        let Some(file) = &self.file else { return Ok(()) };
+    fn remember(&self, key: &PublicKey) {
+        let Some(file) = &self.file else { return };
         // As with ssh, a file that cannot be written is no reason not to connect.
         if let Err(error) = remember(file, self.names.first(), self.is_hashed, key) {
             let text = format!("cannot add the host key to {}: {error}\n", told(file));
             self.complaints.add(text.as_bytes());
         }
-        Ok(())
     }
 }
 

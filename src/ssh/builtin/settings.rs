@@ -172,7 +172,7 @@ impl Settings {
         })
     }
 
-    /// What stands for `%` and a letter (ssh_config(5), TOKENS).
+    /// What stands for `%` and a letter (`ssh_config(5)`, TOKENS).
     fn tokens(&self, text: &str) -> Result<String, Error> {
         let mut whole = String::new();
         let mut rest = text.chars();
