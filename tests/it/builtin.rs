@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::far::Far;
 use super::sshd::{sshd, user};
 use super::support::{
     FASTSYNC, QUICK, Ran, Running, World, assert_same, assert_same_content, set_mode, until,
@@ -385,10 +386,26 @@ fn other_hosts_and_commands_lead_there() {
     world.pushes(&world.config("jump", "Host testhost\nProxyJump jump,jump\nHost *"));
     let proxy = format!("ProxyCommand ssh -F {} -W %h:%p jump", sshd().config().display());
     world.pushes(&world.config("proxy", &format!("Host testhost\n{proxy}\nHost *")));
+    let alias = format!(
+        "Host nobody\nMatch originalhost testhost exec true\nHostName localhost\n\
+         HostKeyAlias [127.0.0.1]:{}\nHost *",
+        sshd().port
+    );
+    world.pushes(&world.config("match", &alias));
     let config = world.config("loop", "Host *\nProxyJump jump\n");
     let push = ["push".into(), "file".into(), world.remote("no")];
     world.run_builtin(&config, push).exits(30).says("jump hosts lead to each other");
     let push = ["push", "file", "testhost:no", "-o", "Port=1", "-o", "ServerAliveInterval=5"];
     let ran = world.run_builtin(&sshd().config(), push).exits(30);
     ran.says("connect to host 127.0.0.1 port 1: ").says("refused");
+}
+
+/// BOOT-5: megabytes go up the same stream, through whatever shell there is.
+#[test]
+fn a_host_without_fastsync_gets_it_over_the_builtin_client() {
+    let world = World::new();
+    let far = Far::new(&world, "host", "/usr/bin/tcsh", "");
+    far.push(&["--ssh=builtin"], 0).says("note: installed fastsync");
+    assert!(!far.push(&["--ssh=builtin"], 0).err.contains("installed"));
+    assert_eq!((far.cached().len(), far.logins().len()), (1, 2));
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::hosts::{Hosts, said, summary};
+use crate::hosts::{Hosts, Rule, said, summary};
 use crate::terminal::converse;
 
 /// Ten seconds to find a way, and what the rest takes on a busy machine.
@@ -34,6 +34,31 @@ fn behind_a_jump_host() {
         let straight = hosts.push(&[client, "-o", "ConnectTimeout=1"], "far").output().unwrap();
         assert_eq!(straight.status.code(), Some(30), "{}", said(&straight));
     }
+}
+
+/// Behind every firewall the built-in client finds the way that the system's ssh finds; a session is
+/// all that it needs of a connection.
+#[test]
+fn the_builtin_client_finds_the_same_ways() {
+    let hosts = Hosts::with_server("MaxSessions 1");
+    let reject = Rule::Reject;
+    for (near, far, allowed, flags, server, transport, dialler) in [
+        (Rule::Open, Rule::Open, "", &[][..], "far", "tcp+tls", "client"),
+        (Rule::Open, Rule::Open, "meta nfproto ipv4 drop", &[], "far6", "tcp+tls", "client"),
+        (Rule::Open, reject, "", &[], "far", "tcp+tls", "agent"),
+        (reject, Rule::Open, "", &[], "far", "tcp+tls", "client"),
+        (reject, reject, "", &[], "far", "ssh", "client"),
+        (reject, reject, "", &["--ssh-connections=1"], "far", "ssh", "client"),
+        (reject, reject, "meta l4proto udp accept", &[], "far", "quic", "client"),
+    ] {
+        hosts.filter(near, far, allowed);
+        let summary = hosts.pushed(&[&["--ssh=builtin"], flags].concat(), server, SET_UP);
+        assert_way(&summary, transport, dialler);
+    }
+    hosts.filter(reject, reject, "tcp dport 50000-50003 accept");
+    let flags = ["--ssh=builtin", "--port-range", "50000:50003"];
+    assert_way(&hosts.pushed(&flags, "far", SET_UP), "tcp+tls", "client");
+    assert_way(&hosts.pulled(&flags), "tcp+tls", "client");
 }
 
 /// One prompt, whatever way the data takes: further logins would ask again.
