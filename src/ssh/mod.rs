@@ -2,7 +2,7 @@
 //!
 //! The user's own `ssh` program makes the connection, so that its configuration, jump hosts, agents
 //! and second factors work as they do everywhere else. Where there is none, or if it is asked for,
-//! [`builtin`] does. This module imports nothing of ours: what the bytes mean is the caller's business.
+//! the client in `builtin` does. This module imports nothing of ours: what the bytes mean is the caller's business.
 
 mod builtin;
 mod process;

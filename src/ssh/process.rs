@@ -195,7 +195,7 @@ pub struct Complaints(Arc<Mutex<VecDeque<u8>>>);
 impl Complaints {
     const LIMIT: usize = 32 << 10;
 
-    async fn collect(self, mut stderr: impl AsyncRead + Unpin) {
+    pub(super) async fn collect(self, mut stderr: impl AsyncRead + Unpin) {
         let mut piece = [0; 4096];
         while let Ok(len @ 1..) = stderr.read(&mut piece).await {
             self.add(&piece[..len]);

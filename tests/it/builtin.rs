@@ -386,6 +386,10 @@ fn other_hosts_and_commands_lead_there() {
     world.pushes(&world.config("jump", "Host testhost\nProxyJump jump,jump\nHost *"));
     let proxy = format!("ProxyCommand ssh -F {} -W %h:%p jump", sshd().config().display());
     world.pushes(&world.config("proxy", &format!("Host testhost\n{proxy}\nHost *")));
+    let config =
+        world.config("dead", "Host testhost\nProxyCommand echo no way >&2; exit 1\nHost *");
+    let push = ["push".into(), "file".into(), world.remote("no")];
+    world.run_builtin(&config, push).exits(30).says("no way");
     let alias = format!(
         "Host nobody\nMatch originalhost testhost exec true\nHostName localhost\n\
          HostKeyAlias [127.0.0.1]:{}\nHost *",

@@ -6,12 +6,15 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use russh::client::{self, Handle};
 use russh::{Preferred, SshId, cipher, compression};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::auth::Authentication;
 use super::error::Error;
@@ -33,7 +36,16 @@ pub struct Connection {
 enum Below {
     Nothing,
     Jump { _connection: Box<Connection> },
-    Command { _child: Child },
+    Command { _child: Child, complaining: JoinSet<()> },
+}
+
+impl Below {
+    /// Why a command ended tends to come a moment after it has.
+    async fn hear_last_words(&mut self) {
+        if let Self::Command { complaining, .. } = self {
+            let _ = timeout(LAST_WORDS, complaining.join_next()).await;
+        }
+    }
 }
 
 impl fmt::Debug for Connection {
@@ -64,8 +76,14 @@ pub fn connect<'a>(
         let server = Server::new(&settings, is_batch, complaints.clone())?;
         let farewell = Arc::clone(&server.farewell);
         let config = Arc::new(config(&settings, &server));
-        let (stream, below) = reach(login, &settings, is_batch, complaints, depth).await?;
-        let mut handle = client::connect_stream(config, stream, server).await?;
+        let (stream, mut below) = reach(login, &settings, is_batch, complaints, depth).await?;
+        let mut handle = match client::connect_stream(config, stream, server).await {
+            Ok(handle) => handle,
+            Err(error) => {
+                below.hear_last_words().await;
+                return Err(error);
+            }
+        };
         Authentication::new(&mut handle, &settings, &farewell, is_batch).run().await?;
         Ok(Connection { handle, settings, farewell, _below: below })
     })
@@ -98,12 +116,17 @@ async fn reach(
     if let Some(command) = settings.proxy_command()? {
         let mut shell = Command::new("/bin/sh");
         shell.arg("-c").arg(format!("exec {command}")).kill_on_drop(true);
-        shell.stdin(Stdio::piped()).stdout(Stdio::piped());
+        shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = shell.spawn().map_err(failed)?;
         let streams = child.stdin.take().zip(child.stdout.take());
         let (input, output) = streams.ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
+        let mut complaining = JoinSet::new();
+        if let Some(stderr) = child.stderr.take() {
+            complaining.spawn(complaints.clone().collect(stderr));
+        }
         let stream = tokio::io::join(output, input);
-        return Ok((Box::new(stream), Below::Command { _child: child }));
+        let below = Below::Command { _child: child, complaining };
+        return Ok((Box::new(stream), below));
     }
     let stream = dial(settings, &host, port).await.map_err(failed)?;
     Ok((Box::new(stream), Below::Nothing))
@@ -127,7 +150,7 @@ async fn dial(settings: &Settings, host: &str, port: u16) -> io::Result<TcpStrea
             continue;
         }
         let dialled = socket.connect(address);
-        match tokio::time::timeout(settings.connect_timeout(), dialled).await {
+        match timeout(settings.connect_timeout(), dialled).await {
             Ok(Ok(stream)) => {
                 stream.set_nodelay(true)?;
                 return Ok(stream);
@@ -175,6 +198,9 @@ const WINDOW: u32 = 32 << 20;
 
 /// The largest packet that the library takes, in bytes.
 const MAX_PACKET: u32 = 65_535;
+
+/// How long what a command says after its end is waited for.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// How many jump hosts may follow each other.
 const MAX_JUMPS: u32 = 16;
