@@ -21,11 +21,15 @@ pub fn converse(mut command: Command, answers: &[(&str, &str)]) -> (Output, Stri
     command.stdin(terminal).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
     drop(command);
-    let answers: Vec<_> =
-        answers.iter().map(|(a, b)| ((*a).to_owned(), format!("{b}\n"))).collect();
+    let answers: Vec<_> = answers.iter().map(|(a, b)| ((*a).to_owned(), keys(b))).collect();
     let person = thread::spawn(move || answer(master, answers));
     let output = child.wait_with_output().unwrap();
     (output, person.join().unwrap())
+}
+
+/// What is typed for an answer; Ctrl-C needs no Enter.
+fn keys(answer: &str) -> String {
+    if answer == "\x03" { answer.to_owned() } else { format!("{answer}\n") }
 }
 
 fn answer(master: OwnedFd, answers: Vec<(String, String)>) -> String {

@@ -86,9 +86,8 @@ impl KnownHosts {
 
     /// What is known about a key by which a server calls itself one of these names.
     pub fn check(&self, names: &Names, key: &KeyData) -> Verdict {
-        let is_revoked = |line: &&Line| line.marker == Marker::Revoked && line.key == *key;
-        if let Some(line) = self.about(names.first()).find(is_revoked) {
-            return Verdict::Revoked { place: line.place.clone() };
+        if let Some(place) = self.revoked(names, key) {
+            return Verdict::Revoked { place };
         }
         let verdict = self.check_name(names.first(), key);
         match (&verdict, names.without_port()) {
@@ -98,6 +97,13 @@ impl KnownHosts {
             },
             _ => verdict,
         }
+    }
+
+    /// Where a key is withdrawn, under whichever name.
+    fn revoked(&self, names: &Names, key: &KeyData) -> Option<String> {
+        let mut lines = self.about(names.first()).chain(self.about(&names.plain));
+        let is_it = |line: &&Line| line.marker == Marker::Revoked && line.key == *key;
+        lines.find(is_it).map(|line| line.place.clone())
     }
 
     fn check_name(&self, name: &str, key: &KeyData) -> Verdict {
@@ -117,10 +123,8 @@ impl KnownHosts {
     pub fn check_certificate(&self, names: &Names, certificate: &Certificate) -> Verdict {
         let authority = certificate.signature_key();
         for key in [authority, certificate.public_key()] {
-            let mut lines = self.about(names.first());
-            let is_it = |line: &Line| line.marker == Marker::Revoked && line.key == *key;
-            if let Some(line) = lines.find(|line| is_it(line)) {
-                return Verdict::Revoked { place: line.place.clone() };
+            if let Some(place) = self.revoked(names, key) {
+                return Verdict::Revoked { place };
             }
         }
         let mut authorities = self.about(names.first());
@@ -334,7 +338,9 @@ mod tests {
     fn markers_are_obeyed() {
         let place = "known line 2".to_owned();
         let text = format!("h {A}\n@revoked * {A}\n");
-        assert_eq!(check(&text, "h", 22), Verdict::Revoked { place });
+        assert_eq!(check(&text, "h", 22), Verdict::Revoked { place: place.clone() });
+        let text = format!("h {A}\n@revoked h {A}\n");
+        assert_eq!(check(&text, "h", 2222), Verdict::Revoked { place });
         assert_eq!(check(&format!("@cert-authority h {A}\n"), "h", 22), unknown());
         assert_eq!(check(&format!("@unheard-of h {A}\n"), "h", 22), unknown());
         assert!(
