@@ -43,7 +43,11 @@ const LAYERS: &[Layer] = &[
             "tokio",
         ],
     },
-    Layer { name: "ssh", below: &["protocol"], outside: &["thiserror", "tokio"] },
+    Layer {
+        name: "ssh",
+        below: &[],
+        outside: &["aws_lc_rs", "russh", "rustix", "thiserror", "tokio"],
+    },
     Layer {
         name: "engine",
         below: &["protocol", "storage", "transport", "ssh"],

@@ -246,8 +246,8 @@ pub struct Ssh {
     /// Private key for ssh; may be repeated
     #[arg(long, value_name = "FILE")]
     pub identity: Vec<OsString>,
-    /// The ssh program [default: ssh, from the search path]
-    #[arg(long = "ssh", value_name = "PROGRAM")]
+    /// What logs in: `system`, `builtin`, or an ssh program [default: system, or builtin without ssh]
+    #[arg(long = "ssh", value_name = "CLIENT")]
     pub program: Option<PathBuf>,
 }
 

@@ -16,7 +16,9 @@ use super::meaning;
 use super::rules::Files;
 use super::settings::{Environment, Settings};
 use super::units::{ProgressMode, ResumeMode, Switch};
-use crate::engine::job::{Bootstrap, Direction, Host, Job, Launch, Place, TransferConfig};
+use crate::engine::job::{
+    Bootstrap, Direction, Host, Job, Launch, Place, Ssh as SshClient, TransferConfig,
+};
 use crate::protocol::message::Resume;
 
 /// A job, and what to show of it.
@@ -256,6 +258,16 @@ fn join_port(direction: &mut Direction, ssh: &Ssh) -> Result<(), UsageError> {
     Ok(())
 }
 
+/// What makes ssh connections, by `--ssh`.
+fn client(said: Option<PathBuf>) -> SshClient {
+    match said {
+        None => SshClient::Auto,
+        Some(word) if word.as_os_str() == "system" => SshClient::System,
+        Some(word) if word.as_os_str() == "builtin" => SshClient::Builtin,
+        Some(program) => SshClient::Program(program),
+    }
+}
+
 /// How the agent is started: ssh's flags in the form that ssh wants.
 fn launch(ssh: Ssh, settings: &Settings, environment: &Environment<'_>) -> Launch {
     let mut arguments = Vec::new();
@@ -266,7 +278,7 @@ fn launch(ssh: Ssh, settings: &Settings, environment: &Environment<'_>) -> Launc
     ssh.port.into_iter().for_each(|port| add("-p", port.to_string().into()));
     ssh.identity.into_iter().for_each(|file| add("-i", file));
     Launch {
-        ssh_program: ssh.program.or_else(|| environment.raw("FASTSYNC_SSH").map(PathBuf::from)),
+        ssh: client(ssh.program.or_else(|| environment.raw("FASTSYNC_SSH").map(PathBuf::from))),
         ssh_arguments: arguments,
         agent_path: settings.agent_path.clone().map(|path| path.0),
         bootstrap: match settings.bootstrap {
@@ -461,11 +473,16 @@ mod tests {
         let plan = planned(&typed, &[("FASTSYNC_SSH", "/t")]).unwrap();
         let wanted = ["-F", "f", "-J", "j", "-o", "A=b", "-o", "C=d", "-p", "22", "-i", "k"];
         assert_eq!(plan.job.launch.ssh_arguments, wanted);
-        assert_eq!(plan.job.launch.ssh_program, Some("/s".into()));
+        assert_eq!(plan.job.launch.ssh, SshClient::Program("/s".into()));
         assert_eq!(plan.job.launch.agent_path.as_deref(), Some("/opt/f"));
         assert_eq!(host(&plan.job.direction).unwrap().port, None);
         let plan = planned(&["push", "a", "h:"], &[("FASTSYNC_SSH", "/t")]).unwrap();
-        assert_eq!(plan.job.launch.ssh_program, Some("/t".into()));
+        assert_eq!(plan.job.launch.ssh, SshClient::Program("/t".into()));
+        for (word, client) in [("builtin", SshClient::Builtin), ("system", SshClient::System)] {
+            let plan = planned(&["push", "a", "h:", "--ssh", word], &[("FASTSYNC_SSH", "/t")]);
+            assert_eq!(plan.unwrap().job.launch.ssh, client);
+        }
+        assert_eq!(planned(&["push", "a", "h:"], &[]).unwrap().job.launch.ssh, SshClient::Auto);
     }
 
     #[test]

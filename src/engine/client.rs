@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::process::ChildStdout;
 use tokio::task::JoinSet;
 
 use super::control::{Aside, ControlError, Inbox, Outbox, Word, outbox_with};
@@ -24,7 +23,7 @@ use crate::protocol::manifest::Totals;
 use crate::protocol::message::{Accept, Deletions, Message, Open, Options, Secret, Task};
 use crate::protocol::session::{End, Role};
 use crate::protocol::tunnel;
-use crate::ssh::Login;
+use crate::ssh::{Login, Output};
 use crate::storage::local::LocalSource;
 use crate::transport::channel::{Channel, ChannelConfig};
 use crate::transport::tls::Identity;
@@ -196,7 +195,7 @@ impl Plan {
 /// A session in the making, and under way.
 struct Session {
     plan: Plan,
-    inbox: Inbox<ChildStdout>,
+    inbox: Inbox<Output>,
     outbox: Outbox,
     /// How to log in once more, and what to run then.
     lane: Option<(Login, String)>,

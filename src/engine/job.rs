@@ -77,8 +77,7 @@ pub struct Host {
 /// How the agent is started.
 #[derive(Clone, Debug, Default)]
 pub struct Launch {
-    /// The ssh program; `ssh` from the search path if `None`.
-    pub ssh_program: Option<PathBuf>,
+    pub ssh: Ssh,
     /// Arguments passed to ssh as they are, such as `-F FILE`, `-J HOST`, `-o OPTION`.
     pub ssh_arguments: Vec<OsString>,
     /// The agent's binary on the other host; if `None`, `fastsync` from the search path or, if there is
@@ -89,6 +88,20 @@ pub struct Launch {
     pub agent_binary: Option<PathBuf>,
     /// This program, to be started as the agent on this machine; the running one if `None`.
     pub local_program: Option<PathBuf>,
+}
+
+/// What makes ssh connections.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum Ssh {
+    /// `ssh` from the search path, or the built-in client if there is none.
+    #[default]
+    Auto,
+    /// `ssh` from the search path.
+    System,
+    /// The client that is part of this program.
+    Builtin,
+    /// A program that takes ssh's arguments.
+    Program(PathBuf),
 }
 
 /// Whether the agent's program is brought along where it is missing.

@@ -8,13 +8,12 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
-use tokio::process::{ChildStdin, ChildStdout};
 
 use super::EngineError;
 use super::client::AGENT_PATIENCE;
 use super::control::{ControlError, Greeting, Inbox, Pulse};
 use super::event::{Event, Installed};
-use super::job::{Bootstrap, Host, Launch};
+use super::job::{Bootstrap, Host, Launch, Ssh};
 use super::program::Executable;
 use super::session::{Observer, SessionError};
 use crate::protocol::bootstrap::{Program, Said, is_not_found, is_not_runnable};
@@ -22,7 +21,7 @@ use crate::protocol::handshake::{VERSIONS, common_version};
 use crate::protocol::manifest::Escaped;
 use crate::protocol::message::{Failure, FailureCode, Hello, Message};
 use crate::protocol::session::End;
-use crate::ssh::{self, Login, Process};
+use crate::ssh::{self, Client, Input, Login, Output, Process};
 
 /// What it takes to start an agent.
 #[derive(Debug)]
@@ -38,8 +37,8 @@ pub struct Launcher<'a> {
 #[derive(Debug)]
 pub struct Launched {
     pub process: Process,
-    pub stdin: ChildStdin,
-    pub inbox: Inbox<ChildStdout>,
+    pub stdin: Input,
+    pub inbox: Inbox<Output>,
     pub greeting: AgentGreeting,
     /// What ssh's configuration says that the host is called, where that means something here.
     pub resolved: Option<String>,
@@ -187,7 +186,7 @@ impl Launcher<'_> {
             return Ok((process.map_err(|it| not_startable(it.to_string()))?, None));
         };
         let login = Login {
-            program: launch.ssh_program.clone().map_or_else(|| OsString::from("ssh"), Into::into),
+            client: self.client(),
             arguments: launch.ssh_arguments.clone(),
             host: host.name.clone(),
             user: host.user.clone(),
@@ -195,17 +194,33 @@ impl Launcher<'_> {
         };
         let command = program.map_or_else(|| self.agent_command(), Program::remote_command);
         let process = login.start(&command).map_err(|cause| {
-            let program = Escaped(login.program.as_encoded_bytes());
+            let Client::Program(program) = &login.client else {
+                return not_startable(cause.to_string());
+            };
+            let program = Escaped(program.as_encoded_bytes());
             not_startable(format!("cannot run {program}: {cause}"))
         })?;
         Ok((process, Some(login)))
     }
 
+    fn client(&self) -> Client {
+        match &self.launch.ssh {
+            Ssh::Program(program) => Client::Program(program.clone().into()),
+            Ssh::Builtin => Client::Builtin,
+            Ssh::Auto if !ssh::is_installed("ssh") => {
+                let text = "there is no ssh program here; the built-in one logs in";
+                self.observer.tell(Event::Note(text.to_owned()));
+                Client::Builtin
+            }
+            Ssh::Auto | Ssh::System => Client::Program(OsString::from("ssh")),
+        }
+    }
+
     /// Waits for an agent's greeting, and does what the other host needs for one.
     async fn greeting(
         &self,
-        inbox: &mut Inbox<ChildStdout>,
-        stdin: &mut ChildStdin,
+        inbox: &mut Inbox<Output>,
+        stdin: &mut Input,
         executable: Option<&Executable>,
     ) -> Result<AgentGreeting, Silence> {
         // What is not heard by a peer that has gone is no error here: the reading tells.
@@ -315,8 +330,8 @@ struct Stored {
 /// Sends the program, and hears what is said meanwhile or after it.
 async fn send(
     executable: &Executable,
-    inbox: &mut Inbox<ChildStdout>,
-    stdin: &mut ChildStdin,
+    inbox: &mut Inbox<Output>,
+    stdin: &mut Input,
 ) -> Result<Greeting, Silence> {
     let pulse = inbox.pulse().clone();
     let mut heard = std::pin::pin!(inbox.find_greeting());
@@ -331,7 +346,7 @@ async fn send(
     }
 }
 
-async fn agent_greeting(inbox: &mut Inbox<ChildStdout>) -> Result<AgentGreeting, Silence> {
+async fn agent_greeting(inbox: &mut Inbox<Output>) -> Result<AgentGreeting, Silence> {
     inbox.set_silence(AGENT_SILENCE);
     match inbox.next_encoded().await? {
         (Message::Hello(hello), encoded) => Ok(AgentGreeting { hello, encoded }),

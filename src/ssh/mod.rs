@@ -1,27 +1,38 @@
 //! A byte stream to a command on another host, or on this one.
 //!
 //! The user's own `ssh` program makes the connection, so that its configuration, jump hosts, agents
-//! and second factors work as they do everywhere else. This module imports nothing of ours: what
-//! the bytes mean is the caller's business.
+//! and second factors work as they do everywhere else. Where there is none, or if it is asked for,
+//! the client in `builtin` does. This module imports nothing of ours: what the bytes mean is the caller's business.
 
-use std::collections::VecDeque;
+mod builtin;
+mod process;
+
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::net::IpAddr;
-use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::task::JoinSet;
+use tokio::process::Command;
+
+pub use process::{Input, Output, Process};
+
+/// What makes ssh connections.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Client {
+    /// A program that takes ssh's arguments.
+    Program(OsString),
+    /// This program itself.
+    Builtin,
+}
 
 /// How to start a command on another host.
 #[derive(Clone, Debug)]
 pub struct Login {
-    /// The ssh program.
-    pub program: OsString,
-    /// Passed to it as they are, before the host.
+    pub client: Client,
+    /// Passed to ssh as they are, before the host.
     pub arguments: Vec<OsString>,
     pub host: String,
     pub user: Option<String>,
@@ -35,7 +46,12 @@ impl Login {
     ///
     /// If the ssh program cannot be started; whether it can log in shows later.
     pub fn start(&self, remote_command: &str) -> io::Result<Process> {
-        Self::finish(self.command(), &self.host, remote_command)
+        match &self.client {
+            Client::Program(program) => {
+                Self::finish(self.complete(Command::new(program)), &self.host, remote_command)
+            }
+            Client::Builtin => Ok(builtin::start(self.clone(), remote_command, false)),
+        }
     }
 
     fn finish(mut command: Command, host: &str, remote_command: &str) -> io::Result<Process> {
@@ -57,7 +73,11 @@ impl Login {
     ///
     /// If the ssh program cannot be started; whether it can log in shows later.
     pub fn start_further(&self, remote_command: &str) -> io::Result<Process> {
-        let mut command = Command::new(&self.program);
+        let program = match &self.client {
+            Client::Program(program) => program,
+            Client::Builtin => return Ok(builtin::start(self.clone(), remote_command, true)),
+        };
+        let mut command = Command::new(program);
         // Before the user's own: of each option, ssh takes the first value that it is given.
         for option in ["BatchMode=yes", "ControlMaster=no", "ControlPath=none"] {
             command.arg("-o").arg(option);
@@ -67,12 +87,11 @@ impl Login {
 
     /// The name or address that ssh connects to, as its configuration resolves the host.
     pub async fn resolved_host(&self) -> Option<String> {
-        let mut command = self.command();
-        command.arg("-G").arg("--").arg(&self.host).stdin(Stdio::null()).stderr(Stdio::null());
-        command.kill_on_drop(true);
-        let output =
-            tokio::time::timeout(Duration::from_secs(5), command.output()).await.ok()?.ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let program = match &self.client {
+            Client::Program(program) => program,
+            Client::Builtin => return builtin::resolved_host(self).await,
+        };
+        let text = self.told(program).await.ok()?;
         let value = |key: &str| {
             text.lines()
                 .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
@@ -85,8 +104,18 @@ impl Login {
         if is_proxied { None } else { value("hostname") }
     }
 
-    fn command(&self) -> Command {
-        self.complete(Command::new(&self.program))
+    /// What the ssh program says that its configuration is for this host (`ssh -G`).
+    async fn told(&self, program: &OsStr) -> io::Result<String> {
+        let mut command = self.complete(Command::new(program));
+        command.arg("-G").arg("--").arg(&self.host).stdin(Stdio::null());
+        command.kill_on_drop(true);
+        let output = tokio::time::timeout(Duration::from_secs(5), command.output()).await;
+        let output = output.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        if !output.status.success() {
+            let complaints = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(io::Error::other(complaints));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     fn complete(&self, mut command: Command) -> Command {
@@ -99,6 +128,15 @@ impl Login {
         }
         command
     }
+}
+
+/// Whether the search path has this program.
+pub fn is_installed(program: &str) -> bool {
+    let is_program = |path: &Path| {
+        path.metadata().is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
+    };
+    let directories = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&directories).any(|directory| is_program(&directory.join(program)))
 }
 
 /// Starts a program of this machine in the same way.
@@ -138,76 +176,6 @@ pub fn client_address(ssh_connection: &str) -> Option<IpAddr> {
     ssh_connection.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// A running command. Dropping it ends the command.
-#[derive(Debug)]
-pub struct Process {
-    child: Child,
-    complaints: Complaints,
-    /// Owns the task that reads the command's standard error.
-    tasks: JoinSet<()>,
-}
-
-impl Process {
-    fn start(mut command: Command) -> io::Result<Self> {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.kill_on_drop(true);
-        let mut child = command.spawn()?;
-        let complaints = Complaints::default();
-        let mut tasks = JoinSet::new();
-        if let Some(stderr) = child.stderr.take() {
-            tasks.spawn(complaints.clone().collect(stderr));
-        }
-        Ok(Self { child, complaints, tasks })
-    }
-
-    /// Takes the ends of the byte stream. `None` the second time.
-    pub fn take_streams(&mut self) -> Option<(ChildStdin, ChildStdout)> {
-        Some((self.child.stdin.take()?, self.child.stdout.take()?))
-    }
-
-    /// The last of what the command wrote to its standard error.
-    pub fn complaints(&self) -> String {
-        self.complaints.text()
-    }
-
-    /// Waits until the command has ended; ends it after `limit`.
-    pub async fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
-        let status = tokio::time::timeout(limit, self.child.wait()).await;
-        let Ok(status) = status else {
-            let _ = self.child.start_kill();
-            return None;
-        };
-        // Whatever it said last is worth having; a grandchild may hold the pipe open for ever.
-        let drain = async { while self.tasks.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(Duration::from_millis(200), drain).await;
-        status.ok()
-    }
-}
-
-/// The last 32 KiB of a command's standard error.
-#[derive(Clone, Debug, Default)]
-struct Complaints(Arc<Mutex<VecDeque<u8>>>);
-
-impl Complaints {
-    const LIMIT: usize = 32 << 10;
-
-    async fn collect(self, mut stderr: impl AsyncRead + Unpin) {
-        let mut piece = [0; 4096];
-        while let Ok(len @ 1..) = stderr.read(&mut piece).await {
-            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.extend(&piece[..len]);
-            let excess = kept.len().saturating_sub(Self::LIMIT);
-            kept.drain(..excess);
-        }
-    }
-
-    fn text(&self) -> String {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes: Vec<u8> = kept.iter().copied().collect();
-        String::from_utf8_lossy(&bytes).trim().to_owned()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,7 +202,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_command_is_a_byte_stream_with_complaints() {
-        use tokio::io::AsyncWriteExt as _;
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let mut process =
             start_locally("sh".as_ref(), &["-c", "cat; echo no >&2; exit 3"]).unwrap();
         let (mut stdin, mut stdout) = process.take_streams().unwrap();

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // clippy.toml covers only #[test] functions
 
 mod bootstrap;
+mod builtin;
 mod cli;
 mod far;
 mod journal;
@@ -16,4 +17,6 @@ mod retry;
 mod ssh;
 mod sshd;
 mod support;
+#[path = "../reach/terminal.rs"]
+mod terminal;
 mod verbs;

@@ -48,9 +48,12 @@ impl Sshd {
         fs::create_dir_all(dir.join("home/bin")).unwrap();
         fs::create_dir(dir.join("bin")).unwrap();
         std::os::unix::fs::symlink(FASTSYNC, dir.join("bin/fastsync")).unwrap();
-        for key in ["host", "user", "stranger"] {
+        for key in ["host", "user", "stranger", "authority"] {
             make_key(&dir.join(key));
         }
+        let certify = ["-q", "-s", "authority", "-I", "host", "-h", "-n", "*.0.0.1", "host.pub"];
+        let certified = Command::new("ssh-keygen").args(certify).current_dir(&dir).status();
+        assert!(certified.unwrap().success(), "ssh-keygen failed");
         fs::copy(dir.join("user.pub"), dir.join("authorized_keys")).unwrap();
         let port = free_port();
         write_configurations(&dir, port);
@@ -85,9 +88,7 @@ impl Sshd {
     pub fn allow(&self, key: &Path, command: &str) -> PathBuf {
         make_key(key);
         let public = fs::read_to_string(key.with_extension("pub")).unwrap();
-        let line = format!("restrict,command=\"{command}\" {public}");
-        let file = fs::OpenOptions::new().append(true).open(self.dir.join("authorized_keys"));
-        file.unwrap().write_all(line.as_bytes()).unwrap();
+        self.authorize(&format!("restrict,command=\"{command}\" {public}"));
         let configuration = fs::read_to_string(self.config()).unwrap();
         let own = format!("IdentityFile {}/user\n", self.dir.display());
         let configuration =
@@ -95,6 +96,12 @@ impl Sshd {
         let path = key.with_extension("config");
         fs::write(&path, configuration).unwrap();
         path
+    }
+
+    /// Adds a line to the keys that may log in.
+    pub fn authorize(&self, line: &str) {
+        let file = fs::OpenOptions::new().append(true).open(self.dir.join("authorized_keys"));
+        file.unwrap().write_all(format!("{}\n", line.trim_end()).as_bytes()).unwrap();
     }
 
     /// The home directory at the other end.
@@ -139,7 +146,7 @@ fn make_key(path: &Path) {
 fn write_configurations(dir: &Path, port: u16) {
     let at = dir.display();
     let server = format!(
-        "ListenAddress 127.0.0.1\nPort {port}\nHostKey {at}/host\nPidFile {at}/pid\n\
+        "ListenAddress 127.0.0.1\nPort {port}\nHostKey {at}/host\nHostCertificate {at}/host-cert.pub\nPidFile {at}/pid\n\
          AuthorizedKeysFile {at}/authorized_keys\nStrictModes no\nUsePAM no\n\
          PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
          MaxStartups 100:30:200\nLogLevel ERROR\n\

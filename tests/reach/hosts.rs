@@ -1,6 +1,7 @@
 //! Two hosts and the network between them: `near`, where the program is started, and `far`.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,7 +20,9 @@ pub struct Hosts {
     dir: tempfile::TempDir,
     near: String,
     far: String,
-    server: Option<Child>,
+    servers: Vec<Child>,
+    /// A third host, through which alone `near` reaches the server; see [`Hosts::with_gate`].
+    gate: Option<String>,
 }
 
 /// What a host does with what comes in: ssh always passes, and so do answers.
@@ -40,15 +43,71 @@ impl Hosts {
 
     /// The same with more lines for the server's configuration.
     pub fn with_server(lines: &str) -> Self {
+        Self::with_services(lines, None)
+    }
+
+    /// The same with a second factor: the server also wants a code, and notes how often it was given
+    /// one in `codes`.
+    pub fn with_second_factor() -> Self {
+        let lines = "UsePAM yes\nKbdInteractiveAuthentication yes\n\
+                     AuthenticationMethods publickey,keyboard-interactive";
+        Self::with_services(lines, Some("246810"))
+    }
+
+    fn with_services(lines: &str, code: Option<&str>) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let (near, far) = (name("n", number), name("f", number));
         let dir = tempfile::Builder::new().prefix("reach-").tempdir().unwrap();
-        let mut hosts = Self { dir, near, far, server: None };
+        let mut hosts = Self { dir, near, far, servers: Vec::new(), gate: None };
         hosts.make_network();
         hosts.make_tree();
-        hosts.serve(lines);
+        hosts.prepare(lines);
+        let before = code.map(|code| hosts.ask_for(code)).unwrap_or_default();
+        hosts.serve(&hosts.far.clone(), &before);
         hosts
+    }
+
+    /// The command after which PAM asks for a code.
+    fn ask_for(&self, code: &str) -> String {
+        let at = self.dir.path().display();
+        let check = format!(
+            "#!/bin/sh\ncode=$(tr -d '\\0')\necho asked >>{at}/codes\ntest \"$code\" = {code}\n"
+        );
+        fs::write(self.path("check"), check).unwrap();
+        fs::set_permissions(self.path("check"), fs::Permissions::from_mode(0o755)).unwrap();
+        let pam = format!(
+            "auth required pam_exec.so expose_authtok quiet {at}/check\nauth required pam_permit.so\n\
+             account required pam_permit.so\nsession required pam_permit.so\n"
+        );
+        fs::write(self.path("pam"), pam).unwrap();
+        format!("mount --bind {at}/pam /etc/pam.d/sshd")
+    }
+
+    /// The same with a jump host, `gate`, to the server `inner`, that is on a network of its own.
+    pub fn with_gate() -> Self {
+        let mut hosts = Self::new();
+        let gate = hosts.near.replace("fsr", "fsg");
+        run("ip", &["netns", "add", &gate]);
+        hosts.gate = Some(gate.clone());
+        run("ip", &["-n", &gate, "link", "set", "lo", "up"]);
+        for (host, link, network) in [(&hosts.near, "out", 1), (&hosts.far, "in", 2)] {
+            let ends = ["link", "add", link, "netns", &gate, "type", "veth", "peer", "name", link];
+            run("ip", &[&ends[..], &["netns", host]].concat());
+            let ours = format!("10.78.{network}.2/24");
+            run("ip", &["-n", &gate, "addr", "add", &ours, "dev", link]);
+            let theirs = format!("10.78.{network}.1/24");
+            run("ip", &["-n", host, "addr", "add", &theirs, "dev", link]);
+            run("ip", &["-n", &gate, "link", "set", link, "up"]);
+            run("ip", &["-n", host, "link", "set", link, "up"]);
+        }
+        hosts.serve(&gate, "");
+        hosts
+    }
+
+    /// What `near` sends straight to `far` is dropped: all, or ssh only.
+    pub fn close_to_near(&self, what: &str) {
+        self.rules(&self.far, &format!("ip saddr 10.78.0.1 {what} drop\nip6 saddr fd78::1 drop\n"));
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -84,7 +143,8 @@ impl Hosts {
         }
     }
 
-    fn serve(&mut self, lines: &str) {
+    /// Keys and configurations for the servers and for `near`; `lines` come first, and so prevail.
+    fn prepare(&self, lines: &str) {
         fs::create_dir_all("/run/sshd").unwrap();
         fs::create_dir(self.path("bin")).unwrap();
         std::os::unix::fs::symlink(FASTSYNC, self.path("bin/fastsync")).unwrap();
@@ -95,27 +155,33 @@ impl Hosts {
         fs::copy(self.path("user.pub"), self.path("authorized_keys")).unwrap();
         let at = self.dir.path().display().to_string();
         let server = format!(
-            "Port 22\nHostKey {at}/host\nPidFile none\nAuthorizedKeysFile {at}/authorized_keys\n\
+            "{lines}\nPort 22\nHostKey {at}/host\nPidFile none\nAuthorizedKeysFile {at}/authorized_keys\n\
              StrictModes no\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\n\
-             LogLevel ERROR\nSetEnv PATH={at}/bin:/usr/bin:/bin\n{lines}\n"
+             LogLevel ERROR\nSetEnv PATH={at}/bin:/usr/bin:/bin\n"
         );
         fs::write(self.path("sshd_config"), server).unwrap();
         let client = format!(
-            "Host far\nHostName 10.78.0.2\nHost far6\nHostName fd78::2\nHost *\nUser root\n\
+            "Host far\nHostName 10.78.0.2\nHost far6\nHostName fd78::2\nHost gate\nHostName 10.78.1.2\n\
+             Host second\nHostName 10.78.2.2\nHost inner\nHostName 10.78.2.1\nHost *\nUser root\n\
              IdentityFile {at}/user\nIdentitiesOnly yes\nIdentityAgent none\n\
              StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n"
         );
         fs::write(self.path("ssh_config"), client).unwrap();
-        let mut command = self.on(&self.far, "/usr/sbin/sshd");
-        command.arg("-D").arg("-f").arg(self.path("sshd_config")).arg("-E").arg(self.path("log"));
-        self.server = Some(command.stdin(Stdio::null()).spawn().unwrap());
+    }
+
+    /// Starts a server on a host, after commands that change what it sees of the file system: it has a
+    /// mount namespace of its own.
+    fn serve(&mut self, host: &str, before: &str) {
+        let mut command = self.on(host, "/bin/sh");
+        let script = format!("{before}\nexec /usr/sbin/sshd -D -f \"$1\" -E \"$2\"");
+        command.args(["-ec", &script, "sh"]).arg(self.path("sshd_config")).arg(self.path("log"));
+        self.servers.push(command.stdin(Stdio::null()).spawn().unwrap());
         let answers = until(Duration::from_secs(20), || {
-            let mut listening = self.on(&self.far, "ss");
+            let mut listening = self.on(host, "ss");
             let output = listening.args(["-Hltn", "sport", "=", ":22"]).output().unwrap();
             !output.stdout.is_empty()
         });
-        let log = fs::read_to_string(self.path("log")).unwrap_or_default();
-        assert!(answers, "sshd does not start; see scripts/test. It says:\n{log}");
+        assert!(answers, "sshd does not start; see scripts/test. It says:\n{}", self.log());
     }
 
     /// A program on one of the hosts.
@@ -171,13 +237,33 @@ impl Hosts {
 
     /// A push of the tree, with `-q --json`, to `far:` or what else the server is called.
     pub fn push(&self, flags: &[&str], server: &str) -> Command {
-        let mut command = self.on(&self.near, FASTSYNC);
+        self.push_with(self.on(&self.near, FASTSYNC), flags, server)
+    }
+
+    fn push_with(&self, mut command: Command, flags: &[&str], server: &str) -> Command {
         command.args(["push", "-q", "--json", "--durability=none", "-F"]);
         command.arg(self.path("ssh_config")).args(flags);
         command.arg(format!("{}/", self.path("src").display()));
         command.arg(format!("{server}:{}", self.path("dst").display()));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
+    }
+
+    /// The same at a terminal, where a person could be asked.
+    pub fn push_at_terminal(&self, flags: &[&str], server: &str) -> Command {
+        let mut command = self.on(&self.near, "timeout");
+        command.args(["-s", "KILL", "100", "setsid", "-c", "-w", FASTSYNC]);
+        self.push_with(command, flags, server)
+    }
+
+    /// What the servers say.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// How often the server was given a code.
+    pub fn codes(&self) -> usize {
+        fs::read_to_string(self.path("codes")).unwrap_or_default().lines().count()
     }
 
     /// Pushes, which must succeed within the time, and returns the summary.
@@ -228,11 +314,11 @@ impl Hosts {
 
 impl Drop for Hosts {
     fn drop(&mut self) {
-        if let Some(mut server) = self.server.take() {
+        for mut server in self.servers.drain(..) {
             let _ = server.kill();
             let _ = server.wait();
         }
-        for host in [&self.near, &self.far] {
+        for host in [&self.near, &self.far].into_iter().chain(&self.gate) {
             let _ = Command::new("ip").args(["netns", "del", host]).status();
         }
     }

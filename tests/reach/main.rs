@@ -7,4 +7,6 @@
 
 mod hosts;
 mod kills;
+mod logins;
+mod terminal;
 mod ways;
