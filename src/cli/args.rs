@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::flags::{Choosing, Comparing, Deleting, Keeping, Telling, Updating};
 use super::settings::Settings;
-use super::units::ProgressMode;
+use super::units::{ByteSize, ProgressMode};
 
 /// Move files between hosts: striped over many connections, verified with BLAKE3, resumable
 #[derive(Debug, Parser)]
@@ -64,6 +64,19 @@ pub enum Command {
     /// is deleted.
     #[command(override_usage = "fastsync retry [OPTIONS] REPORT")]
     Retry(Box<Retry>),
+    /// Find out what works between this machine and another, how quick it is, and what to change
+    ///
+    /// Checks ssh, the agent, versions and clocks, every way that data can take and in which direction,
+    /// what one stream and several carry, the system's limits for sockets, and the file systems at both
+    /// ends: on HOST that of DIR, or of the home directory. Nothing is left behind. Ends with the command
+    /// line to use.
+    #[command(override_usage = "fastsync doctor [OPTIONS] [USER@]HOST[:DIR]")]
+    Doctor(Box<Measuring>),
+    /// Measure memory to memory, memory to disk and disk to memory, in both directions
+    ///
+    /// Each with 1, 2, 4, 8 and 16 streams, or up to what --streams says. Nothing is left behind.
+    #[command(override_usage = "fastsync bench [OPTIONS] [USER@]HOST[:DIR]")]
+    Bench(Box<Measuring>),
     /// Serve one session on standard input and output; started by fastsync itself on the other host
     #[command(hide = true)]
     Agent(Agent),
@@ -195,6 +208,29 @@ pub struct Retry {
     pub output: Output,
     #[command(flatten)]
     pub telling: Telling,
+}
+
+/// The flags of doctor and bench.
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = AFTER_HELP)]
+pub struct Measuring {
+    /// The other host, and a directory there for temporary files
+    #[arg(value_name = "HOST")]
+    pub location: OsString,
+    /// A directory of this machine for temporary files [default: the current one]
+    #[arg(long, value_name = "DIR")]
+    pub local_dir: Option<PathBuf>,
+    /// For how many seconds each thing is measured, 1 to 60 [default: 2]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(1..=60))]
+    pub duration: Option<u16>,
+    /// How much each run carries at the most, and writes to a disk [default: what there is time for;
+    /// to a disk 1G for bench, 256M for doctor]
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<ByteSize>,
+    #[command(flatten)]
+    pub connecting: Connecting,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// The flags that ls, check and manifest share.

@@ -219,6 +219,7 @@ pub fn take_contents(direction: &mut Direction) {
         Direction::Pull { sources, .. } | Direction::Inventory { sources, .. } => {
             sources.iter_mut().for_each(end_with_slash);
         }
+        Direction::Measure { .. } => {}
     }
 }
 
@@ -234,7 +235,9 @@ fn host(direction: &Direction) -> Option<&Host> {
     match direction {
         Direction::Push { destination: Place::Remote { host, .. }, .. } => Some(host),
         Direction::Push { destination: Place::Local(_), .. } | Direction::Copy { .. } => None,
-        Direction::Pull { host, .. } | Direction::Inventory { host, .. } => host.as_ref(),
+        Direction::Pull { host, .. }
+        | Direction::Inventory { host, .. }
+        | Direction::Measure { host, .. } => host.as_ref(),
     }
 }
 
@@ -243,11 +246,13 @@ fn join_port(direction: &mut Direction, ssh: &Ssh) -> Result<(), UsageError> {
     let host = match direction {
         Direction::Push { destination: Place::Remote { host, .. }, .. }
         | Direction::Pull { host: Some(host), .. }
-        | Direction::Inventory { host: Some(host), .. } => host,
+        | Direction::Inventory { host: Some(host), .. }
+        | Direction::Measure { host: Some(host), .. } => host,
         Direction::Push { .. }
         | Direction::Pull { .. }
         | Direction::Copy { .. }
-        | Direction::Inventory { .. } => return Ok(()),
+        | Direction::Inventory { .. }
+        | Direction::Measure { .. } => return Ok(()),
     };
     let (Some(flag), Some(port)) = (ssh.port, host.port) else { return Ok(()) };
     if flag != port {

@@ -4,11 +4,13 @@
 //! `args` and `flags` are what was typed, `settings`, `config`, `location`, `rules` and `values` say
 //! what it can mean, `meaning`, `job` and `look` put it together; `run` runs it, `progress` watches, and
 //! `transfer`, `listing`, `manifest` and `check` are what the subcommands make of it, with `itemize`,
-//! `mapping` and `stats`; `screen` writes, and `report`, `retry`, `summary` and `exit` conclude.
+//! `mapping` and `stats`; `measuring`, `doctor` and `bench` show what was measured; `screen` writes, and `report`, `retry`, `summary` and `exit` conclude.
 
 mod args;
+mod bench;
 mod check;
 mod config;
+mod doctor;
 mod exit;
 mod flags;
 mod itemize;
@@ -20,6 +22,7 @@ mod look;
 mod manifest;
 mod mapping;
 mod meaning;
+mod measuring;
 mod progress;
 mod report;
 mod retry;
@@ -46,9 +49,14 @@ use thiserror::Error;
 
 use crate::engine;
 use crate::engine::agent::{Access, Rights};
+use crate::engine::measure::What;
 use crate::protocol::manifest::Escaped;
-use args::{Agent, Arguments, Check, Command, Connecting, Looking, Ls, Manifest, Retry, Transfer};
+use args::{
+    Agent, Arguments, Check, Command, Connecting, Looking, Ls, Manifest, Measuring, Retry, Transfer,
+};
+use bench::Bench;
 use check::{Comparison, ManifestCheck};
+use doctor::Doctor;
 use flags::{Choosing, Deleting};
 use job::{Plan, Verb};
 use lines::LineError;
@@ -87,6 +95,8 @@ pub fn main() -> ExitCode {
         Ok(Command::Check(check)) => run_check(&check),
         Ok(Command::Manifest(manifest)) => run_manifest(&manifest),
         Ok(Command::Retry(retry)) => run_retry(&retry),
+        Ok(Command::Doctor(measuring)) => run_measuring(What::Everything, &measuring),
+        Ok(Command::Bench(measuring)) => run_measuring(What::Speed, &measuring),
         Ok(Command::Agent(agent)) => run_agent(&agent),
         Err(error) => {
             // That help cannot be printed, because `head` has seen enough, is no failure.
@@ -312,6 +322,15 @@ fn inventory_of(
 ) -> Result<Inventory, UsageError> {
     let mut files = Files::default();
     look::plan_inventory(location, true, None, choosing, connecting, &ENVIRONMENT, &mut files)
+}
+
+fn run_measuring(what: What, measuring: &Measuring) -> Result<u8, Refusal> {
+    let (plan, subject) = measuring::plan(what, measuring, &ENVIRONMENT)?;
+    let viewer: Box<dyn Viewer> = match what {
+        What::Everything => Box::new(Doctor::new(subject)),
+        What::Speed => Box::new(Bench::new(subject)),
+    };
+    run_plan(plan, Kind::Findings, viewer)
 }
 
 /// The end that another fastsync has started.

@@ -16,6 +16,7 @@ use super::stats::Counts;
 use super::text::{bytes, duration, plural, rate};
 use super::units::ProgressMode;
 use crate::engine::event::{Connection, EntryReport, Event, Installed, Progress};
+use crate::engine::measure::Finding;
 use crate::protocol::message::{Failure, Outcome};
 
 /// What a subcommand makes of what the engine tells.
@@ -35,6 +36,9 @@ pub trait Viewer: fmt::Debug + Send {
 
     /// Something could not be listed or kept; it was shown already.
     fn complaint(&mut self, _path: &[u8], _failure: &Failure, _tally: &mut Tally) {}
+
+    /// Something was measured.
+    fn found(&mut self, _finding: Finding, _screen: &mut Screen, _tally: &mut Tally) {}
 
     /// The engine has returned. `complete`: it has told everything.
     fn end(&mut self, complete: bool, screen: &mut Screen, tally: &mut Tally);
@@ -174,6 +178,9 @@ impl Monitor {
             }
             Event::Mismatch { what } => {
                 self.screen.warning(&format!("{what} did not match its digest and is sent again"));
+            }
+            Event::Found(finding) => {
+                self.viewer.found(*finding, &mut self.screen, &mut self.tally);
             }
             Event::Note(text) => {
                 text.lines().filter(|line| !line.is_empty()).for_each(|it| self.screen.note(it));

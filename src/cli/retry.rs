@@ -233,6 +233,8 @@ impl Earlier {
             | Command::Check(_)
             | Command::Manifest(_)
             | Command::Retry(_)
+            | Command::Doctor(_)
+            | Command::Bench(_)
             | Command::Agent(_) => Err(UsageError::new("its command transfers nothing")),
         }
     }
@@ -253,6 +255,7 @@ fn names(direction: &Direction) -> Option<Vec<Vec<u8>>> {
         Direction::Pull { sources, .. } | Direction::Inventory { sources, .. } => {
             sources.iter().map(|path| name(path)).collect()
         }
+        Direction::Measure { .. } => None,
     }
 }
 

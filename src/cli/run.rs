@@ -49,6 +49,8 @@ pub enum Kind {
     Check,
     /// Nothing: data was asked for, and that is printed.
     Data,
+    /// Likewise; with `--json`, errors are data too.
+    Findings,
 }
 
 /// Makes the runtime for some work and leaves behind what hangs in the kernel, on a dead mount for
@@ -111,7 +113,7 @@ pub fn conclude(ended: Ended, kind: Kind) -> (u8, Screen) {
             match kind {
                 Kind::Transfer => show_summary(&mut screen, code, &report, &tally),
                 Kind::Check => show_verdict(&mut screen, code, &report, &tally),
-                Kind::Data => {}
+                Kind::Data | Kind::Findings => {}
             }
             code
         }

@@ -13,7 +13,7 @@ use super::client::absolute;
 use super::control::{Aside, ControlError, Inbox, Outbox, Pulse, outbox_with};
 use super::event::Progress;
 use super::session::{Observer, SessionError};
-use super::{here, reach, send};
+use super::{here, measure, reach, send};
 use crate::protocol::chunk::Digest;
 use crate::protocol::handshake::{self, ChannelKeys, MAGIC, VERSIONS, common_version, transcript};
 use crate::protocol::manifest::Escaped;
@@ -248,6 +248,19 @@ async fn obey(
             let path = destination.as_os_str().as_bytes();
             let (inbox, job) = (&mut inbox, open.job);
             here::receive_into(path, job, inbox, outbox, channels, options, observer, None).await?;
+        }
+        Task::Measure { directory } => {
+            let grounds = measure::agent::Grounds {
+                directory: rights.path(&directory).map_err(SessionError::Local)?,
+                access: rights.access,
+                is_confined: rights.root.is_some(),
+                streams: options.streams,
+            };
+            outbox.say(&Message::Accept(accept)).map_err(SessionError::bug)?;
+            let mut tasks = JoinSet::new();
+            let (says, take) = (outbox.clone(), |channel| channel);
+            let channels = reach::agent::channels(listener, config, heard, says, &mut tasks, take);
+            measure::agent::serve(grounds, &mut inbox, outbox, channels).await?;
         }
         Task::Send { sources } if sources.is_empty() => {
             return Err(SessionError::violation("there is nothing to send (SES-8)"));

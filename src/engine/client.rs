@@ -5,19 +5,21 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
 use super::control::{Aside, ControlError, Inbox, Outbox, Word, outbox_with};
+use super::event::Event;
 use super::job::{Direction, Host, Job, Place, Reach};
+use super::measure::{Finding, Measurement};
 use super::launch::{self, AgentGreeting, Launched, Launcher};
 use super::reach::client::{Known, own_addresses};
 use super::reach::lanes::Lanes;
 use super::receive::ReceiverEnd;
 use super::send::SenderEnd;
 use super::session::{Observer, SessionError};
-use super::{EngineError, here, inventory, reach, receive, send};
+use super::{EngineError, here, inventory, measure, reach, receive, send};
 use crate::protocol::handshake::{self, ChannelKeys, transcript};
 use crate::protocol::manifest::Totals;
 use crate::protocol::message::{Accept, Deletions, Message, Open, Options, Secret, Task};
@@ -49,10 +51,16 @@ pub struct Failed {
 pub async fn run_session(job: &Job, observer: &Observer) -> Result<SessionEnd, Failed> {
     let early = |error| Failed { error, established: false };
     let plan = Plan::new(job).map_err(early)?;
-    let (host, me) = (plan.host.as_ref(), End::Client(plan.role()));
+    let (host, me) = (plan.host.as_ref(), plan.end());
+    let begun = Instant::now();
     let launched = Launcher { launch: &job.launch, host, me, observer }.launch().await;
     let launched = launched.map_err(early)?;
     let Launched { mut process, stdin, inbox, greeting, resolved, further } = launched;
+    if let LocalEnd::Measurement(_) = plan.local {
+        let found = Finding::login(job.launch.ssh_program.as_deref(), begun.elapsed());
+        observer.tell(Event::Found(Box::new(found)));
+        observer.tell(Event::Found(Box::new(Finding::agent(&greeting.hello))));
+    }
     let tunnel = Tunnel::default();
     let (outbox, writing) = outbox_with(stdin, Some(tunnel.clone()));
     let mut writer = JoinSet::new();
@@ -127,6 +135,8 @@ enum LocalEnd {
     Inventory {
         hash: bool,
     },
+    /// Likewise; channels are measured.
+    Measurement(Measurement),
 }
 
 impl Plan {
@@ -167,6 +177,11 @@ impl Plan {
                 let (local, sources) = (LocalEnd::Inventory { hash: *hash }, sources.clone());
                 (host.clone(), local, Task::Send { sources }, Vec::new())
             }
+            Direction::Measure { host, directory, measurement } => {
+                measurement.adjust(&mut options);
+                let task = Task::Measure { directory: directory.clone() };
+                (host.clone(), LocalEnd::Measurement(measurement.clone()), task, Vec::new())
+            }
             Direction::Copy { .. } => {
                 return Err(EngineError::Usage("a copy on one machine needs no agent".to_owned()));
             }
@@ -182,8 +197,15 @@ impl Plan {
 
     fn role(&self) -> Role {
         match self.local {
-            LocalEnd::Source(_) => Role::Sender,
+            LocalEnd::Source(_) | LocalEnd::Measurement(_) => Role::Sender,
             LocalEnd::Destination(_) | LocalEnd::Inventory { .. } => Role::Receiver,
+        }
+    }
+
+    fn end(&self) -> End {
+        match self.local {
+            LocalEnd::Measurement(_) => End::Examiner,
+            _ => End::Client(self.role()),
         }
     }
 
@@ -380,6 +402,12 @@ impl Session {
                 Ok(SessionEnd { totals, durable, deletions })
             }
             LocalEnd::Inventory { .. } => Err(SessionError::bug("an inventory has no channels")),
+            LocalEnd::Measurement(measurement) => {
+                let ways = measure::ways::Ways::new(known, config, words, outbox);
+                measure::client::run(measurement, &mut self.inbox, ways, observer).await?;
+                let (totals, deletions) = (Totals::default(), Deletions::default());
+                Ok(SessionEnd { totals, durable: false, deletions })
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::measure::Finding;
 use crate::protocol::chunk::Digest;
 use crate::protocol::message::{Complaint, Entry, Kind, Metadata, Outcome, Special};
 
@@ -28,6 +29,8 @@ pub enum Event {
     ChannelLost { channel: u16, cause: String },
     /// A chunk or a pack did not match its digest, and is sent again.
     Mismatch { what: String },
+    /// Something was measured.
+    Found(Box<Finding>),
     /// Something that people may want to know, such as what the remote shell printed.
     Note(String),
 }

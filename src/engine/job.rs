@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::measure::Measurement;
 use crate::protocol::chunk::ChunkSize;
 use crate::protocol::message::{
     Delete, Durability, Listen, Options, Preserve, Resume, Select, SocketOptions, Update,
@@ -44,6 +45,13 @@ pub enum Direction {
         host: Option<Host>,
         /// Tell the BLAKE3 root of each file too.
         hash: bool,
+    },
+    /// Nowhere: what it would do between this machine and another is measured.
+    Measure {
+        host: Option<Host>,
+        /// At the other end, for temporary files; relative paths begin at the home directory.
+        directory: Vec<u8>,
+        measurement: Measurement,
     },
 }
 

@@ -10,6 +10,7 @@ mod inventory;
 pub mod job;
 mod journal;
 mod launch;
+pub mod measure;
 mod plan;
 pub mod program;
 mod reach;
@@ -95,7 +96,10 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
             Direction::Inventory { sources, host: None, hash } => {
                 Box::pin(inside::look(&job, sources, *hash, &observer)).await
             }
-            Direction::Push { .. } | Direction::Pull { .. } | Direction::Inventory { .. } => {
+            Direction::Push { .. }
+            | Direction::Pull { .. }
+            | Direction::Inventory { .. }
+            | Direction::Measure { .. } => {
                 Box::pin(client::run_session(&job, &observer)).await
             }
         };

@@ -8,12 +8,14 @@ use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::de::{BorrowDecoder, Decoder};
 use bincode::enc::Encoder;
 use bincode::error::{DecodeError, EncodeError};
-use bincode::{BorrowDecode, Decode, Encode};
+use bincode::BorrowDecode;
+pub(super) use bincode::{Decode, Encode};
 use thiserror::Error;
 
 use super::buffer::Pool;
 use super::chunk::{ChunkSize, Digest, EntryId, MAX_FILE_LEN};
 use super::manifest::{Name, Timestamp, Totals, is_obeyed};
+use super::measure::{Measure, Measured};
 
 /// What one end says to the other. The table of who may say what when is in [`super::session`].
 #[expect(clippy::large_enum_variant, reason = "the large ones come once in a session")]
@@ -76,6 +78,10 @@ pub enum Message {
     Dial(Dial),
     /// Agent: every address of Dial has failed, and why; I go on trying (PATH-5).
     NotReached(Failure),
+    /// Client, in a session that measures: do this (MEASURE-2).
+    Measure(Measure),
+    /// Agent: this came of it.
+    Measured(Measured),
 }
 
 /// Where the client listens for data channels.
@@ -130,6 +136,8 @@ pub enum Task {
     Receive { destination: Vec<u8> },
     /// Send these paths, likewise.
     Send { sources: Vec<Vec<u8>> },
+    /// Measure, with files without names in this directory, likewise (MEASURE-1).
+    Measure { directory: Vec<u8> },
 }
 
 /// 32 secret bytes, which are never shown.

@@ -16,6 +16,7 @@
 //! 9. [`handshake`]: the magic, the transcript, and how a data channel proves whose it is.
 //! 10. [`bootstrap`]: how an agent that is not there is brought along.
 //! 11. [`tunnel`]: what travels between messages where data has no way of its own.
+//! 12. [`measure`]: requests and answers of a session that measures.
 //!
 //! The specification is in `protocol-spec/`. Where this code and the specification disagree, the
 //! code is wrong.
@@ -26,6 +27,7 @@ pub mod chunk;
 pub mod frame;
 pub mod handshake;
 pub mod manifest;
+pub mod measure;
 pub mod message;
 #[cfg(test)]
 mod message_tests;

@@ -6,7 +6,8 @@
 
 use thiserror::Error;
 
-use super::message::Message;
+use super::measure::{Measure, Measured};
+use super::message::{Message, Task};
 
 /// What an end waits for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -19,6 +20,12 @@ pub enum State {
     AwaitAccept { role: Role },
     /// Entries and data flow.
     Transferring { role: Role },
+    /// The client waits for consent to a session that measures.
+    AwaitMeasuring,
+    /// The client of such a session: answers come.
+    Examining,
+    /// Its agent: requests come.
+    Examined,
     /// As the receiver: the sender has said that it is done, and not yet whether the summaries
     /// agree.
     Ending,
@@ -33,6 +40,8 @@ pub enum State {
 pub enum End {
     /// The one that the user started; it sends data or receives it, in this role.
     Client(Role),
+    /// The same in a session that measures.
+    Examiner,
     /// The one that the client started.
     Agent,
 }
@@ -63,12 +72,12 @@ impl State {
             (_, M::Abort(_)) => Self::Over,
 
             (Self::AwaitHello { me: End::Client(role) }, M::Hello(_)) => Self::AwaitAccept { role },
+            (Self::AwaitHello { me: End::Examiner }, M::Hello(_)) => Self::AwaitMeasuring,
             (Self::AwaitHello { me: End::Agent }, M::Hello(_)) => Self::AwaitOpen,
-            (Self::AwaitOpen, M::Open(open)) => Self::Transferring {
-                role: match open.task {
-                    super::message::Task::Receive { .. } => Role::Receiver,
-                    super::message::Task::Send { .. } => Role::Sender,
-                },
+            (Self::AwaitOpen, M::Open(open)) => match open.task {
+                Task::Receive { .. } => Self::Transferring { role: Role::Receiver },
+                Task::Send { .. } => Self::Transferring { role: Role::Sender },
+                Task::Measure { .. } => Self::Examined,
             },
             (Self::AwaitAccept { role }, M::Accept(_)) => Self::Transferring { role },
 
@@ -113,6 +122,14 @@ impl State {
             (Self::Transferring { role: Role::Sender }, M::ReceiverDone { .. }) => Self::Closing,
             (Self::Closing, M::Closed) => Self::Over,
 
+            // A session that measures.
+            (Self::AwaitMeasuring, M::Accept(_)) => Self::Examining,
+            (Self::Examining, M::Measured(Measured::Done)) => Self::Over,
+            (Self::Examining, M::Measured(_) | M::NotReached(_)) => self,
+            (Self::Examined, M::Measure(Measure::Done)) => Self::Over,
+            (Self::Examined, M::Measure(_) | M::Dial(_)) => self,
+            (Self::AwaitMeasuring | Self::Examining | Self::Examined, M::Ping) => self,
+
             (Self::AwaitAccept { .. } | Self::Ending | Self::Closing, M::Ping) => self,
             (Self::Ending | Self::Closing, M::Dial(_) | M::NotReached(_)) => self,
 
@@ -121,6 +138,9 @@ impl State {
                 | Self::AwaitOpen
                 | Self::AwaitAccept { .. }
                 | Self::Transferring { .. }
+                | Self::AwaitMeasuring
+                | Self::Examining
+                | Self::Examined
                 | Self::Ending
                 | Self::Closing
                 | Self::Over,
@@ -149,7 +169,9 @@ impl State {
                 | M::Deleted(_)
                 | M::Paths { .. }
                 | M::Dial(_)
-                | M::NotReached(_),
+                | M::NotReached(_)
+                | M::Measure(_)
+                | M::Measured(_),
             ) => return Err(Unexpected::new(self, message)),
         })
     }
@@ -200,6 +222,8 @@ impl Message {
             Self::Paths { .. } => "Paths",
             Self::Dial(_) => "Dial",
             Self::NotReached(_) => "NotReached",
+            Self::Measure(_) => "Measure",
+            Self::Measured(_) => "Measured",
         }
     }
 }
@@ -219,15 +243,19 @@ mod tests {
         Update, Whereabouts,
     };
 
-    const STATES: [State; 11] = [
+    const STATES: [State; 15] = [
         State::AwaitHello { me: End::Client(Role::Sender) },
         State::AwaitHello { me: End::Client(Role::Receiver) },
+        State::AwaitHello { me: End::Examiner },
         State::AwaitHello { me: End::Agent },
         State::AwaitOpen,
         State::AwaitAccept { role: Role::Sender },
         State::AwaitAccept { role: Role::Receiver },
         State::Transferring { role: Role::Sender },
         State::Transferring { role: Role::Receiver },
+        State::AwaitMeasuring,
+        State::Examining,
+        State::Examined,
         State::Ending,
         State::Closing,
         State::Over,
@@ -278,7 +306,7 @@ mod tests {
         Failure::new(FailureCode::Io, "it broke")
     }
 
-    /// One message of every sort, and of Open both tasks.
+    /// One message of every sort; of Open every task, and of requests and answers the last one too.
     fn messages() -> Vec<Message> {
         let entry = EntryId(1);
         let announced = Entry {
@@ -293,6 +321,7 @@ mod tests {
             Message::Hello(hello([0; 32], Vec::new())),
             open(Task::Receive { destination: Vec::new() }),
             open(Task::Send { sources: Vec::new() }),
+            open(Task::Measure { directory: Vec::new() }),
             accept(),
             Message::Abort(failure()),
             Message::Ping,
@@ -326,6 +355,10 @@ mod tests {
             Message::Paths { paths: Vec::new(), last: true },
             Message::Dial(Dial { carrier: Carrier::Tcp, port: 1, addresses: Vec::new() }),
             Message::NotReached(failure()),
+            Message::Measure(Measure::Clock),
+            Message::Measure(Measure::Done),
+            Message::Measured(Measured::Ready),
+            Message::Measured(Measured::Done),
         ]
     }
 
@@ -333,12 +366,16 @@ mod tests {
         match state {
             State::AwaitHello { me: End::Client(Role::Sender) } => "AwaitHello client sender",
             State::AwaitHello { me: End::Client(Role::Receiver) } => "AwaitHello client receiver",
+            State::AwaitHello { me: End::Examiner } => "AwaitHello client measuring",
             State::AwaitHello { me: End::Agent } => "AwaitHello agent",
             State::AwaitOpen => "AwaitOpen",
             State::AwaitAccept { role: Role::Sender } => "AwaitAccept sender",
             State::AwaitAccept { role: Role::Receiver } => "AwaitAccept receiver",
             State::Transferring { role: Role::Sender } => "Transferring sender",
             State::Transferring { role: Role::Receiver } => "Transferring receiver",
+            State::AwaitMeasuring => "AwaitAccept measuring",
+            State::Examining => "Measuring client",
+            State::Examined => "Measuring agent",
             State::Ending => "Ending",
             State::Closing => "Closing",
             State::Over => "Over",
@@ -348,7 +385,10 @@ mod tests {
     fn message_name(message: &Message) -> &'static str {
         match message {
             Message::Open(open) if matches!(open.task, Task::Receive { .. }) => "Open Receive",
+            Message::Open(open) if matches!(open.task, Task::Measure { .. }) => "Open Measure",
             Message::Open(_) => "Open Send",
+            Message::Measure(Measure::Done) => "Measure Done",
+            Message::Measured(Measured::Done) => "Measured Done",
             other => other.label(),
         }
     }

@@ -8,6 +8,7 @@
 
 pub mod channel;
 pub mod join;
+pub mod measure;
 pub mod memory;
 pub mod quic;
 pub mod record;

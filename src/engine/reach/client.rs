@@ -475,11 +475,11 @@ impl Search {
 
 /// How many channels there are inside ssh if nobody says how many, as far as there are streams: the
 /// control channel carries the first, and further logins the others.
-const AUTO_LANES: u16 = 8;
+pub const AUTO_LANES: u16 = 8;
 
 /// How many channels the control channel carries where no further login is possible: while one reads
 /// the next chunk from the disk, the other sends.
-const WITHIN_CONTROL: u16 = 2;
+pub const WITHIN_CONTROL: u16 = 2;
 
 /// How long it may take until the first channel is up.
 const PATIENCE: Duration = Duration::from_millis(8500);

@@ -101,6 +101,8 @@ impl<K: Sink> Listener<K> {
             | Message::Paths { .. }
             | Message::Dial(_)
             | Message::NotReached(_)
+            | Message::Measure(_)
+            | Message::Measured(_)
             | Message::Closed => {}
         }
         Ok(None)

@@ -267,6 +267,8 @@ impl<S: Source> Sender<S> {
             | Message::Root { .. }
             | Message::Dial(_)
             | Message::NotReached(_)
+            | Message::Measure(_)
+            | Message::Measured(_)
             | Message::Closed => {}
         }
         Ok(None)

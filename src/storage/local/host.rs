@@ -1,6 +1,9 @@
 //! What the engine must know of this host.
 
+use std::time::Duration;
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::time::ClockId;
 
 /// Tells one boot of this host from another: after a reboot, the page cache of the last one is lost.
 ///
@@ -22,6 +25,13 @@ pub fn boot_id() -> [u8; 16] {
     id
 }
 
+/// How much of the processors' time this process has had, on all of them together.
+pub fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(ClockId::ProcessCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
 /// Raises the number of files that may be open to what the system allows this user.
 pub fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
@@ -32,6 +42,14 @@ pub fn raise_file_limit() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn work_takes_processor_time() {
+        let before = processor_time();
+        while processor_time() < before + Duration::from_millis(5) {
+            std::hint::black_box(boot_id());
+        }
+    }
 
     #[test]
     fn the_boot_has_a_name_that_stays() {

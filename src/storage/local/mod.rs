@@ -41,6 +41,7 @@
 //! | `delete.rs` | what the source does not have |
 //! | `remover.rs` | removing one thing with all that is in it |
 //! | `host.rs` | what the engine must know of this host |
+//! | `measure.rs` | how quick a file system is |
 //! | `state.rs` | the directory and the lock of the journal |
 
 mod acl;
@@ -59,6 +60,7 @@ mod host;
 mod leftovers;
 mod link_dest;
 mod links;
+mod measure;
 mod metadata;
 mod nodes;
 mod origin;
@@ -97,7 +99,8 @@ use rustix::io::Errno;
 
 pub use delete::reads_rules;
 pub use fence::{confine, is_confined};
-pub use host::{boot_id, raise_file_limit};
+pub use host::{boot_id, processor_time, raise_file_limit};
+pub use measure::{Scratch, disk_speed, micros, room};
 pub use read::{LocalSource, SourceFile};
 pub use state::StateDir;
 pub use write::{LocalSink, SinkFile};

@@ -20,8 +20,13 @@ mod stream;
 
 use std::sync::Arc;
 
+use tokio::io::AsyncWriteExt as _;
+
 use self::stream::{FrameReader, FrameWriter};
+use super::TransportError;
 use super::tls::Identity;
+use crate::protocol::buffer::Pool;
+use crate::protocol::frame::Frame;
 use crate::protocol::handshake::{ChannelKeys, ChannelSlot};
 use crate::protocol::message::SocketOptions;
 
@@ -66,6 +71,25 @@ impl Channel {
     /// Which sort of byte stream it runs on.
     pub fn carrier(&self) -> &ByteStream {
         &self.stream
+    }
+
+    /// Sends one frame on a channel that goes both ways in turns: to measure (MEASURE-6).
+    ///
+    /// # Errors
+    ///
+    /// If the connection broke. What it has not sent is lost then, or if this is dropped midway.
+    pub async fn send(&mut self, frame: &Frame) -> Result<(), TransportError> {
+        self.writer.write(&mut self.stream, frame).await?;
+        self.stream.flush().await.map_err(TransportError::io("send to the peer"))
+    }
+
+    /// Receives one, likewise.
+    ///
+    /// # Errors
+    ///
+    /// If the connection broke, or the peer broke a rule.
+    pub async fn receive(&mut self, pool: &Pool) -> Result<Frame, TransportError> {
+        self.reader.frame(&mut self.stream, pool, self.max_payload).await
     }
 
     /// Uses the channel to send.

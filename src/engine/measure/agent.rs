@@ -1,0 +1,253 @@
+//! The agent's part of a session that measures: one request after the other, each within the
+//! protocol's limits and within what the host's operator allows.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::io::AsyncRead;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::run::{self, Place, made_up, on_disk};
+use super::system;
+use crate::engine::agent::Access;
+use crate::engine::control::{ControlError, Inbox, Outbox};
+use crate::engine::session::{Channels, SessionError, first_error};
+use crate::protocol::handshake::ChannelSlot;
+use crate::protocol::measure::{DiskLimits, MAX_FRAME_LEN, Measure, Measured, Run};
+use crate::protocol::message::{Failure, FailureCode, Message};
+use crate::storage::local::{Scratch, disk_speed, room};
+use crate::storage::{Operation, StorageError};
+use crate::transport::channel::Channel;
+
+/// What the agent measures, and what it may do.
+#[derive(Debug)]
+pub struct Grounds {
+    pub directory: PathBuf,
+    pub access: Access,
+    /// It is confined to a directory, and tells nothing of what is outside of it.
+    pub is_confined: bool,
+    pub streams: u16,
+}
+
+/// Serves requests until the client has no more.
+pub async fn serve<R: AsyncRead + Unpin>(
+    grounds: Grounds,
+    inbox: &mut Inbox<R>,
+    outbox: Outbox,
+    mut channels: Channels<Channel>,
+) -> Result<(), SessionError> {
+    let stop = Stop::default();
+    let mut bench = Bench {
+        grounds,
+        outbox,
+        up: HashMap::new(),
+        waiting: None,
+        work: JoinSet::new(),
+        stop: Arc::clone(&stop.0),
+    };
+    let end = Instant::now() + SESSION;
+    loop {
+        let patience = bench.waiting.as_ref().map_or(end, |(_, until)| end.min(*until));
+        tokio::select! {
+            message = inbox.next() => match message? {
+                Message::Measure(Measure::Done) => {
+                    bench.say(Measured::Done)?;
+                    return Ok(());
+                }
+                Message::Measure(request) => bench.begin(request)?,
+                Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
+                // The state machine lets nothing else through that means something here.
+                _ => {}
+            },
+            Some(arrived) = channels.next() => {
+                let (slot, channel) = arrived?;
+                bench.up.insert((slot.channel, slot.generation), channel);
+                bench.begin_waiting()?;
+            }
+            Some(joined) = bench.work.join_next() => {
+                let (channels, answer) = first_error(joined.map(Ok))?;
+                for channel in channels {
+                    let ChannelSlot { channel: number, generation } = channel.slot;
+                    bench.up.insert((number, generation), channel);
+                }
+                bench.say(answer)?;
+            }
+            () = sleep_until(patience) => {
+                if Instant::now() >= end {
+                    let text = "nothing is measured for longer than an hour";
+                    return Err(SessionError::local(FailureCode::Interrupted, text));
+                }
+                bench.waiting = None;
+                let text = "the channels of a run did not come up at the other host";
+                bench.say(Measured::Refused(Failure::new(FailureCode::NoDataPath, text)))?;
+            }
+        }
+    }
+}
+
+/// Tells work on blocking threads that nobody waits for it any more.
+#[derive(Debug, Default)]
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+struct Bench {
+    grounds: Grounds,
+    outbox: Outbox,
+    up: HashMap<(u16, u32), Channel>,
+    /// A run of which channels are missing, and how long they may be.
+    waiting: Option<(Run, Instant)>,
+    work: JoinSet<(Vec<Channel>, Measured)>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Bench {
+    fn say(&self, answer: Measured) -> Result<(), SessionError> {
+        self.outbox.say(&Message::Measured(answer)).map_err(SessionError::from)
+    }
+
+    fn begin(&mut self, request: Measure) -> Result<(), SessionError> {
+        if !self.work.is_empty() || self.waiting.is_some() {
+            let text = "a request came before the one before it was answered (MEASURE-2)";
+            return Err(SessionError::violation(text));
+        }
+        match request {
+            Measure::Clock => self.say(Measured::Clock(system::now())),
+            Measure::System => {
+                let (path, tells_paths) =
+                    (self.grounds.directory.clone(), !self.grounds.is_confined);
+                let may_write = self.grounds.access.check_disk(false).is_ok();
+                self.work.spawn(async move {
+                    let mut system = system::system(path, tells_paths).await;
+                    system.room = if may_write { system.room } else { 0 };
+                    (Vec::new(), Measured::System(system))
+                });
+                Ok(())
+            }
+            Measure::Disk(limits) => {
+                limits.check().map_err(SessionError::violation)?;
+                if let Err(refusal) = self.grounds.access.check_disk(false) {
+                    return self.say(Measured::Refused(refusal));
+                }
+                let (path, stop) = (self.grounds.directory.clone(), Arc::clone(&self.stop));
+                self.work.spawn(async move {
+                    let answer = disk(path, limits, stop).await;
+                    (Vec::new(), answer.unwrap_or_else(Measured::Refused))
+                });
+                Ok(())
+            }
+            Measure::Run(run) => {
+                run.check(self.grounds.streams).map_err(SessionError::violation)?;
+                let access = self.grounds.access;
+                if run.on_disk
+                    && let Err(refusal) = access.check_disk(!run.toward_agent)
+                {
+                    return self.say(Measured::Refused(refusal));
+                }
+                self.waiting = Some((run, Instant::now() + CHANNELS));
+                self.begin_waiting()
+            }
+            Measure::Release => {
+                self.up.clear();
+                self.say(Measured::Released)
+            }
+            // It ends the session, and is not handed on.
+            Measure::Done => Ok(()),
+        }
+    }
+
+    /// Begins the run that waits for its channels, if they are all there.
+    fn begin_waiting(&mut self) -> Result<(), SessionError> {
+        let is_up = |run: &Run| run.channels.iter().all(|slot| self.up.contains_key(slot));
+        let Some((run, _)) = self.waiting.take_if(|(run, _)| is_up(run)) else { return Ok(()) };
+        let channels = run.channels.iter().filter_map(|slot| self.up.remove(slot)).collect();
+        let (outbox, stop) = (self.outbox.clone(), Arc::clone(&self.stop));
+        let directory = self.grounds.directory.clone();
+        self.work.spawn(async move {
+            let place = if run.on_disk {
+                match prepare(&directory, &run, !run.toward_agent, stop).await {
+                    Ok(place) => place,
+                    Err(refusal) => return (channels, Measured::Refused(refusal)),
+                }
+            } else {
+                Place::Memory
+            };
+            // A session that can say nothing is ending.
+            let _ = outbox.say(&Message::Measured(Measured::Ready));
+            let (channels, result) = if run.toward_agent {
+                run::receive(channels, run, place).await
+            } else {
+                run::send(channels, run, place).await
+            };
+            (channels, result.map_or_else(Measured::Refused, Measured::Ran))
+        });
+        Ok(())
+    }
+}
+
+impl Access {
+    /// Whether a temporary file may be written, and if `is_sent` its content sent.
+    fn check_disk(self, is_sent: bool) -> Result<(), Failure> {
+        let text = match (self, is_sent) {
+            (Self::ReadOnly, _) => {
+                "the other host lets this key only read (--read-only), so its disk is not measured, \
+                 which writes a temporary file"
+            }
+            (Self::WriteOnly, true) => {
+                "the other host lets this key only write (--write-only), so nothing is read from \
+                 its disk"
+            }
+            (Self::WriteOnly, false) | (Self::Both, _) => return Ok(()),
+        };
+        Err(Failure::new(FailureCode::Permission, text))
+    }
+}
+
+async fn disk(
+    path: PathBuf,
+    limits: DiskLimits,
+    stop: Arc<AtomicBool>,
+) -> Result<Measured, Failure> {
+    let block = made_up(MAX_FRAME_LEN as usize);
+    on_disk(move || disk_speed(&path, limits, &block, &stop)).await.map(Measured::Disk)
+}
+
+/// Makes the temporary file of a run, with content if it is to be sent.
+pub async fn prepare(
+    directory: &Path,
+    run: &Run,
+    is_sent: bool,
+    stop: Arc<AtomicBool>,
+) -> Result<Place, Failure> {
+    let (directory, run) = (directory.to_owned(), run.clone());
+    let block = made_up(run.len as usize);
+    on_disk(move || {
+        let file = Scratch::create(&directory)?;
+        let mut available = 0;
+        if is_sent {
+            let limit = Duration::from_millis(run.millis.into());
+            (available, ..) = file.fill(&block, run.bytes, limit, &stop)?;
+            file.forget();
+        } else if room(&directory)? < run.bytes {
+            let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            let path = directory.as_os_str().as_encoded_bytes();
+            return Err(StorageError::io(Operation::Write, path)(full));
+        }
+        Ok(Place::File(Arc::new(file), available))
+    })
+    .await
+}
+
+/// The longest that a session measures.
+const SESSION: Duration = Duration::from_secs(3600);
+
+/// How long the channels of a run may be missing: they are up at the other end.
+const CHANNELS: Duration = Duration::from_secs(10);
