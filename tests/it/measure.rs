@@ -124,7 +124,7 @@ fn what_cannot_be_measured_has_its_exit_code() {
     let ran = world.run_ssh(["bench", "testhost", "--agent-path=/nowhere/fastsync"]).exits(42);
     assert!(ran.out.is_empty());
     world.run_ssh(["doctor", "./here"]).exits(1).says("is on this machine");
-    // A directory that is not there is not made.
+    // MEASURE-1: a directory that is not there is not made.
     let there = world.remote("none").into_string().unwrap();
     let ran = world.run_ssh([&["bench", &there, "-p1"], &BRIEF[..]].concat()).exits(23);
     ran.says("cannot open");
