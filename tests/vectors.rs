@@ -15,6 +15,7 @@ use fastsync::protocol::handshake::{
     ChannelHello, ChannelKeys, ChannelSlot, MAGIC, MagicScanner, Side, transcript,
 };
 use fastsync::protocol::manifest::{Fate, FinalEntry, Name, Timestamp, Totals};
+use fastsync::protocol::measure::{Measure, Measured, Ran, Run, System};
 use fastsync::protocol::message::{
     Accept, Attribute, Backup, Carrier, Changes, Compare, Complaint, Delete, Deleted, Deletions,
     Dial, Durability, Entry, Failure, FailureCode, FileKind, Hello, Keep, Kind, Links, Listen,
@@ -478,6 +479,38 @@ fn messages() -> Vec<(&'static str, Message)> {
             }),
         ),
         ("NotReached", Message::NotReached(failure(FailureCode::NoDataPath, "refused"))),
+        // MEASURE-2.
+        (
+            "Measure",
+            Message::Measure(Measure::Run(Run {
+                number: 7,
+                toward_agent: true,
+                on_disk: false,
+                channels: vec![(0, 1), (3, 300)],
+                len: 65_536,
+                bytes: 1 << 30,
+                millis: 2000,
+            })),
+        ),
+        (
+            "Measured",
+            Message::Measured(Measured::Ran(Ran {
+                bytes: 1 << 20,
+                micros: 500,
+                processor_micros: 250,
+            })),
+        ),
+        (
+            "Measured System",
+            Message::Measured(Measured::System(System {
+                program: "/x".to_owned(),
+                directory: String::new(),
+                processors: 2,
+                room: 5,
+                hash_rate: 9,
+                settings: vec![("a".to_owned(), "1 2".to_owned())],
+            })),
+        ),
     ]
 }
 

@@ -48,7 +48,8 @@ pub fn plan(
     let typed = with_colon(measuring.location.clone());
     let Location::Remote { host, path } = Location::parse(&typed)? else {
         let shown = Escaped(measuring.location.as_bytes());
-        let text = format!("{shown} is on this machine: write HOST, or HOST:DIR for a directory there");
+        let text =
+            format!("{shown} is on this machine: write HOST, or HOST:DIR for a directory there");
         return Err(UsageError::new(text));
     };
     let directory = measuring.local_dir.clone().unwrap_or_else(|| ".".into());

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::chunk::{ChunkSize, Digest, EntryId};
 use super::manifest::{Name, Timestamp};
+use super::measure::{DiskLimits, Measure, Measured, Ran, Run, System};
 use super::message::*;
 
 fn digest() -> impl Strategy<Value = Digest> {
@@ -17,6 +18,45 @@ fn id() -> impl Strategy<Value = EntryId> {
     // Both sides of every width that a number can have.
     let edges = [0, 250, 251, 0xffff, 0x1_0000, 0xffff_ffff, 0x1_0000_0000, u64::MAX];
     prop_oneof![any::<u64>(), prop::sample::select(edges.to_vec())].prop_map(EntryId)
+}
+
+/// What is said in a session that measures.
+fn measuring() -> impl Strategy<Value = Message> {
+    let limits = (any::<u64>(), any::<u32>(), any::<u32>());
+    let disk = limits.prop_map(|(bytes, files, millis)| DiskLimits { bytes, files, millis });
+    let run = (any::<(u64, bool, bool, u32, u64, u32)>(), vec(any::<(u16, u32)>(), 0..9));
+    let run = run.prop_map(|((number, toward_agent, on_disk, len, bytes, millis), channels)| Run {
+        number,
+        toward_agent,
+        on_disk,
+        channels,
+        len,
+        bytes,
+        millis,
+    });
+    let system = (any::<(String, String, u32, u64, u64)>(), vec(any::<(String, String)>(), 0..9));
+    let system =
+        system.prop_map(|((program, directory, processors, room, hash_rate), settings)| System {
+            program,
+            directory,
+            processors,
+            room,
+            hash_rate,
+            settings,
+        });
+    let ran = any::<(u64, u64, u64)>().prop_map(|(bytes, micros, processor_micros)| Ran {
+        bytes,
+        micros,
+        processor_micros,
+    });
+    prop_oneof![
+        Just(Message::Measure(Measure::Clock)),
+        disk.prop_map(|disk| Message::Measure(Measure::Disk(disk))),
+        run.prop_map(|run| Message::Measure(Measure::Run(run))),
+        system.prop_map(|system| Message::Measured(Measured::System(system))),
+        time().prop_map(|time| Message::Measured(Measured::Clock(time))),
+        ran.prop_map(|ran| Message::Measured(Measured::Ran(ran))),
+    ]
 }
 
 fn time() -> impl Strategy<Value = Timestamp> {
@@ -346,6 +386,7 @@ fn opening() -> BoxedStrategy<Open> {
     let task = prop_oneof![
         path().prop_map(|destination| Task::Receive { destination }),
         vec(path(), 0..5).prop_map(|sources| Task::Send { sources }),
+        path().prop_map(|directory| Task::Measure { directory }),
     ];
     (task, any::<[u8; 32]>(), any::<[u8; 16]>(), options())
         .prop_map(|(task, secret, job, options)| Open {
@@ -416,7 +457,7 @@ fn message() -> BoxedStrategy<Message> {
         }),
         failure().prop_map(Message::NotReached),
     ];
-    prop_oneof![start.boxed(), sender.boxed(), receiver.boxed()].boxed()
+    prop_oneof![start.boxed(), sender.boxed(), receiver.boxed(), measuring().boxed()].boxed()
 }
 
 proptest! {

@@ -11,6 +11,7 @@ mod cli;
 mod far;
 mod journal;
 mod local;
+mod measure;
 mod restricted;
 mod resume;
 mod retry;

@@ -266,6 +266,16 @@ impl Hosts {
         fs::read_to_string(self.path("codes")).unwrap_or_default().lines().count()
     }
 
+    /// `doctor` or `bench`, with `-q --json`, of the server.
+    pub fn measure(&self, verb: &str, flags: &[&str]) -> Output {
+        let mut command = self.on(&self.near, FASTSYNC);
+        command.args([verb, "-q", "--json", "--duration=1", "--size=1M", "-F"]);
+        command.arg(self.path("ssh_config")).args(flags);
+        command.arg("--local-dir").arg(self.path("src"));
+        command.arg(format!("far:{}", self.path("src").display()));
+        command.output().unwrap()
+    }
+
     /// Pushes, which must succeed within the time, and returns the summary.
     #[track_caller]
     pub fn pushed(&self, flags: &[&str], server: &str, limit: Duration) -> Value {

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // clippy.toml covers only #[test] functions, not their helpers
 
+mod doctor;
 mod hosts;
 mod kills;
 mod logins;

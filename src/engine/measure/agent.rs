@@ -251,3 +251,105 @@ const SESSION: Duration = Duration::from_secs(3600);
 
 /// How long the channels of a run may be missing: they are up at the other end.
 const CHANNELS: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::control::{Pulse, outbox};
+    use crate::engine::job::TransferConfig;
+    use crate::protocol::handshake::hello;
+    use crate::protocol::message::{Open, Secret, Task};
+    use crate::protocol::session::End;
+
+    /// What the agent answers to these requests, and how the session ends.
+    async fn served(
+        access: Access,
+        requests: &[Measure],
+    ) -> (Vec<Measured>, Result<(), SessionError>) {
+        let temp = tempfile::tempdir().unwrap();
+        let task = Task::Measure { directory: Vec::new() };
+        let options = TransferConfig::default().to_options(true);
+        let open = Open { task, channel_secret: Secret([0; 32]), job: [0; 16], options };
+        let before = [Message::Hello(hello([0; 32], Vec::new())), Message::Open(Box::new(open))];
+        let requests = requests.iter().cloned().map(Message::Measure);
+        let said: Vec<u8> =
+            before.into_iter().chain(requests).flat_map(|it| it.encode().unwrap()).collect();
+        let silence = Duration::from_secs(60);
+        let mut inbox = Inbox::new(&said[..], End::Agent, silence, Pulse::new());
+        inbox.next().await.unwrap();
+        inbox.next().await.unwrap();
+        let mut answers = Vec::new();
+        let (outbox, writing) = outbox(&mut answers);
+        let directory = temp.path().to_owned();
+        let grounds = Grounds { directory, access, is_confined: true, streams: 2 };
+        let (_arrive, arriving) = flume::unbounded();
+        let end = serve(grounds, &mut inbox, outbox, Channels::new(arriving, None)).await;
+        writing.await.unwrap();
+        assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0);
+        let (mut said, mut rest) = (Vec::new(), &answers[..]);
+        while let Some((len, after)) = rest.split_first_chunk() {
+            let (message, after) = after.split_at(u32::from_le_bytes(*len) as usize);
+            match Message::decode(message).unwrap() {
+                Message::Measured(answer) => said.push(answer),
+                other => panic!("{other:?}"),
+            }
+            rest = after;
+        }
+        (said, end)
+    }
+
+    fn run(on_disk: bool, toward_agent: bool, bytes: u64) -> Measure {
+        let (number, channels, len, millis) = (1, vec![(0, 1)], 65_536, 1);
+        Measure::Run(Run { number, toward_agent, on_disk, channels, len, bytes, millis })
+    }
+    #[track_caller]
+    fn is_refused(answer: &Measured) -> bool {
+        matches!(answer, Measured::Refused(failure) if failure.code == FailureCode::Permission)
+    }
+
+    fn is_violation(end: &Result<(), SessionError>) -> bool {
+        let told = end.as_ref().err().and_then(SessionError::to_tell);
+        told.is_some_and(|failure| failure.code == FailureCode::Violation)
+    }
+
+    /// MEASURE-2: each request has its answer, and Done the last one.
+    #[tokio::test]
+    async fn requests_are_answered_in_turn() {
+        let (answers, end) =
+            served(Access::Both, &[Measure::Clock, Measure::Release, Measure::Done]).await;
+        let [Measured::Clock(time), Measured::Released, Measured::Done] = &answers[..] else {
+            panic!("{answers:?}")
+        };
+        assert!(time.seconds > 1_700_000_000 && end.is_ok());
+        // One that comes before the answer to the one before it.
+        let limits = DiskLimits { bytes: 4096, files: 1, millis: 1000 };
+        let (_, end) = served(Access::Both, &[Measure::Disk(limits), Measure::Clock]).await;
+        assert!(is_violation(&end), "{end:?}");
+    }
+
+    /// MEASURE-5: whoever asks for more than anybody needs is no correct client.
+    #[tokio::test]
+    async fn what_is_beyond_the_limits_ends_the_session() {
+        let limits = DiskLimits { bytes: 1 << 50, files: 1, millis: 1000 };
+        for request in [Measure::Disk(limits), run(true, true, 1 << 50), run(false, true, 1 << 50)]
+        {
+            let (answers, end) = served(Access::Both, &[request, Measure::Done]).await;
+            assert!(is_violation(&end) && answers.is_empty(), "{answers:?} {end:?}");
+        }
+    }
+
+    /// MEASURE-4, MEASURE-7: nothing is written by one that only reads, and nothing is sent from the disk
+    /// of one that only receives.
+    #[tokio::test]
+    async fn rights_are_not_widened() {
+        let limits = DiskLimits { bytes: 4096, files: 1, millis: 1000 };
+        let disk = Measure::Disk(limits);
+        let (to, from) = (run(true, true, 1 << 20), run(true, false, 1 << 20));
+        let (answers, end) =
+            served(Access::ReadOnly, &[disk, to, from.clone(), Measure::Done]).await;
+        assert!(answers.len() == 4 && answers.iter().take(3).all(is_refused), "{answers:?}");
+        assert!(end.is_ok());
+        let (answers, _) = served(Access::WriteOnly, &[from, Measure::Done]).await;
+        assert!(is_refused(&answers[0]), "{answers:?}");
+    }
+}

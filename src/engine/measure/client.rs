@@ -12,16 +12,16 @@ use tokio::io::AsyncRead;
 use super::agent::prepare;
 use super::run::{self, Place, made_up, on_disk};
 use super::ways::Ways;
-use super::{Connection, End, Finding, Measurement, RunFound, What, system};
+use super::{Connection, End, Finding, Measurement, RunFound, WayFound, What, system};
 use crate::engine::control::{ControlError, Inbox};
 use crate::engine::event::Event;
 use crate::engine::reach::Way;
 use crate::engine::session::{Observer, SessionError};
 use crate::protocol::manifest::Timestamp;
 use crate::protocol::measure::{
-    DiskLimits, MAX_FRAME_LEN, MAX_RUN_LEN, Measure, Measured, Ran, Run, System,
+    DiskLimits, MAX_FRAME_LEN, MAX_RUN_LEN, Measure, Measured, Ran, Run,
 };
-use crate::protocol::message::{Failure, FailureCode, Message};
+use crate::protocol::message::{Carrier, Failure, FailureCode, Message};
 use crate::storage::local::disk_speed;
 use crate::transport::channel::Channel;
 use crate::transport::measure::round_trip;
@@ -59,6 +59,7 @@ pub async fn run<R: AsyncRead + Unpin>(
         number: 0,
         frame_len: FIRST_FRAME_LEN,
         rooms: (0, 0),
+        failed: Vec::new(),
     };
     let asking = async {
         match measurement.what {
@@ -93,6 +94,8 @@ struct Examiner<'a> {
     frame_len: u32,
     /// How much may be written here and there, in bytes.
     rooms: (u64, u64),
+    /// Ways that do not work, and why.
+    failed: Vec<String>,
 }
 
 /// Which way a run goes, and what is at its ends.
@@ -111,7 +114,7 @@ impl Examiner<'_> {
         let mut working = Vec::new();
         for way in self.ways.all() {
             self.release().await?;
-            let found = self.ways.try_way(way).await;
+            let found = self.try_way(way).await;
             if let Ok((_, peer)) = &found.result {
                 working.push((way, peer.clone()));
             }
@@ -124,9 +127,7 @@ impl Examiner<'_> {
         let Some((way, peer)) = chosen else { return Err(self.no_way()) };
         self.choose(*way, peer).await?;
         let data = match (way, peer.parse::<SocketAddr>()) {
-            (Way::Dialled(crate::protocol::message::Carrier::Tcp), Ok(peer)) => {
-                round_trip(peer).await
-            }
+            (Way::Dialled(Carrier::Tcp), Ok(peer)) => round_trip(peer).await,
             _ => None,
         };
         self.tell(Finding::RoundTrip { ssh, data });
@@ -149,7 +150,7 @@ impl Examiner<'_> {
         let mut found = None;
         for way in self.ways.in_order() {
             self.release().await?;
-            let tried = self.ways.try_way(way).await;
+            let tried = self.try_way(way).await;
             let peer = tried.result.as_ref().ok().map(|(_, peer)| peer.clone());
             self.tell(Finding::Way(tried));
             if let Some(peer) = peer {
@@ -202,8 +203,17 @@ impl Examiner<'_> {
     }
 
     fn no_way(&self) -> SessionError {
-        let text = format!("no data channel to {} could be opened on any way", self.ways.host());
+        let tried = self.failed.join("; ");
+        let text = format!("no data channel to {} could be opened: {tried}", self.ways.host());
         SessionError::local(FailureCode::NoDataPath, text)
+    }
+
+    async fn try_way(&mut self, way: Way) -> WayFound {
+        let found = self.ways.try_way(way).await;
+        if let Err(why) = &found.result {
+            self.failed.push(format!("{}: {why}", found.name));
+        }
+        found
     }
 
     fn streams(&self) -> Vec<u16> {
@@ -255,7 +265,7 @@ impl Examiner<'_> {
         let own = system::system(self.measurement.directory.clone(), true).await;
         self.rooms = (own.room, theirs.room);
         for (end, system) in [(End::Here, own), (End::There, theirs)] {
-            self.tell(Finding::System { end, system: System { ..system } });
+            self.tell(Finding::System { end, system });
         }
         Ok(())
     }

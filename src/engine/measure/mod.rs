@@ -66,20 +66,39 @@ impl Measurement {
 #[derive(Clone, Debug)]
 pub enum Finding {
     /// ssh logged in, and the agent greeted.
-    Login { program: String, took: Duration },
+    Login {
+        program: String,
+        took: Duration,
+    },
     Agent(Agent),
     /// How much the other host's clock is ahead, in microseconds, and how uncertain that is.
-    Clock { ahead_micros: i64, uncertain_micros: u64 },
+    Clock {
+        ahead_micros: i64,
+        uncertain_micros: u64,
+    },
     /// How long there and back takes: through ssh, and on the way of the data where that is known.
-    RoundTrip { ssh: Duration, data: Option<Duration> },
-    System { end: End, system: System },
+    RoundTrip {
+        ssh: Duration,
+        data: Option<Duration>,
+    },
+    System {
+        end: End,
+        system: System,
+    },
     Way(WayFound),
     /// The way that a transfer would take, and why if it is not the first.
     Chosen(Connection),
-    Disk { end: End, directory: String, speed: Result<DiskSpeed, String> },
+    Disk {
+        end: End,
+        directory: String,
+        speed: Result<DiskSpeed, String>,
+    },
     Run(RunFound),
     /// What was to be measured and could not be.
-    NotMeasured { what: String, why: String },
+    NotMeasured {
+        what: String,
+        why: String,
+    },
 }
 
 /// Which end something is about.
