@@ -80,7 +80,8 @@ impl Doctor {
             Finding::Way(way) => way_line(way),
             Finding::Chosen(chosen) => {
                 let open = if chosen.encrypted { "" } else { ", not encrypted" };
-                let text = format!("{} to {}{open}, from memory to memory", chosen.transport, chosen.peer);
+                let text =
+                    format!("{} to {}{open}, from memory to memory", chosen.transport, chosen.peer);
                 ("measured", text)
             }
             Finding::Disk { end, directory, speed } => {
@@ -93,7 +94,8 @@ impl Doctor {
                     Ok(speed) => disk_line(speed),
                     Err(why) => format!("not measured: {why}"),
                 };
-                let text = [self.end_name(*end), directory].join(" ").trim_end().to_owned() + ": " + &text;
+                let text =
+                    [self.end_name(*end), directory].join(" ").trim_end().to_owned() + ": " + &text;
                 ("disk", text)
             }
             Finding::Run(run) => ("", self.run_line(run)),

@@ -48,7 +48,8 @@ pub fn plan(
     let typed = with_colon(measuring.location.clone());
     let Location::Remote { host, path } = Location::parse(&typed)? else {
         let shown = Escaped(measuring.location.as_bytes());
-        let text = format!("{shown} is on this machine: write HOST, or HOST:DIR for a directory there");
+        let text =
+            format!("{shown} is on this machine: write HOST, or HOST:DIR for a directory there");
         return Err(UsageError::new(text));
     };
     let directory = measuring.local_dir.clone().unwrap_or_else(|| ".".into());
@@ -109,8 +110,8 @@ fn connecting(job: &Job) -> Vec<String> {
         }
     }
     let mut add = |flag: &str, value: &[u8]| flags.push(format!("{flag} {}", shown(value)));
-    if let Some(program) = &launch.ssh_program {
-        add("--ssh", program.as_os_str().as_bytes());
+    if let Some(program) = launch.ssh.flag() {
+        add("--ssh", program.as_bytes());
     }
     if let Some(path) = &launch.agent_path {
         add("--agent-path", path.as_bytes());

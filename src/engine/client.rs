@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use super::control::{Aside, ControlError, Inbox, Outbox, Word, outbox_with};
 use super::event::Event;
 use super::job::{Direction, Host, Job, Place, Reach};
-use super::measure::{Finding, Measurement};
 use super::launch::{self, AgentGreeting, Launched, Launcher};
+use super::measure::{Finding, Measurement};
 use super::reach::client::{Known, own_addresses};
 use super::reach::lanes::Lanes;
 use super::receive::ReceiverEnd;
@@ -57,7 +57,7 @@ pub async fn run_session(job: &Job, observer: &Observer) -> Result<SessionEnd, F
     let launched = launched.map_err(early)?;
     let Launched { mut process, stdin, inbox, greeting, resolved, further } = launched;
     if let LocalEnd::Measurement(_) = plan.local {
-        let found = Finding::login(job.launch.ssh_program.as_deref(), begun.elapsed());
+        let found = Finding::login(&job.launch.ssh, begun.elapsed());
         observer.tell(Event::Found(Box::new(found)));
         observer.tell(Event::Found(Box::new(Finding::agent(&greeting.hello))));
     }

@@ -99,9 +99,7 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
             Direction::Push { .. }
             | Direction::Pull { .. }
             | Direction::Inventory { .. }
-            | Direction::Measure { .. } => {
-                Box::pin(client::run_session(&job, &observer)).await
-            }
+            | Direction::Measure { .. } => Box::pin(client::run_session(&job, &observer)).await,
         };
         bytes_sent += watch.progress.bytes_sent.get();
         // What a later session resumes was written by an earlier one of this very run.

@@ -119,10 +119,9 @@ impl Run {
     }
 
     pub fn slots(&self) -> impl Iterator<Item = ChannelSlot> {
-        self.channels.iter().map(|(channel, generation)| ChannelSlot {
-            channel: *channel,
-            generation: *generation,
-        })
+        self.channels
+            .iter()
+            .map(|(channel, generation)| ChannelSlot { channel: *channel, generation: *generation })
     }
 
     /// What one of its frames carries.

@@ -4,11 +4,11 @@
 //! standard configuration, which `protocol-spec/02-session.md` writes out. Every limit is checked
 //! before memory is taken, and what decodes has only valid values in it.
 
+use bincode::BorrowDecode;
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::de::{BorrowDecoder, Decoder};
 use bincode::enc::Encoder;
 use bincode::error::{DecodeError, EncodeError};
-use bincode::BorrowDecode;
 pub(super) use bincode::{Decode, Encode};
 use thiserror::Error;
 

@@ -60,7 +60,11 @@ mod tests {
         let settings = settings();
         let value = |name| settings.iter().find(|(known, _)| known == name).map(|(_, it)| it);
         let window = value("net.ipv4.tcp_rmem").unwrap();
-        assert_eq!(window.split(' ').filter_map(|it| it.parse::<u64>().ok()).count(), 3, "{window}");
+        assert_eq!(
+            window.split(' ').filter_map(|it| it.parse::<u64>().ok()).count(),
+            3,
+            "{window}"
+        );
         assert!(!value("net.ipv4.tcp_congestion_control").unwrap().is_empty());
     }
 

@@ -14,9 +14,11 @@ mod run;
 mod system;
 pub(super) mod ways;
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use super::job::Ssh;
 use crate::protocol::chunk::ChunkSize;
 use crate::protocol::measure::{DiskSpeed, MAX_FILE_LEN, MAX_MILLIS, System};
 use crate::protocol::message::{Hello, Options};
@@ -66,20 +68,39 @@ impl Measurement {
 #[derive(Clone, Debug)]
 pub enum Finding {
     /// ssh logged in, and the agent greeted.
-    Login { program: String, took: Duration },
+    Login {
+        program: String,
+        took: Duration,
+    },
     Agent(Agent),
     /// How much the other host's clock is ahead, in microseconds, and how uncertain that is.
-    Clock { ahead_micros: i64, uncertain_micros: u64 },
+    Clock {
+        ahead_micros: i64,
+        uncertain_micros: u64,
+    },
     /// How long there and back takes: through ssh, and on the way of the data where that is known.
-    RoundTrip { ssh: Duration, data: Option<Duration> },
-    System { end: End, system: System },
+    RoundTrip {
+        ssh: Duration,
+        data: Option<Duration>,
+    },
+    System {
+        end: End,
+        system: System,
+    },
     Way(WayFound),
     /// The way that a transfer would take, and why if it is not the first.
     Chosen(Connection),
-    Disk { end: End, directory: String, speed: Result<DiskSpeed, String> },
+    Disk {
+        end: End,
+        directory: String,
+        speed: Result<DiskSpeed, String>,
+    },
     Run(RunFound),
     /// What was to be measured and could not be.
-    NotMeasured { what: String, why: String },
+    NotMeasured {
+        what: String,
+        why: String,
+    },
 }
 
 /// Which end something is about.
@@ -152,9 +173,9 @@ impl RunFound {
 }
 
 impl Finding {
-    pub(super) fn login(program: Option<&Path>, took: Duration) -> Self {
-        let program = program.unwrap_or(Path::new("ssh")).display().to_string();
-        Self::Login { program, took }
+    pub(super) fn login(ssh: &Ssh, took: Duration) -> Self {
+        let program = ssh.flag().unwrap_or(OsStr::new("ssh"));
+        Self::Login { program: program.display().to_string(), took }
     }
 
     pub(super) fn agent(hello: &Hello) -> Self {

@@ -178,11 +178,7 @@ impl Ways {
     }
 
     /// Listens, has the agent dial, and takes what comes. The agent dials all channels of the session.
-    async fn be_dialled(
-        &mut self,
-        carrier: Carrier,
-        streams: u16,
-    ) -> Result<Vec<Channel>, String> {
+    async fn be_dialled(&mut self, carrier: Carrier, streams: u16) -> Result<Vec<Channel>, String> {
         let (tcp, quic) = (carrier == Carrier::Tcp, carrier == Carrier::Quic);
         let openings = Openings { tcp, quic, ..Openings::default() };
         let (config, range) = ((*self.config).clone(), self.known.port_range);

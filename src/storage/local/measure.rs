@@ -119,7 +119,10 @@ impl Scratch {
         Ok((written, begun.elapsed().saturating_sub(syncing), syncing))
     }
 
-    fn failed<E: Into<std::io::Error>>(&self, operation: Operation) -> impl FnOnce(E) -> StorageError {
+    fn failed<E: Into<std::io::Error>>(
+        &self,
+        operation: Operation,
+    ) -> impl FnOnce(E) -> StorageError {
         let path = self.directory.as_os_str().as_bytes().to_vec();
         move |cause| StorageError::io(operation, &path)(cause)
     }
