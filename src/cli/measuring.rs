@@ -110,8 +110,8 @@ fn connecting(job: &Job) -> Vec<String> {
         }
     }
     let mut add = |flag: &str, value: &[u8]| flags.push(format!("{flag} {}", shown(value)));
-    if let Some(program) = &launch.ssh_program {
-        add("--ssh", program.as_os_str().as_bytes());
+    if let Some(program) = launch.ssh.flag() {
+        add("--ssh", program.as_bytes());
     }
     if let Some(path) = &launch.agent_path {
         add("--agent-path", path.as_bytes());

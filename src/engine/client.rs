@@ -57,7 +57,7 @@ pub async fn run_session(job: &Job, observer: &Observer) -> Result<SessionEnd, F
     let launched = launched.map_err(early)?;
     let Launched { mut process, stdin, inbox, greeting, resolved, further } = launched;
     if let LocalEnd::Measurement(_) = plan.local {
-        let found = Finding::login(job.launch.ssh_program.as_deref(), begun.elapsed());
+        let found = Finding::login(&job.launch.ssh, begun.elapsed());
         observer.tell(Event::Found(Box::new(found)));
         observer.tell(Event::Found(Box::new(Finding::agent(&greeting.hello))));
     }

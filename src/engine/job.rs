@@ -1,6 +1,6 @@
 //! What is to be done: everything that the user meant, with every default filled in.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -110,6 +110,18 @@ pub enum Ssh {
     Builtin,
     /// A program that takes ssh's arguments.
     Program(PathBuf),
+}
+
+impl Ssh {
+    /// What `--ssh` calls it, unless it goes without saying.
+    pub fn flag(&self) -> Option<&OsStr> {
+        match self {
+            Self::Auto => None,
+            Self::System => Some(OsStr::new("system")),
+            Self::Builtin => Some(OsStr::new("builtin")),
+            Self::Program(path) => Some(path.as_os_str()),
+        }
+    }
 }
 
 /// Whether the agent's program is brought along where it is missing.

@@ -14,9 +14,11 @@ mod run;
 mod system;
 pub(super) mod ways;
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use super::job::Ssh;
 use crate::protocol::chunk::ChunkSize;
 use crate::protocol::measure::{DiskSpeed, MAX_FILE_LEN, MAX_MILLIS, System};
 use crate::protocol::message::{Hello, Options};
@@ -171,9 +173,9 @@ impl RunFound {
 }
 
 impl Finding {
-    pub(super) fn login(program: Option<&Path>, took: Duration) -> Self {
-        let program = program.unwrap_or(Path::new("ssh")).display().to_string();
-        Self::Login { program, took }
+    pub(super) fn login(ssh: &Ssh, took: Duration) -> Self {
+        let program = ssh.flag().unwrap_or(OsStr::new("ssh"));
+        Self::Login { program: program.display().to_string(), took }
     }
 
     pub(super) fn agent(hello: &Hello) -> Self {
