@@ -1,5 +1,6 @@
 //! `fastsync doctor`: what was found, as it is found, and what to do about it.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -31,9 +32,8 @@ impl Viewer for Doctor {
     fn entry(&mut self, _entry: &EntryReport, _screen: &mut Screen, _tally: &mut Tally) {}
 
     fn found(&mut self, finding: Finding, screen: &mut Screen, _tally: &mut Tally) {
-        if !screen.display.json
-            && let Some((label, text)) = self.line(&finding)
-        {
+        if !screen.display.json {
+            let (label, text) = self.line(&finding);
             screen.out_line(&format!("{label:<12}{}", shown(&text)));
         }
         self.found.add(finding);
@@ -50,9 +50,9 @@ impl Viewer for Doctor {
 
 impl Doctor {
     /// What a finding is called, and what it says.
-    fn line(&self, finding: &Finding) -> Option<(&'static str, String)> {
+    fn line(&self, finding: &Finding) -> (&'static str, String) {
         let host = &self.subject.host;
-        Some(match finding {
+        match finding {
             Finding::Login { program, took } => {
                 ("ssh", format!("{program} logged in and the agent answered in {}", brief(*took)))
             }
@@ -100,7 +100,7 @@ impl Doctor {
             }
             Finding::Run(run) => ("", self.run_line(run)),
             Finding::NotMeasured { what, why } => ("not measured", format!("{what}: {why}")),
-        })
+        }
     }
 
     fn end_name(&self, end: End) -> &'static str {
@@ -262,11 +262,11 @@ fn system_line(system: &System) -> String {
     for (name, value) in &system.settings {
         let name = name.rsplit('.').next().unwrap_or(name);
         if name != "tcp_available_congestion_control" {
-            text.push_str(&format!(", {name} {value}"));
+            let _ = write!(text, ", {name} {value}");
         }
     }
     if !system.program.is_empty() {
-        text.push_str(&format!("; program {}", system.program));
+        let _ = write!(text, "; program {}", system.program);
     }
     text
 }

@@ -140,7 +140,7 @@ fn a_killed_client_leaves_nothing() {
     command.args(["bench", "-p1", "--duration=5", "--local-dir=here", "-q", "-F"]);
     command.arg(sshd().config()).arg(world.remote("there"));
     let running = Running::start(&mut command);
-    let patience = Duration::from_secs(60);
+    let patience = Duration::from_mins(1);
     assert!(until(patience, || is_written_to(&there)), "nothing is written");
     running.signal(Signal::KILL);
     assert!(running.wait().was_killed());

@@ -66,7 +66,7 @@ pub async fn serve<R: AsyncRead + Unpin>(
             Some(arrived) = channels.next() => {
                 let (slot, channel) = arrived?;
                 bench.up.insert((slot.channel, slot.generation), channel);
-                bench.begin_waiting()?;
+                bench.begin_waiting();
             }
             Some(joined) = bench.work.join_next() => {
                 let (channels, answer) = first_error(joined.map(Ok))?;
@@ -153,7 +153,8 @@ impl Bench {
                     return self.say(Measured::Refused(refusal));
                 }
                 self.waiting = Some((run, Instant::now() + CHANNELS));
-                self.begin_waiting()
+                self.begin_waiting();
+                Ok(())
             }
             Measure::Release => {
                 self.up.clear();
@@ -165,9 +166,9 @@ impl Bench {
     }
 
     /// Begins the run that waits for its channels, if they are all there.
-    fn begin_waiting(&mut self) -> Result<(), SessionError> {
+    fn begin_waiting(&mut self) {
         let is_up = |run: &Run| run.channels.iter().all(|slot| self.up.contains_key(slot));
-        let Some((run, _)) = self.waiting.take_if(|(run, _)| is_up(run)) else { return Ok(()) };
+        let Some((run, _)) = self.waiting.take_if(|(run, _)| is_up(run)) else { return };
         let channels = run.channels.iter().filter_map(|slot| self.up.remove(slot)).collect();
         let (outbox, stop) = (self.outbox.clone(), Arc::clone(&self.stop));
         let directory = self.grounds.directory.clone();
@@ -189,7 +190,6 @@ impl Bench {
             };
             (channels, result.map_or_else(Measured::Refused, Measured::Ran))
         });
-        Ok(())
     }
 }
 
@@ -247,7 +247,7 @@ pub async fn prepare(
 }
 
 /// The longest that a session measures.
-const SESSION: Duration = Duration::from_secs(3600);
+const SESSION: Duration = Duration::from_hours(1);
 
 /// How long the channels of a run may be missing: they are up at the other end.
 const CHANNELS: Duration = Duration::from_secs(10);
@@ -274,7 +274,7 @@ mod tests {
         let requests = requests.iter().cloned().map(Message::Measure);
         let said: Vec<u8> =
             before.into_iter().chain(requests).flat_map(|it| it.encode().unwrap()).collect();
-        let silence = Duration::from_secs(60);
+        let silence = Duration::from_mins(1);
         let mut inbox = Inbox::new(&said[..], End::Agent, silence, Pulse::new());
         inbox.next().await.unwrap();
         inbox.next().await.unwrap();

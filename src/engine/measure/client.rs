@@ -33,13 +33,13 @@ pub async fn run<R: AsyncRead + Unpin>(
     ways: Ways,
     observer: Observer,
 ) -> Result<(), SessionError> {
-    let (tell, answers) = flume::unbounded();
+    let (tell, answers) = flume::bounded(MAX_ANSWERS);
     // What the tunnel carries comes with the messages, so they are always read.
     let listening = async {
         loop {
             match inbox.next().await? {
                 Message::Measured(Measured::Done) => return Ok(()),
-                Message::Measured(answer) => drop(tell.send(answer)),
+                Message::Measured(answer) => tell.try_send(answer).map_err(|_| unasked())?,
                 Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
                 // The state machine lets nothing else through that means something here.
                 _ => {}
@@ -459,6 +459,9 @@ impl std::fmt::Display for Route {
         write!(f, "{from} {} to {to} {}", place(self.from_disk), place(self.to_disk))
     }
 }
+
+/// How many answers one request can have.
+const MAX_ANSWERS: usize = 2;
 
 /// How often the clocks are compared; the quickest answer counts.
 const CLOCKS: u32 = 8;

@@ -111,6 +111,7 @@ pub enum End {
 }
 
 impl End {
+    #[must_use]
     pub fn other(self) -> Self {
         match self {
             Self::Here => Self::There,

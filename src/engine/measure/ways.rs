@@ -202,7 +202,7 @@ impl Ways {
                     Ok(Word::NotReached(failure)) = self.words.recv_async() => {
                         // One of an earlier attempt may still come.
                         if failure.text().contains(&format!(":{port}")) {
-                            why = failure.text().to_owned();
+                            failure.text().clone_into(&mut why);
                             return;
                         }
                     }
