@@ -2,8 +2,8 @@
 //! take, what they carry, and what the file systems at both ends do.
 //!
 //! It is a session like others up to the channels. Then the client asks for one thing after the other
-//! ([`client`]), and the agent does it within limits of its own ([`agent`]). [`ways`] tries each way for
-//! data, [`run`] sends and receives, [`advice`] concludes.
+//! (`client`), and the agent does it within limits of its own (`agent`). `ways` tries each way for data,
+//! `run` sends and receives, [`advice`] concludes.
 //!
 //! Rules: `protocol-spec/13-measure.md`.
 
