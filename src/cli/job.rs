@@ -125,10 +125,7 @@ pub fn direction(verb: Verb, typed: &[OsString]) -> Result<Direction, UsageError
     let is_remote = |location: &Location| matches!(location, Location::Remote { .. });
     let (far_source, far_destination) = (sources.iter().any(is_remote), is_remote(&destination));
     if far_source && far_destination {
-        return Err(UsageError::new(
-            "copying between two other hosts is not possible yet; pull to this machine and push \
-             from here, or run fastsync on one of the two",
-        ));
+        return between(verb, sources, destination);
     }
     let current = std::env::current_dir().map_err(|error| {
         UsageError::new(format!("cannot find out the current directory: {error}"))
@@ -149,6 +146,26 @@ fn copy(sources: Vec<Location>, destination: Location) -> Direction {
     Direction::Copy {
         sources: sources.into_iter().map(path).collect(),
         destination: path(destination),
+    }
+}
+
+/// The destination is on another host, and so is a source.
+fn between(
+    verb: Verb,
+    sources: Vec<Location>,
+    destination: Location,
+) -> Result<Direction, UsageError> {
+    if matches!(verb, Verb::Push | Verb::Pull) {
+        let text = "push and pull copy from and to this machine; between two other hosts it is \
+                    `fastsync cp` or `fastsync sync`";
+        return Err(UsageError::new(text));
+    }
+    let (sources, source_host) = on_one_host(sources, Path::new("/"))?;
+    match (source_host, destination) {
+        (Some(source_host), Location::Remote { host, path }) => {
+            Ok(Direction::Between { sources, source_host, host, destination: path })
+        }
+        _ => Err(UsageError::new("a location is on this machine")),
     }
 }
 
@@ -187,6 +204,15 @@ fn pull(
             )));
         }
     };
+    let (sources, host) = on_one_host(sources, current)?;
+    Ok(Direction::Pull { sources, host, destination })
+}
+
+/// The paths of locations that are all on one host; `None` is this machine.
+fn on_one_host(
+    sources: Vec<Location>,
+    current: &Path,
+) -> Result<(Vec<Vec<u8>>, Option<Host>), UsageError> {
     let mut hosts = Vec::new();
     let mut paths = Vec::new();
     for source in sources {
@@ -202,8 +228,7 @@ fn pull(
             "all sources are on one host, written alike; run one command for each host",
         ));
     }
-    let host = hosts.into_iter().next().flatten();
-    Ok(Direction::Pull { sources: paths, host, destination })
+    Ok((paths, hosts.into_iter().next().flatten()))
 }
 
 /// The only source stands for what is in it, however it is written.
@@ -216,7 +241,9 @@ pub fn take_contents(direction: &mut Direction) {
                 *source = OsString::from_vec(path).into();
             }
         }
-        Direction::Pull { sources, .. } | Direction::Inventory { sources, .. } => {
+        Direction::Pull { sources, .. }
+        | Direction::Between { sources, .. }
+        | Direction::Inventory { sources, .. } => {
             sources.iter_mut().for_each(end_with_slash);
         }
         Direction::Measure { .. } => {}
@@ -230,10 +257,11 @@ pub fn end_with_slash(path: &mut Vec<u8>) {
     }
 }
 
-/// The other host, if there is one.
+/// The other host, if there is one; of two, the one that receives.
 fn host(direction: &Direction) -> Option<&Host> {
     match direction {
-        Direction::Push { destination: Place::Remote { host, .. }, .. } => Some(host),
+        Direction::Push { destination: Place::Remote { host, .. }, .. }
+        | Direction::Between { host, .. } => Some(host),
         Direction::Push { destination: Place::Local(_), .. } | Direction::Copy { .. } => None,
         Direction::Pull { host, .. }
         | Direction::Inventory { host, .. }
@@ -243,23 +271,22 @@ fn host(direction: &Direction) -> Option<&Host> {
 
 /// The port is given to ssh once: by the URL or by the flag.
 fn join_port(direction: &mut Direction, ssh: &Ssh) -> Result<(), UsageError> {
-    let host = match direction {
-        Direction::Push { destination: Place::Remote { host, .. }, .. }
-        | Direction::Pull { host: Some(host), .. }
-        | Direction::Inventory { host: Some(host), .. }
-        | Direction::Measure { host: Some(host), .. } => host,
-        Direction::Push { .. }
-        | Direction::Pull { .. }
-        | Direction::Copy { .. }
-        | Direction::Inventory { .. }
-        | Direction::Measure { .. } => return Ok(()),
+    let hosts = match direction {
+        Direction::Push { destination: Place::Remote { host, .. }, .. } => vec![host],
+        Direction::Between { source_host, host, .. } => vec![source_host, host],
+        Direction::Pull { host, .. }
+        | Direction::Inventory { host, .. }
+        | Direction::Measure { host, .. } => host.iter_mut().collect(),
+        Direction::Push { .. } | Direction::Copy { .. } => Vec::new(),
     };
-    let (Some(flag), Some(port)) = (ssh.port, host.port) else { return Ok(()) };
-    if flag != port {
-        let text = format!("the URL says port {port} and --ssh-port says {flag}");
-        return Err(UsageError::new(text));
+    for host in hosts {
+        let (Some(flag), Some(port)) = (ssh.port, host.port) else { continue };
+        if flag != port {
+            let text = format!("the URL says port {port} and --ssh-port says {flag}");
+            return Err(UsageError::new(text));
+        }
+        host.port = None;
     }
-    host.port = None;
     Ok(())
 }
 
@@ -330,8 +357,10 @@ fn tell(display: &mut Display, telling: &Telling, job: &Job) {
         (1, 0..=1) => 1,
         _ => 2,
     };
-    let is_sent =
-        matches!(job.direction, Direction::Push { destination: Place::Remote { .. }, .. });
+    let is_sent = matches!(
+        job.direction,
+        Direction::Push { destination: Place::Remote { .. }, .. } | Direction::Between { .. }
+    );
     let loses_times = !job.config.preserve.times;
     display.itemizer = Itemizer { level, is_sent, loses_times };
     display.stats = telling.stats;
@@ -405,7 +434,17 @@ mod tests {
             assert_eq!((sources, destination), (vec!["a/".into(), "b".into()], "c".into()));
             assert!(matches!(direction(&["a", "h:b"]), Direction::Push { .. }));
             assert!(matches!(direction(&["h:a", "b"]), Direction::Pull { .. }));
-            refused(&[verb, "h:a", "i:b"], "two other hosts is not possible yet");
+            let Direction::Between { sources, source_host, host, destination } =
+                direction(&["u@h:a/", "u@h:/b", "ssh://i:2222/c"])
+            else {
+                panic!("not between two hosts");
+            };
+            assert_eq!((sources, destination), (vec![b"a/".to_vec(), b"/b".into()], b"/c".into()));
+            assert_eq!((&*source_host.name, source_host.user.as_deref()), ("h", Some("u")));
+            assert_eq!((&*host.name, host.port), ("i", Some(2222)));
+            refused(&[verb, "h:a", "i:b", "j:c"], "one host");
+            refused(&[verb, "a", "i:b", "j:c"], "one host");
+            refused(&[verb, "--ssh-port", "1", "h:a", "ssh://i:2/x"], "port 2");
             refused(&[verb, "h:a", "b", "c"], "one host");
         }
     }
@@ -432,6 +471,7 @@ mod tests {
         };
         assert_eq!(itemizer(&["cp", "a", "b"]), (0, false, false));
         assert_eq!(itemizer(&["cp", "-i", "--no-times", "a", "h:"]), (1, true, true));
+        assert_eq!(itemizer(&["cp", "-i", "h:a", "i:b"]), (1, true, false));
         assert_eq!(itemizer(&["push", "-ii", "a", "b"]), (2, false, false));
         assert_eq!(itemizer(&["push", "-i", "-vv", "a", "b"]), (2, false, false));
         assert!(display(&["cp", "a", "b"]).mapping.is_none());
@@ -441,8 +481,8 @@ mod tests {
     #[test]
     fn impossible_journeys_are_refused() {
         refused(&["push", "a"], "destination");
-        refused(&["push", "h:a", "i:b"], "two other hosts is not possible yet");
-        refused(&["pull", "h:a", "h:b"], "two other hosts is not possible yet");
+        refused(&["push", "h:a", "i:b"], "fastsync cp");
+        refused(&["pull", "h:a", "h:b"], "fastsync cp");
         refused(&["push", "h:a", "b"], "fastsync pull");
         refused(&["pull", "a", "h:b"], "fastsync push");
         refused(&["pull", "h:a", "i:b", "c"], "one host");

@@ -213,7 +213,11 @@ impl Monitor {
         } else if self.screen.display.verbose > 0 && transport != WITHIN_MACHINE {
             let streams = plural(streams.into(), "stream");
             let open = if encrypted { "" } else { ", not encrypted" };
-            let by = if dialler == "agent" { ", dialled by the other host" } else { "" };
+            let by = match dialler {
+                "agent" => ", dialled by the other host",
+                "destination" => ", dialled by it",
+                _ => "",
+            };
             let reason = super::text::shown(reason);
             self.screen.note(&format!(
                 "connected to {peer}: {streams} over {transport}{by}{open} ({reason})"

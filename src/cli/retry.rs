@@ -252,7 +252,9 @@ fn names(direction: &Direction) -> Option<Vec<Vec<u8>>> {
         Direction::Push { sources, .. } | Direction::Copy { sources, .. } => {
             sources.iter().map(|path| name(path.as_os_str().as_bytes())).collect()
         }
-        Direction::Pull { sources, .. } | Direction::Inventory { sources, .. } => {
+        Direction::Pull { sources, .. }
+        | Direction::Between { sources, .. }
+        | Direction::Inventory { sources, .. } => {
             sources.iter().map(|path| name(path)).collect()
         }
         Direction::Measure { .. } => None,

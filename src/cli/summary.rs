@@ -190,7 +190,8 @@ impl Summary {
             "within this machine".to_owned()
         } else {
             let streams = plural(self.streams.into(), "stream");
-            let by = if self.dialler == "agent" { ", dialled by it" } else { "" };
+            let is_by_it = matches!(self.dialler, "agent" | "destination");
+            let by = if is_by_it { ", dialled by it" } else { "" };
             format!("{streams} over {}{}{by}", self.transport, peer.unwrap_or_default())
         };
         format!(

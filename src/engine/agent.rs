@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::Stdin;
+use tokio::io::{AsyncRead, Stdin};
 use tokio::task::JoinSet;
 
 use super::client::absolute;
 use super::control::{Aside, ControlError, Inbox, Outbox, Pulse, outbox_with};
 use super::event::Progress;
 use super::session::{Observer, SessionError};
-use super::{here, measure, reach, send};
+use super::third_party::agent::Errand;
+use super::{here, measure, reach, send, third_party};
 use crate::protocol::chunk::Digest;
 use crate::protocol::handshake::{self, ChannelKeys, MAGIC, VERSIONS, common_version, transcript};
 use crate::protocol::manifest::Escaped;
@@ -77,13 +78,15 @@ impl Rights {
             {
                 refused("the other host lets this key only write: leave out --checksum")
             }
-            (Task::Send { .. }, Access::WriteOnly) => {
+            (Task::Send { .. } | Task::SendTo { .. }, Access::WriteOnly) => {
                 refused("the other host lets this key only write (--write-only)")
             }
-            (Task::Send { .. }, Access::ReadOnly) if options.remove_source_files => {
+            (Task::Send { .. } | Task::SendTo { .. }, Access::ReadOnly)
+                if options.remove_source_files =>
+            {
                 refused("the other host lets this key only read, and not remove source files")
             }
-            (Task::Send { .. }, _)
+            (Task::Send { .. } | Task::SendTo { .. }, _)
                 if self.root.is_some()
                     && matches!(options.select.links, Links::Follow | Links::FollowUnsafe) =>
             {
@@ -93,6 +96,15 @@ impl Rights {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What is to be sent, as the user meant it.
+    fn sources(&self, sources: &[Vec<u8>]) -> Result<Vec<PathBuf>, SessionError> {
+        if sources.is_empty() {
+            return Err(SessionError::violation("there is nothing to send (SES-8)"));
+        }
+        let sources: Result<Vec<PathBuf>, _> = sources.iter().map(|path| self.path(path)).collect();
+        sources.map_err(SessionError::Local)
     }
 
     /// A path as the user meant it: relative ones begin at the home directory, as for scp, or at
@@ -184,7 +196,8 @@ async fn serve(
     match inbox.next().await? {
         Message::Open(open) => {
             open.options.check().map_err(SessionError::violation)?;
-            rights.check(&open.task, &open.options).map_err(SessionError::Local)?;
+            let checked = rights.check(&open.task, &open.options);
+            checked.map_err(|failure| refusal(&open.task, failure))?;
             let session = Introduced { client: theirs, identity, transcript, tunnel };
             obey(rights, *open, session, inbox, outbox).await
         }
@@ -210,6 +223,16 @@ async fn obey(
 ) -> Result<(), SessionError> {
     let Introduced { client, identity, transcript, tunnel } = session;
     let options = open.options;
+    if let Task::SendTo { sources, to } = &open.task {
+        to.check().map_err(SessionError::violation)?;
+        let sources = rights.sources(sources).map_err(|error| match error {
+            SessionError::Local(failure) => refusal(&open.task, failure),
+            error => error,
+        })?;
+        let (to, job, addresses) = (to.as_ref().clone(), open.job, addresses());
+        let errand = Errand { sources, to, job, options, addresses };
+        return third_party::agent::run(errand, tunnel, inbox, outbox).await;
+    }
     tunnel.allow(tunnel::max_streams(options.streams), tunnel::window(options.streams));
     let (words, heard) = flume::bounded(MAX_WORDS);
     inbox.set_aside(Aside { tunnel: tunnel.clone(), words });
@@ -262,13 +285,10 @@ async fn obey(
             let channels = reach::agent::channels(listener, config, heard, says, &mut tasks, take);
             measure::agent::serve(grounds, &mut inbox, outbox, channels).await?;
         }
-        Task::Send { sources } if sources.is_empty() => {
-            return Err(SessionError::violation("there is nothing to send (SES-8)"));
-        }
+        // It was begun above, and never comes here.
+        Task::SendTo { .. } => return Err(SessionError::bug("no channels are sent to")),
         Task::Send { sources } => {
-            let sources: Result<Vec<PathBuf>, _> =
-                sources.iter().map(|path| rights.path(path)).collect();
-            let sources = sources.map_err(SessionError::Local)?;
+            let sources = rights.sources(&sources)?;
             let accept = Message::Accept(accept);
             let open = |paths| {
                 LocalSource::open(&sources, &options, paths)
@@ -292,8 +312,18 @@ async fn obey(
     Ok(())
 }
 
+/// Why something that was asked for is not allowed; with the host's name where there is another one.
+fn refusal(task: &Task, failure: Failure) -> SessionError {
+    SessionError::Local(match task {
+        Task::SendTo { to, .. } => third_party::agent::of_host(&to.source_host, &failure),
+        _ => failure,
+    })
+}
+
 /// The client's list of what of the sources is meant (SEL-4).
-async fn paths(inbox: &mut Inbox<Stdin>) -> Result<Vec<Vec<u8>>, SessionError> {
+pub async fn paths<R: AsyncRead + Unpin>(
+    inbox: &mut Inbox<R>,
+) -> Result<Vec<Vec<u8>>, SessionError> {
     let (mut all, mut len) = (Vec::new(), 0);
     loop {
         match inbox.next().await? {

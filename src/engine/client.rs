@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::io::AsyncRead;
 use tokio::task::JoinSet;
 
 use super::control::{Aside, ControlError, Inbox, Outbox, Word, outbox_with};
@@ -25,8 +26,8 @@ use crate::protocol::manifest::Totals;
 use crate::protocol::message::{Accept, Deletions, Message, Open, Options, Secret, Task};
 use crate::protocol::session::{End, Role};
 use crate::protocol::tunnel;
-use crate::ssh::{Login, Output};
-use crate::storage::local::LocalSource;
+use crate::ssh::Login;
+use crate::storage::local::{LocalSource, is_confined};
 use crate::transport::channel::{Channel, ChannelConfig};
 use crate::transport::tls::Identity;
 use crate::transport::tunnel::Tunnel;
@@ -74,38 +75,19 @@ pub async fn run_session(job: &Job, observer: &Observer) -> Result<SessionEnd, F
         observer: observer.clone(),
         established: false,
     };
-    // A receiver stops by itself, because it has something to put in order first.
-    let grace = match session.plan.role() {
-        Role::Sender => Duration::ZERO,
-        Role::Receiver => receive::CHECKPOINT_PATIENCE + Duration::from_secs(1),
-    };
-    let stopped = async {
-        observer.asked_to_stop().await;
-        tokio::time::sleep(grace).await;
-    };
-    let result = tokio::select! {
-        result = session.run(greeting, resolved) => result,
-        () = stopped => Err(SessionError::interrupted()),
-    };
-    let established = session.established;
-    if let Some(failure) = result.as_ref().err().and_then(SessionError::to_tell) {
-        let _ = session.outbox.say(&Message::Abort(failure));
-    }
-    let plan = session.plan;
-    drop(session.outbox);
+    let addresses: Vec<String> = resolved.into_iter().collect();
+    let result = session.play(greeting, &addresses, observer.asked_to_stop()).await;
+    let Session { plan, inbox, outbox, established, .. } = session;
+    drop(outbox);
     // A peer that does not read any more must not keep us: it is told if it can be.
-    let _ = tokio::time::timeout(Duration::from_secs(2), writer.join_next()).await;
+    let _ = tokio::time::timeout(LAST_WORDS, writer.join_next()).await;
     writer.abort_all();
-    drop(session.inbox);
+    drop(inbox);
     let status = process.wait(AGENT_PATIENCE).await;
     let failed = |error| Failed { error, established };
     match result {
         Ok(end) if status.is_some_and(|status| status.success()) => Ok(end),
-        Ok(_) => Err(failed(EngineError::Disconnected {
-            host: plan.host_name(),
-            cause: "it ended without saying that all is well; run the same command again to check"
-                .to_owned(),
-        })),
+        Ok(_) => Err(failed(ended_oddly(plan.host_name()))),
         Err(error) => {
             let exit = status.and_then(|status| status.code());
             Err(failed(launch::explain(&plan.host_name(), &error, exit, &process.complaints())))
@@ -113,22 +95,38 @@ pub async fn run_session(job: &Job, observer: &Observer) -> Result<SessionEnd, F
     }
 }
 
+/// An agent's process that failed after its session had not.
+pub fn ended_oddly(host: String) -> EngineError {
+    let cause = "it ended without saying that all is well; run the same command again to check";
+    EngineError::Disconnected { host, cause: cause.to_owned() }
+}
+
 /// What the job comes to for this end.
 #[derive(Debug)]
-struct Plan {
-    host: Option<Host>,
+pub struct Plan {
+    pub host: Option<Host>,
     /// The source, if this end sends; the destination, if it receives.
-    local: LocalEnd,
-    task: Task,
-    job: [u8; 16],
-    options: Options,
+    pub local: LocalEnd,
+    pub task: Task,
+    pub job: [u8; 16],
+    pub options: Options,
     /// What of the sources is meant, for an agent that sends.
-    paths: Option<Vec<Vec<u8>>>,
-    reach: Reach,
+    pub paths: Option<Vec<Vec<u8>>>,
+    pub reach: Reach,
+    /// Where the user calls this host by a name, because the user is at another one.
+    pub relayed: Option<Relayed>,
+}
+
+/// This host, for a user who is at another one and carries the control channel.
+#[derive(Clone, Debug)]
+pub struct Relayed {
+    pub name: String,
+    /// Where it was reached, as text.
+    pub addresses: Vec<String>,
 }
 
 #[derive(Debug)]
-enum LocalEnd {
+pub enum LocalEnd {
     Source(LocalSource),
     Destination(PathBuf),
     /// Nothing is received.
@@ -182,8 +180,8 @@ impl Plan {
                 let task = Task::Measure { directory: directory.clone() };
                 (host.clone(), LocalEnd::Measurement(measurement.clone()), task, Vec::new())
             }
-            Direction::Copy { .. } => {
-                return Err(EngineError::Usage("a copy on one machine needs no agent".to_owned()));
+            Direction::Copy { .. } | Direction::Between { .. } => {
+                return Err(EngineError::Usage("this end neither sends nor receives".to_owned()));
             }
         };
         options.loopback = host.is_none();
@@ -192,7 +190,8 @@ impl Plan {
         options.check().map_err(|text| EngineError::Usage(text.to_owned()))?;
         let paths = job.paths.clone().filter(|_| matches!(task, Task::Send { .. }));
         let reach = job.config.reach.clone();
-        Ok(Self { host, local, task, job: job_name(&names), options, paths, reach })
+        let job = job_name(&names);
+        Ok(Self { host, local, task, job, options, paths, reach, relayed: None })
     }
 
     fn role(&self) -> Role {
@@ -215,22 +214,49 @@ impl Plan {
 }
 
 /// A session in the making, and under way.
-struct Session {
-    plan: Plan,
-    inbox: Inbox<Output>,
-    outbox: Outbox,
+pub struct Session<R> {
+    pub plan: Plan,
+    pub inbox: Inbox<R>,
+    pub outbox: Outbox,
     /// How to log in once more, and what to run then.
-    lane: Option<(Login, String)>,
-    tunnel: Tunnel,
-    observer: Observer,
-    established: bool,
+    pub lane: Option<(Login, String)>,
+    pub tunnel: Tunnel,
+    pub observer: Observer,
+    pub established: bool,
 }
 
-impl Session {
+impl<R: AsyncRead + Unpin + Send> Session<R> {
+    /// Runs the session to its end, or until this end is to stop, and tells the agent if it fails.
+    /// `addresses`: names and addresses under which this end knows the agent's host.
+    pub async fn play(
+        &mut self,
+        greeting: AgentGreeting,
+        addresses: &[String],
+        stopped: impl Future<Output = ()>,
+    ) -> Result<SessionEnd, SessionError> {
+        // A receiver stops by itself, because it has something to put in order first.
+        let grace = match self.plan.role() {
+            Role::Sender => Duration::ZERO,
+            Role::Receiver => receive::CHECKPOINT_PATIENCE + Duration::from_secs(1),
+        };
+        let stopped = async {
+            stopped.await;
+            tokio::time::sleep(grace).await;
+        };
+        let result = tokio::select! {
+            result = self.run(greeting, addresses) => result,
+            () = stopped => Err(SessionError::interrupted()),
+        };
+        if let Some(failure) = result.as_ref().err().and_then(SessionError::to_tell) {
+            let _ = self.outbox.say(&Message::Abort(failure));
+        }
+        result
+    }
+
     async fn run(
         &mut self,
         greeting: AgentGreeting,
-        resolved: Option<String>,
+        addresses: &[String],
     ) -> Result<SessionEnd, SessionError> {
         let AgentGreeting { hello: theirs, encoded: their_bytes } = greeting;
         let identity = Identity::generate().map_err(SessionError::bug)?;
@@ -246,9 +272,9 @@ impl Session {
         };
         self.outbox.say_encoded(mine);
         self.outbox.say(&Message::Open(Box::new(open))).map_err(SessionError::bug)?;
-        let accept = self.accept().await?;
+        let accept = accepted(&mut self.inbox, &self.plan.options).await?;
         self.established = true;
-        self.tell_paths()?;
+        tell_paths(&self.outbox, self.plan.paths.take())?;
         if let LocalEnd::Inventory { hash } = self.plan.local {
             let (outbox, observer) = (self.outbox.clone(), self.observer.clone());
             return inventory::run(hash, &mut self.inbox, outbox, observer).await;
@@ -262,7 +288,7 @@ impl Session {
             max_payload: self.plan.options.max_payload(),
             channels: self.plan.options.streams,
         };
-        let known = self.known(accept, resolved).await;
+        let known = self.known(accept, addresses).await;
         let (words, heard) = flume::bounded(MAX_WORDS);
         let streams = self.plan.options.streams;
         self.tunnel.allow(0, tunnel::window(streams));
@@ -270,44 +296,10 @@ impl Session {
         self.transfer(config, known, heard, theirs.max_open_entries).await
     }
 
-    /// Tells an agent that sends what of the sources is meant (SEL-4).
-    fn tell_paths(&mut self) -> Result<(), SessionError> {
-        let Some(all) = self.plan.paths.take() else { return Ok(()) };
-        let (mut paths, mut len) = (Vec::new(), 0);
-        for path in all {
-            len += path.len() + 8;
-            paths.push(path);
-            if len > MAX_PATHS_LEN {
-                let paths = std::mem::take(&mut paths);
-                self.outbox.say_encoded(encoded(&Message::Paths { paths, last: false })?);
-                len = 0;
-            }
-        }
-        self.outbox.say_encoded(encoded(&Message::Paths { paths, last: true })?);
-        Ok(())
-    }
-
-    async fn accept(&mut self) -> Result<Accept, SessionError> {
-        loop {
-            match self.inbox.next().await? {
-                Message::Accept(accept) if accept.options == self.plan.options => {
-                    return Ok(accept);
-                }
-                Message::Accept(_) => {
-                    return Err(SessionError::violation(
-                        "the agent accepted other options (SES-6)",
-                    ));
-                }
-                Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
-                _ => {}
-            }
-        }
-    }
-
     /// Where to dial, and what else there is to try.
-    async fn known(&self, accept: Accept, resolved: Option<String>) -> Known {
+    async fn known(&self, accept: Accept, addresses: &[String]) -> Known {
         let reach = self.plan.reach.clone();
-        let hosts = self.agent_addresses(&accept, resolved).await;
+        let hosts = self.agent_addresses(&accept, addresses).await;
         let at = |port: u16| -> Vec<SocketAddr> {
             hosts.iter().filter(|_| port > 0).map(|host| (*host, port).into()).collect()
         };
@@ -316,7 +308,10 @@ impl Session {
         let own = if is_local {
             vec![Ipv4Addr::LOCALHOST.to_string()]
         } else if reach.listen_addresses.is_empty() {
-            own_addresses(&hosts)
+            let mut own = own_addresses(&hosts);
+            let reached = self.plan.relayed.iter().flat_map(|it| &it.addresses);
+            own.extend(reached.filter(|it| !own.contains(it)).cloned().collect::<Vec<_>>());
+            own
         } else {
             addresses_of(&reach.listen_addresses).await.iter().map(ToString::to_string).collect()
         };
@@ -329,13 +324,14 @@ impl Session {
             tunnel: self.tunnel.clone(),
             lanes: lanes.map(|(login, command)| Lanes::new(login, command, accept.join)),
             host: self.plan.host_name(),
+            own_name: self.plan.relayed.as_ref().map(|it| it.name.clone()),
             idle: self.plan.options.dry_run,
             reach,
         }
     }
 
     /// What the user says; or the address that ssh reached, then what its name means here.
-    async fn agent_addresses(&self, accept: &Accept, resolved: Option<String>) -> Vec<IpAddr> {
+    async fn agent_addresses(&self, accept: &Accept, known: &[String]) -> Vec<IpAddr> {
         let named = &self.plan.reach.data_addresses;
         if !named.is_empty() {
             return addresses_of(named).await;
@@ -345,7 +341,7 @@ impl Session {
         }
         let told = accept.addresses.iter().take(16).filter_map(|text| text.parse::<IpAddr>().ok());
         let mut addresses: Vec<IpAddr> = told.collect();
-        for address in addresses_of(resolved.as_slice()).await {
+        for address in addresses_of(known).await {
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
@@ -412,13 +408,53 @@ impl Session {
     }
 }
 
-/// The agent's program on the other host, as the user named it.
-/// What names and addresses lead to.
-async fn addresses_of(names: &[String]) -> Vec<IpAddr> {
+/// Waits for an agent's consent to these options.
+pub async fn accepted<R: AsyncRead + Unpin>(
+    inbox: &mut Inbox<R>,
+    options: &Options,
+) -> Result<Accept, SessionError> {
+    loop {
+        match inbox.next().await? {
+            Message::Accept(accept) if accept.options == *options => return Ok(accept),
+            Message::Accept(_) => {
+                return Err(SessionError::violation("the agent accepted other options (SES-6)"));
+            }
+            Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
+            _ => {}
+        }
+    }
+}
+
+/// Tells an agent that sends what of the sources is meant (SEL-4).
+pub fn tell_paths(outbox: &Outbox, paths: Option<Vec<Vec<u8>>>) -> Result<(), SessionError> {
+    let Some(all) = paths else { return Ok(()) };
+    let (mut paths, mut len) = (Vec::new(), 0);
+    for path in all {
+        len += path.len() + 8;
+        paths.push(path);
+        if len > MAX_PATHS_LEN {
+            let paths = std::mem::take(&mut paths);
+            outbox.say_encoded(encoded(&Message::Paths { paths, last: false })?);
+            len = 0;
+        }
+    }
+    outbox.say_encoded(encoded(&Message::Paths { paths, last: true })?);
+    Ok(())
+}
+
+/// What names and addresses lead to. For a key that is restricted, no name is looked up (THIRD-3).
+pub async fn addresses_of(names: &[String]) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
     for name in names {
-        let found = tokio::net::lookup_host((name.as_str(), 0)).await;
-        for address in found.into_iter().flatten().map(|address| address.ip()) {
+        let found: Vec<IpAddr> = match name.parse() {
+            Ok(address) => vec![address],
+            Err(_) if is_confined() => Vec::new(),
+            Err(_) => {
+                let found = tokio::net::lookup_host((name.as_str(), 0)).await;
+                found.into_iter().flatten().map(|address| address.ip()).collect()
+            }
+        };
+        for address in found {
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
@@ -478,6 +514,9 @@ const MAX_WORDS: usize = 64;
 
 /// How much one message says of a list of paths, in bytes: a path is at most 4,096 long.
 const MAX_PATHS_LEN: usize = 512 << 10;
+
+/// How long the last words to an agent may take to be written.
+pub const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How long the agent may take to end.
 pub const AGENT_PATIENCE: Duration = Duration::from_secs(10);

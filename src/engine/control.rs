@@ -78,6 +78,17 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
         Self { reader, state, pulse, silence, buffer: Vec::new(), start: 0, is_client, aside: None }
     }
 
+    /// For the stream on which an agent tells what it does with another one (THIRD-4).
+    pub fn of_reports(reader: R, silence: Duration, pulse: Pulse) -> Self {
+        let (state, is_client) = (State::Reports, true);
+        Self { reader, state, pulse, silence, buffer: Vec::new(), start: 0, is_client, aside: None }
+    }
+
+    /// The stream itself, and what was read of it and not used.
+    pub fn into_parts(mut self) -> (Vec<u8>, R) {
+        (self.buffer.split_off(self.start), self.reader)
+    }
+
     /// From now on, the peer may be silent for this long.
     pub fn set_silence(&mut self, silence: Duration) {
         self.silence = silence;

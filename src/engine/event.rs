@@ -56,7 +56,8 @@ pub struct Connection {
     /// The other end of the data channels.
     pub peer: String,
     pub encrypted: bool,
-    /// Which end dialled the other: `client` or `agent`.
+    /// Which end dialled the other: `client` or `agent`; between two other hosts, `source` or
+    /// `destination`.
     pub dialler: &'static str,
     /// Why it is this way: what became of those before it, for people.
     pub reason: String,
@@ -188,6 +189,11 @@ impl Counter {
 
     pub fn subtract(&self, amount: u64) {
         self.0.fetch_sub(amount, Ordering::Relaxed);
+    }
+
+    /// Takes over what another end has counted.
+    pub fn set(&self, amount: u64) {
+        self.0.store(amount, Ordering::Relaxed);
     }
 
     /// Begins at 0 again.

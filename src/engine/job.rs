@@ -10,7 +10,7 @@ use crate::protocol::message::{
     Delete, Durability, Listen, Options, Preserve, Resume, Select, SocketOptions, Update,
 };
 
-/// One transfer between this machine and one other, or within it.
+/// One transfer between this machine and one other, within it, or between two others.
 ///
 /// ```
 /// use fastsync::engine::job::{Job, Place, TransferConfig};
@@ -36,6 +36,8 @@ pub enum Direction {
     Push { sources: Vec<PathBuf>, destination: Place },
     /// To this machine. All sources are on the one host of `launch`.
     Pull { sources: Vec<Vec<u8>>, host: Option<Host>, destination: PathBuf },
+    /// From one host to another, while this machine only watches. They may be the same.
+    Between { sources: Vec<Vec<u8>>, source_host: Host, host: Host, destination: Vec<u8> },
     /// On this machine, in this process.
     Copy { sources: Vec<PathBuf>, destination: PathBuf },
     /// Nowhere: every entry is told, and nothing is received. All sources are on one host, or on

@@ -185,13 +185,7 @@ impl Launcher<'_> {
             let process = ssh::start_locally(program.as_os_str(), &["agent"]);
             return Ok((process.map_err(|it| not_startable(it.to_string()))?, None));
         };
-        let login = Login {
-            client: self.client(),
-            arguments: launch.ssh_arguments.clone(),
-            host: host.name.clone(),
-            user: host.user.clone(),
-            port: host.port,
-        };
+        let login = self.login(host);
         let command = program.map_or_else(|| self.agent_command(), Program::remote_command);
         let process = login.start(&command).map_err(|cause| {
             let Client::Program(program) = &login.client else {
@@ -201,6 +195,21 @@ impl Launcher<'_> {
             not_startable(format!("cannot run {program}: {cause}"))
         })?;
         Ok((process, Some(login)))
+    }
+
+    fn login(&self, host: &Host) -> Login {
+        Login {
+            client: self.client(),
+            arguments: self.launch.ssh_arguments.clone(),
+            host: host.name.clone(),
+            user: host.user.clone(),
+            port: host.port,
+        }
+    }
+
+    /// What ssh's configuration says that the host is called, where that means something here.
+    pub async fn resolved_host(&self) -> Option<String> {
+        self.login(self.host?).resolved_host().await
     }
 
     fn client(&self) -> Client {
@@ -354,7 +363,7 @@ async fn agent_greeting(inbox: &mut Inbox<Output>) -> Result<AgentGreeting, Sile
     }
 }
 
-fn check_version(theirs: &Hello) -> Result<(), SessionError> {
+pub fn check_version(theirs: &Hello) -> Result<(), SessionError> {
     if common_version(VERSIONS, theirs.versions).is_some() {
         return Ok(());
     }
@@ -472,4 +481,4 @@ fn in_brackets(complaints: &str) -> String {
 const LOGIN_PATIENCE: Duration = Duration::from_mins(10);
 
 /// How long the agent may be silent before the connection counts as lost (SES-7).
-const AGENT_SILENCE: Duration = Duration::from_secs(30);
+pub const AGENT_SILENCE: Duration = Duration::from_secs(30);

@@ -17,6 +17,7 @@ mod reach;
 mod receive;
 mod send;
 mod session;
+mod third_party;
 
 #[cfg(test)]
 mod tests;
@@ -95,6 +96,10 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
             }
             Direction::Inventory { sources, host: None, hash } => {
                 Box::pin(inside::look(&job, sources, *hash, &observer)).await
+            }
+            Direction::Between { sources, source_host, host, destination } => {
+                let route = third_party::client::Route { sources, source_host, host, destination };
+                Box::pin(third_party::client::run_session(&job, route, &observer)).await
             }
             Direction::Push { .. }
             | Direction::Pull { .. }

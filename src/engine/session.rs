@@ -213,42 +213,58 @@ impl Observer {
             self.progress.files_ended.add(1);
         }
         match &report.outcome {
+            Outcome::Done(changes) if changes.has(Changes::CONTENT) => {
+                if is_packed {
+                    self.progress.bytes_verified.add(report.size);
+                }
+            }
+            Outcome::Done(_) | Outcome::Skipped | Outcome::Left | Outcome::Would(_) => {
+                self.progress.bytes_skipped.add(report.size);
+            }
+            Outcome::Failed(_) => {}
+        }
+        self.ended_elsewhere(report);
+    }
+
+    /// The same where another end has moved the counters of progress.
+    pub fn ended_elsewhere(&self, report: EntryReport) {
+        let tally = &self.tally;
+        let count = |counter: &AtomicU64, applies: bool| {
+            counter.fetch_add(applies.into(), Ordering::Relaxed);
+        };
+        match &report.outcome {
             Outcome::Done(changes) => {
-                let tally = &self.tally;
-                let count = |counter: &AtomicU64, applies: bool| {
-                    counter.fetch_add(applies.into(), Ordering::Relaxed);
-                };
                 count(&tally.done, true);
                 count(&tally.created, changes.has(Changes::CREATED));
                 count(&tally.linked, changes.has(Changes::LINKED));
                 let is_new = Changes::CREATED.with(Changes::CONTENT).with(Changes::LINKED);
                 count(&tally.attributes_only, !changes.has(is_new));
-                if !changes.has(Changes::CONTENT) {
-                    self.progress.bytes_skipped.add(report.size);
-                    self.tell(Event::Ended(report));
-                    return;
-                }
-                tally.bytes_done.fetch_add(report.size, Ordering::Relaxed);
-                if is_packed {
-                    self.progress.bytes_verified.add(report.size);
+                if changes.has(Changes::CONTENT) {
+                    tally.bytes_done.fetch_add(report.size, Ordering::Relaxed);
                 }
             }
-            Outcome::Skipped | Outcome::Left => self.progress.bytes_skipped.add(report.size),
-            Outcome::Would(_) => {
-                self.tally.would.fetch_add(1, Ordering::Relaxed);
-                self.progress.bytes_skipped.add(report.size);
-            }
+            Outcome::Skipped | Outcome::Left => {}
+            Outcome::Would(_) => count(&tally.would, true),
             Outcome::Failed(failure) => match failure.code {
                 FailureCode::Changed | FailureCode::Vanished => {
-                    self.tally.failed_changed.fetch_add(1, Ordering::Relaxed);
+                    count(&tally.failed_changed, true);
                 }
-                FailureCode::Verification => {
-                    self.tally.failed_verification.fetch_add(1, Ordering::Relaxed);
-                }
+                FailureCode::Verification => count(&tally.failed_verification, true),
                 _ => {}
             },
         }
         self.tell(Event::Ended(report));
+    }
+
+    /// Waits until there is room for some hundred events, so that telling them does not wait.
+    pub async fn room(&self) {
+        let is_full = |events: &flume::Sender<Event>| {
+            let is_half_full = events.capacity().is_some_and(|room| events.len() > room / 2);
+            is_half_full && !events.is_disconnected()
+        };
+        while self.events.as_ref().is_some_and(is_full) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
     }
 
     pub fn complain(&self, complaint: Complaint) {

@@ -16,6 +16,7 @@ use super::buffer::Pool;
 use super::chunk::{ChunkSize, Digest, EntryId, MAX_FILE_LEN};
 use super::manifest::{Name, Timestamp, Totals, is_obeyed};
 use super::measure::{Measure, Measured};
+use super::third_party::{Peer, Told};
 
 /// What one end says to the other. The table of who may say what when is in [`super::session`].
 #[expect(clippy::large_enum_variant, reason = "the large ones come once in a session")]
@@ -82,6 +83,8 @@ pub enum Message {
     Measure(Measure),
     /// Agent: this came of it.
     Measured(Measured),
+    /// Agent that sends to another one, on a stream of its own: what happens there (THIRD-4).
+    Told(Vec<Told>),
 }
 
 /// Where the client listens for data channels.
@@ -138,6 +141,8 @@ pub enum Task {
     Send { sources: Vec<Vec<u8>> },
     /// Measure, with files without names in this directory, likewise (MEASURE-1).
     Measure { directory: Vec<u8> },
+    /// Send these paths, likewise, to another agent, whom the client connects (THIRD-1).
+    SendTo { sources: Vec<Vec<u8>>, to: Box<Peer> },
 }
 
 /// 32 secret bytes, which are never shown.
@@ -768,6 +773,22 @@ impl Failure {
     ///
     /// [`Escaped`]: super::manifest::Escaped
     pub fn new(code: FailureCode, text: impl Into<String>) -> Self {
+        Self { code, text: Text::new(text).0 }
+    }
+
+    /// The sentence.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+/// A sentence for people, at most [`MAX_TEXT_LEN`] long, with nothing in it that a terminal obeys
+/// (ERR-2).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Text(String);
+
+impl Text {
+    pub fn new(text: impl Into<String>) -> Self {
         let mut text: String = text.into();
         truncate(&mut text);
         let mut text = if text.chars().any(is_obeyed) {
@@ -777,12 +798,11 @@ impl Failure {
             text
         };
         truncate(&mut text);
-        Self { code, text }
+        Self(text)
     }
 
-    /// The sentence.
-    pub fn text(&self) -> &str {
-        &self.text
+    pub fn into_string(self) -> String {
+        self.0
     }
 }
 
@@ -1012,7 +1032,7 @@ fn is_owner_name(name: &[u8]) -> bool {
 }
 
 /// Whether a path can be one that the peer is told of.
-fn is_told_path(path: &[u8]) -> bool {
+pub fn is_told_path(path: &[u8]) -> bool {
     path.len() <= MAX_TOLD_PATH_LEN && !path.contains(&0)
 }
 
@@ -1072,6 +1092,7 @@ checked!(Complaint, (Vec<u8>, Failure), |complaint| (&complaint.path, &complaint
 checked!(Failure, (FailureCode, String), |failure| (failure.code, &failure.text), |raw| {
     Some(Self::new(raw.0, raw.1))
 });
+checked!(Text, String, |text| text.0, |raw| Some(Self::new(raw)));
 checked!(Timestamp, (i64, u32), |time| (time.seconds, time.nanoseconds()), |raw| {
     Self::new(raw.0, raw.1)
 });

@@ -17,6 +17,7 @@
 //! 10. [`bootstrap`]: how an agent that is not there is brought along.
 //! 11. [`tunnel`]: what travels between messages where data has no way of its own.
 //! 12. [`measure`]: requests and answers of a session that measures.
+//! 13. [`third_party`]: what a client is told while one agent sends to another.
 //!
 //! The specification is in `protocol-spec/`. Where this code and the specification disagree, the
 //! code is wrong.
@@ -33,5 +34,6 @@ pub mod message;
 mod message_tests;
 pub mod session;
 pub mod sparse;
+pub mod third_party;
 pub mod tree;
 pub mod tunnel;

@@ -26,6 +26,14 @@ pub enum State {
     Examining,
     /// Its agent: requests come.
     Examined,
+    /// The client waits for consent to a session in which one agent sends to another.
+    AwaitRelaying,
+    /// The client of such a session.
+    Relaying,
+    /// Its agent.
+    Relayed,
+    /// The client, on the stream on which it is told what happens there.
+    Reports,
     /// As the receiver: the sender has said that it is done, and not yet whether the summaries
     /// agree.
     Ending,
@@ -42,6 +50,8 @@ pub enum End {
     Client(Role),
     /// The same in a session that measures.
     Examiner,
+    /// The same in one in which the agent sends to another agent.
+    Relay,
     /// The one that the client started.
     Agent,
 }
@@ -73,11 +83,13 @@ impl State {
 
             (Self::AwaitHello { me: End::Client(role) }, M::Hello(_)) => Self::AwaitAccept { role },
             (Self::AwaitHello { me: End::Examiner }, M::Hello(_)) => Self::AwaitMeasuring,
+            (Self::AwaitHello { me: End::Relay }, M::Hello(_)) => Self::AwaitRelaying,
             (Self::AwaitHello { me: End::Agent }, M::Hello(_)) => Self::AwaitOpen,
             (Self::AwaitOpen, M::Open(open)) => match open.task {
                 Task::Receive { .. } => Self::Transferring { role: Role::Receiver },
                 Task::Send { .. } => Self::Transferring { role: Role::Sender },
                 Task::Measure { .. } => Self::Examined,
+                Task::SendTo { .. } => Self::Relayed,
             },
             (Self::AwaitAccept { role }, M::Accept(_)) => Self::Transferring { role },
 
@@ -130,6 +142,13 @@ impl State {
             (Self::Examined, M::Measure(_) | M::Dial(_)) => self,
             (Self::AwaitMeasuring | Self::Examining | Self::Examined, M::Ping) => self,
 
+            // A session in which one agent sends to another.
+            (Self::AwaitRelaying, M::Accept(_)) => Self::Relaying,
+            (Self::Relaying, M::ReceiverDone { .. }) => Self::Over,
+            (Self::Relayed, M::Paths { .. }) => self,
+            (Self::AwaitRelaying | Self::Relaying | Self::Relayed, M::Ping) => self,
+            (Self::Reports, M::Told(_)) => self,
+
             (Self::AwaitAccept { .. } | Self::Ending | Self::Closing, M::Ping) => self,
             (Self::Ending | Self::Closing, M::Dial(_) | M::NotReached(_)) => self,
 
@@ -141,6 +160,10 @@ impl State {
                 | Self::AwaitMeasuring
                 | Self::Examining
                 | Self::Examined
+                | Self::AwaitRelaying
+                | Self::Relaying
+                | Self::Relayed
+                | Self::Reports
                 | Self::Ending
                 | Self::Closing
                 | Self::Over,
@@ -171,7 +194,8 @@ impl State {
                 | M::Dial(_)
                 | M::NotReached(_)
                 | M::Measure(_)
-                | M::Measured(_),
+                | M::Measured(_)
+                | M::Told(_),
             ) => return Err(Unexpected::new(self, message)),
         })
     }
@@ -224,6 +248,7 @@ impl Message {
             Self::NotReached(_) => "NotReached",
             Self::Measure(_) => "Measure",
             Self::Measured(_) => "Measured",
+            Self::Told(_) => "Told",
         }
     }
 }
@@ -242,11 +267,13 @@ mod tests {
         Metadata, Open, Options, Preserve, Resume, Secret, Select, SocketOptions, Summary, Task,
         Update, Whereabouts,
     };
+    use crate::protocol::third_party::{Peer, Transport};
 
-    const STATES: [State; 15] = [
+    const STATES: [State; 20] = [
         State::AwaitHello { me: End::Client(Role::Sender) },
         State::AwaitHello { me: End::Client(Role::Receiver) },
         State::AwaitHello { me: End::Examiner },
+        State::AwaitHello { me: End::Relay },
         State::AwaitHello { me: End::Agent },
         State::AwaitOpen,
         State::AwaitAccept { role: Role::Sender },
@@ -256,6 +283,10 @@ mod tests {
         State::AwaitMeasuring,
         State::Examining,
         State::Examined,
+        State::AwaitRelaying,
+        State::Relaying,
+        State::Relayed,
+        State::Reports,
         State::Ending,
         State::Closing,
         State::Over,
@@ -286,6 +317,19 @@ mod tests {
     fn open(task: Task) -> Message {
         let (channel_secret, job) = (Secret([0; 32]), [0; 16]);
         Message::Open(Box::new(Open { task, channel_secret, job, options: options() }))
+    }
+
+    fn peer() -> Peer {
+        Peer {
+            source_host: "a".into(),
+            host: "b".into(),
+            destination: Vec::new(),
+            addresses: Vec::new(),
+            transport: Transport::Auto,
+            reverse: false,
+            data_addresses: Vec::new(),
+            listen_addresses: Vec::new(),
+        }
     }
 
     fn accept() -> Message {
@@ -322,6 +366,7 @@ mod tests {
             open(Task::Receive { destination: Vec::new() }),
             open(Task::Send { sources: Vec::new() }),
             open(Task::Measure { directory: Vec::new() }),
+            open(Task::SendTo { sources: Vec::new(), to: Box::new(peer()) }),
             accept(),
             Message::Abort(failure()),
             Message::Ping,
@@ -359,6 +404,7 @@ mod tests {
             Message::Measure(Measure::Done),
             Message::Measured(Measured::Ready),
             Message::Measured(Measured::Done),
+            Message::Told(Vec::new()),
         ]
     }
 
@@ -367,6 +413,7 @@ mod tests {
             State::AwaitHello { me: End::Client(Role::Sender) } => "AwaitHello client sender",
             State::AwaitHello { me: End::Client(Role::Receiver) } => "AwaitHello client receiver",
             State::AwaitHello { me: End::Examiner } => "AwaitHello client measuring",
+            State::AwaitHello { me: End::Relay } => "AwaitHello client relaying",
             State::AwaitHello { me: End::Agent } => "AwaitHello agent",
             State::AwaitOpen => "AwaitOpen",
             State::AwaitAccept { role: Role::Sender } => "AwaitAccept sender",
@@ -376,6 +423,10 @@ mod tests {
             State::AwaitMeasuring => "AwaitAccept measuring",
             State::Examining => "Measuring client",
             State::Examined => "Measuring agent",
+            State::AwaitRelaying => "AwaitAccept relaying",
+            State::Relaying => "Relaying client",
+            State::Relayed => "Relaying agent",
+            State::Reports => "Reports",
             State::Ending => "Ending",
             State::Closing => "Closing",
             State::Over => "Over",
@@ -386,6 +437,7 @@ mod tests {
         match message {
             Message::Open(open) if matches!(open.task, Task::Receive { .. }) => "Open Receive",
             Message::Open(open) if matches!(open.task, Task::Measure { .. }) => "Open Measure",
+            Message::Open(open) if matches!(open.task, Task::SendTo { .. }) => "Open SendTo",
             Message::Open(_) => "Open Send",
             Message::Measure(Measure::Done) => "Measure Done",
             Message::Measured(Measured::Done) => "Measured Done",

@@ -16,6 +16,7 @@ use crate::engine::job::{Reach, Transport};
 use crate::engine::session::{Channels, Observer, SessionError};
 use crate::protocol::handshake::ChannelSlot;
 use crate::protocol::message::{Carrier, Dial, FailureCode, Message};
+use crate::storage::local::is_confined;
 use crate::transport::TransportError;
 use crate::transport::channel::{
     ByteStream, Channel, ChannelConfig, Listener, Openings, dial, dial_on, own_address,
@@ -40,6 +41,8 @@ pub struct Known {
     pub lanes: Option<Lanes>,
     /// For messages.
     pub host: String,
+    /// What the user calls this host, if the user is at another one that carries the tunnel.
+    pub own_name: Option<String>,
     /// Nothing will be sent, so nothing need be dialled.
     pub idle: bool,
 }
@@ -62,6 +65,11 @@ pub fn ways(reach: &Reach, is_local: bool) -> Vec<(Way, Duration)> {
         (Transport::Ssh, _) => &[(Way::Tunnel, 0)],
     };
     ways.iter().map(|(way, millis)| (*way, Duration::from_millis(*millis))).collect()
+}
+
+/// A key that is restricted dials nobody (THIRD-3).
+fn without_dialling(ways: &mut Vec<(Way, Duration)>) {
+    ways.retain(|(way, _)| !matches!(way, Way::Dialled(_)));
 }
 
 /// This host's own addresses, as text, from which it would reach the agent's.
@@ -144,6 +152,10 @@ struct Search {
 impl Search {
     fn new(known: Known, config: ChannelConfig, outbox: Outbox, observer: Observer) -> Self {
         let begun = Instant::now();
+        let mut ways = ways(&known.reach, known.is_local);
+        if is_confined() {
+            without_dialling(&mut ways);
+        }
         let begin = |(way, after): (Way, Duration)| Try {
             way,
             due: begun + after,
@@ -153,7 +165,7 @@ impl Search {
             error: None,
         };
         Self {
-            tries: ways(&known.reach, known.is_local).into_iter().map(begin).collect(),
+            tries: ways.into_iter().map(begin).collect(),
             generations: vec![0; config.channels.into()],
             known,
             config: Arc::new(config),
@@ -352,6 +364,11 @@ impl Search {
     fn reason(&self, way: Way) -> String {
         let before: Vec<String> =
             self.tries.iter().take_while(|it| it.way != way).map(|it| self.outcome(it)).collect();
+        // Only there the user's host is not one of the two.
+        if way == Way::Tunnel && self.known.own_name.is_some() {
+            let before = if before.is_empty() { "as asked for".to_owned() } else { before.join("; ") };
+            return format!("{before}; data goes through the host of the client");
+        }
         if before.is_empty() {
             let is_choice =
                 self.known.reach.transport == Transport::Auto && !self.known.reach.reverse;
@@ -376,7 +393,14 @@ impl Search {
             (None, true) => "no answer",
             (None, false) => "not tried",
         };
-        format!("{}{place}: {error}", this.way)
+        format!("{}{place}: {error}", self.name(this.way))
+    }
+
+    fn name(&self, way: Way) -> String {
+        let (Some(own), Way::Reversed(carrier)) = (&self.known.own_name, way) else {
+            return way.to_string();
+        };
+        format!("{} from {} to {own}", Way::Dialled(carrier), self.known.host)
     }
 
     fn failed(&mut self, way: Way, slot: ChannelSlot, error: &TransportError) {
@@ -511,6 +535,19 @@ mod tests {
         assert_eq!(ways(Transport::Tcp, true, true), [back]);
         assert_eq!(ways(Transport::Quic, false, false), [quic, Way::Reversed(Carrier::Quic)]);
         assert_eq!(ways(Transport::Ssh, false, true), [Way::Tunnel]);
+    }
+
+    /// THIRD-3: who may not dial is dialled, or uses what is there.
+    #[test]
+    fn a_restricted_sender_dials_nobody() {
+        let ways = |transport| {
+            let mut ways = all_ways(&Reach { transport, ..Reach::default() }, false);
+            without_dialling(&mut ways);
+            ways.into_iter().map(|(way, _)| way).collect::<Vec<_>>()
+        };
+        assert_eq!(ways(Transport::Auto), [Way::Reversed(Carrier::Tcp), Way::Tunnel]);
+        assert_eq!(ways(Transport::Tcp), [Way::Reversed(Carrier::Tcp)]);
+        assert_eq!(ways(Transport::Ssh), [Way::Tunnel]);
     }
 
     #[test]

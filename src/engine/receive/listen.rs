@@ -103,6 +103,7 @@ impl<K: Sink> Listener<K> {
             | Message::NotReached(_)
             | Message::Measure(_)
             | Message::Measured(_)
+            | Message::Told(_)
             | Message::Closed => {}
         }
         Ok(None)

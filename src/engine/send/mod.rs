@@ -269,6 +269,7 @@ impl<S: Source> Sender<S> {
             | Message::NotReached(_)
             | Message::Measure(_)
             | Message::Measured(_)
+            | Message::Told(_)
             | Message::Closed => {}
         }
         Ok(None)

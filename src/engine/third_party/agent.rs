@@ -1,0 +1,203 @@
+//! The agent at the source: the receiving agent's client, over a stream that the real client carries.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, split};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::listen;
+use super::reports::{Gate, Paced, tell};
+use crate::engine::agent::paths;
+use crate::engine::client::{LAST_WORDS, LocalEnd, Plan, Relayed, Session, SessionEnd};
+use crate::engine::control::{Aside, ControlError, Inbox, Outbox, Pulse, outbox_with};
+use crate::engine::event::Progress;
+use crate::engine::job::{Host, Reach, Transport};
+use crate::engine::launch::{AGENT_SILENCE, AgentGreeting, check_version};
+use crate::engine::session::{Observer, SessionError};
+use crate::protocol::message::{
+    Accept, Failure, FailureCode, Message, Options, Task,
+};
+use crate::protocol::session::{End, Role};
+use crate::protocol::third_party::{Peer, STREAMS, Transport as Allowed};
+use crate::protocol::tunnel;
+use crate::storage::local::LocalSource;
+use crate::transport::tunnel::{Tunnel, TunnelStream};
+
+/// What the client wants to be sent where.
+#[derive(Debug)]
+pub struct Errand {
+    pub sources: Vec<PathBuf>,
+    pub to: Peer,
+    pub job: [u8; 16],
+    pub options: Options,
+    /// Where this host was reached, as text.
+    pub addresses: Vec<String>,
+}
+
+/// Serves a client that watches.
+pub async fn run<R: AsyncRead + Unpin>(
+    errand: Errand,
+    tunnel: Tunnel,
+    mut inbox: Inbox<R>,
+    outbox: Outbox,
+) -> Result<(), SessionError> {
+    tunnel.allow(STREAMS.into(), tunnel::window(STREAMS));
+    let (words, _heard) = flume::bounded(1);
+    inbox.set_aside(Aside { tunnel: tunnel.clone(), words });
+    let options = errand.options.clone();
+    let accept = Message::Accept(Accept {
+        options: options.clone(),
+        port: 0,
+        udp_port: 0,
+        join: Vec::new(),
+        addresses: errand.addresses.clone(),
+    });
+    let open = |paths| {
+        LocalSource::open(&errand.sources, &options, paths)
+            .map_err(|error| SessionError::Local(of_host(&errand.to.source_host, &error.to_failure())))
+    };
+    let source = if options.select.has_paths {
+        outbox.say(&accept)?;
+        open(Some(paths(&mut inbox).await?))?
+    } else {
+        let source = open(None)?;
+        outbox.say(&accept)?;
+        source
+    };
+    let (stop, stopped) = oneshot::channel();
+    let mut sending = std::pin::pin!(send(errand, source, tunnel, stopped));
+    let end = tokio::select! {
+        end = &mut sending => end?,
+        error = listen(&mut inbox) => {
+            let _ = stop.send(());
+            let _ = timeout(CLOSING, &mut sending).await;
+            return Err(error);
+        }
+    };
+    let SessionEnd { totals, durable, deletions } = end;
+    outbox.say(&Message::ReceiverDone { summary: totals.into(), durable, deletions })?;
+    Ok(())
+}
+
+/// The session with the other agent, and what is told of it.
+async fn send(
+    errand: Errand,
+    source: LocalSource,
+    tunnel: Tunnel,
+    stopped: oneshot::Receiver<()>,
+) -> Result<SessionEnd, SessionError> {
+    let streams = async { (tunnel.accept().await, tunnel.accept().await) };
+    let Ok((control, reports)) = timeout(STREAMS_PATIENCE, streams).await else {
+        let text = "the client did not connect the receiving host";
+        return Err(SessionError::local(FailureCode::Disconnected, text));
+    };
+    let names = (errand.to.source_host.clone(), errand.to.host.clone());
+    let (progress, gate, pulse) = (Arc::new(Progress::default()), Gate::default(), Pulse::new());
+    let (events, happened) = flume::unbounded();
+    let (end, ended) = oneshot::channel();
+    let observer = Observer::new(Arc::clone(&progress), Some(events));
+    let playing = async {
+        let result = play(errand, source, control, &gate, pulse.clone(), observer, stopped).await;
+        let _ = end.send(());
+        Ok(result)
+    };
+    let telling = tell(happened, &progress, reports, &gate, &pulse, ended);
+    // What cannot be told is the end: without its reports, nobody knows what became of it.
+    let (result, ()) = tokio::try_join!(playing, telling)?;
+    result.map_err(|error| SessionError::Local(explain(&names, &error)))
+}
+
+/// Is the other agent's client, from its Hello to the end.
+async fn play(
+    errand: Errand,
+    source: LocalSource,
+    control: TunnelStream,
+    gate: &Gate,
+    pulse: Pulse,
+    observer: Observer,
+    stopped: oneshot::Receiver<()>,
+) -> Result<SessionEnd, SessionError> {
+    let (reader, writer) = split(control);
+    let me = End::Client(Role::Sender);
+    let mut inbox = Inbox::new(Paced::new(reader, gate.clone()), me, AGENT_SILENCE, pulse);
+    let tunnel = Tunnel::default();
+    let (outbox, writing) = outbox_with(writer, Some(tunnel.clone()));
+    let (Message::Hello(hello), encoded) = inbox.next_encoded().await? else {
+        return Err(SessionError::violation("the agent did not introduce itself"));
+    };
+    check_version(&hello)?;
+    let mut writer = JoinSet::new();
+    writer.spawn(writing);
+    let addresses = errand.to.addresses.clone();
+    let plan = plan(errand, source);
+    let (lane, established) = (None, false);
+    let mut session = Session { plan, inbox, outbox, lane, tunnel, observer, established };
+    let stopped = async {
+        let _ = stopped.await;
+    };
+    let result = session.play(AgentGreeting { hello, encoded }, &addresses, stopped).await;
+    let Session { inbox, outbox, .. } = session;
+    drop(outbox);
+    let _ = timeout(LAST_WORDS, writer.join_next()).await;
+    drop(inbox);
+    result
+}
+
+fn plan(errand: Errand, source: LocalSource) -> Plan {
+    let Errand { to, job, options, addresses, .. } = errand;
+    let reach = Reach {
+        transport: match to.transport {
+            Allowed::Auto => Transport::Auto,
+            Allowed::Tcp => Transport::Tcp,
+            Allowed::Quic => Transport::Quic,
+            Allowed::Tunnel => Transport::Ssh,
+        },
+        reverse: to.reverse,
+        data_addresses: to.data_addresses,
+        listen_addresses: to.listen_addresses,
+        ssh_connections: Some(1),
+    };
+    Plan {
+        host: Some(Host { name: to.host, user: None, port: None }),
+        local: LocalEnd::Source(source),
+        task: Task::Receive { destination: to.destination },
+        job,
+        options,
+        paths: None,
+        reach,
+        relayed: Some(Relayed { name: to.source_host, addresses }),
+    }
+}
+
+/// What went wrong between the source's host and the other one, so that it names one of them (THIRD-6).
+fn explain((own, other): &(String, String), error: &SessionError) -> Failure {
+    let control = match error {
+        SessionError::Local(failure) => return of_host(own, failure),
+        SessionError::Control(control) => control,
+    };
+    match &**control {
+        ControlError::Aborted(failure) => of_host(other, failure),
+        cause @ (ControlError::Ended | ControlError::Silent(_) | ControlError::Read(_)) => {
+            Failure::new(FailureCode::Disconnected, format!("{other}: {cause}"))
+        }
+        cause => {
+            let text = format!("{other}: it and {own} do not understand each other: {cause}");
+            Failure::new(FailureCode::Violation, text)
+        }
+    }
+}
+
+/// The same failure, with the name of the host that it is of.
+pub fn of_host(host: &str, failure: &Failure) -> Failure {
+    Failure::new(failure.code, format!("{host}: {}", failure.text()))
+}
+
+/// How long the client may take to connect the other agent: a person may have to log in there.
+const STREAMS_PATIENCE: Duration = Duration::from_mins(10);
+
+/// How long a session that is given up may take to tell the other agent.
+const CLOSING: Duration = Duration::from_secs(3);
