@@ -20,10 +20,13 @@ use fastsync::protocol::message::{
     Accept, Attribute, Backup, Carrier, Changes, Compare, Complaint, Delete, Deleted, Deletions,
     Dial, Durability, Entry, Failure, FailureCode, FileKind, Hello, Keep, Kind, Links, Listen,
     MakeRoom, Message, Metadata, Mode, Open, Options, Outcome, Owner, Preserve, Resume, Secret,
-    Select, SocketOptions, SourceKind, SourceNode, Special, Stamp, Summary, Task, Unit, Update,
-    Verdict, Whereabouts,
+    Select, SocketOptions, SourceKind, SourceNode, Special, Stamp, Summary, Task, Text, Unit,
+    Update, Verdict, Whereabouts,
 };
 use fastsync::protocol::sparse::{Extent, Sparse};
+use fastsync::protocol::third_party::{
+    Carried, Connected, Counters, Ended, EndedKind, Peer, Told, Transport,
+};
 use fastsync::protocol::tree::RootBuilder;
 use fastsync::protocol::tunnel::{Body, Record};
 
@@ -511,6 +514,77 @@ fn messages() -> Vec<(&'static str, Message)> {
                 settings: vec![("a".to_owned(), "1 2".to_owned())],
             })),
         ),
+        // THIRD-1.
+        (
+            "Open SendTo",
+            open(
+                Task::SendTo {
+                    sources: vec![b"/a/".to_vec()],
+                    to: Box::new(Peer {
+                        source_host: "dtn1".to_owned(),
+                        host: "dtn2".to_owned(),
+                        destination: b"/b".to_vec(),
+                        addresses: vec!["192.0.2.9".to_owned()],
+                        transport: Transport::Quic,
+                        reverse: true,
+                        data_addresses: Vec::new(),
+                        listen_addresses: vec!["dtn1-data".to_owned()],
+                    }),
+                },
+                options(Some((5000, 5010)), None),
+            ),
+        ),
+        ("Told", Message::Told(told())),
+    ]
+}
+
+/// THIRD-4: one of each.
+fn told() -> Vec<Told> {
+    vec![
+        Told::Connected(Box::new(Connected {
+            carried: Carried::Tcp,
+            encrypted: true,
+            is_reversed: false,
+            streams: 8,
+            peer: Text::new("192.0.2.9:5000"),
+            reason: Text::new("first choice"),
+        })),
+        Told::Ended(Box::new(Ended {
+            path: b"run7/data".to_vec(),
+            kind: EndedKind::File,
+            size: 300,
+            metadata: Metadata {
+                mode: Mode::from_raw(0o644),
+                mtime: Timestamp::new(1, 2).unwrap(),
+                owner: 3,
+                group: 4,
+                attributes: Vec::new(),
+            },
+            target: None,
+            is_linked: false,
+            root: Some(Digest([0xdc; 32])),
+            outcome: Outcome::Done(Changes::CREATED_WITH_CONTENT),
+        })),
+        Told::Deleted(Deleted { path: b"old".to_vec(), is_directory: true }),
+        Told::Complaint(Box::new(Complaint::new(
+            b"x".to_vec(),
+            failure(FailureCode::Permission, "no"),
+        ))),
+        Told::ChannelLost { channel: 3, cause: Text::new("reset") },
+        Told::Mismatch(Text::new("chunk")),
+        Told::Note(Text::new("note")),
+        Told::Progress(Box::new(Counters {
+            files_found: 1,
+            bytes_found: 2,
+            walk_done: true,
+            files_ended: 3,
+            bytes_verified: 4,
+            bytes_skipped: 5,
+            bytes_resumed: 6,
+            bytes_hashed: 7,
+            bytes_sent: 8,
+            streams: 9,
+        })),
     ]
 }
 

@@ -254,9 +254,7 @@ fn names(direction: &Direction) -> Option<Vec<Vec<u8>>> {
         }
         Direction::Pull { sources, .. }
         | Direction::Between { sources, .. }
-        | Direction::Inventory { sources, .. } => {
-            sources.iter().map(|path| name(path)).collect()
-        }
+        | Direction::Inventory { sources, .. } => sources.iter().map(|path| name(path)).collect(),
         Direction::Measure { .. } => None,
     }
 }

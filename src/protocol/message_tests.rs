@@ -9,6 +9,9 @@ use super::chunk::{ChunkSize, Digest, EntryId};
 use super::manifest::{Name, Timestamp};
 use super::measure::{DiskLimits, Measure, Measured, Ran, Run, System};
 use super::message::*;
+use super::third_party::{
+    Carried, Connected, Counters, Ended, EndedKind, Peer, Told, Transport as Allowed,
+};
 
 fn digest() -> impl Strategy<Value = Digest> {
     any::<[u8; 32]>().prop_map(Digest)
@@ -59,6 +62,92 @@ fn measuring() -> impl Strategy<Value = Message> {
     ]
 }
 
+fn text() -> impl Strategy<Value = Text> {
+    any::<String>().prop_map(Text::new)
+}
+
+/// What is told of a session between two agents.
+fn told() -> BoxedStrategy<Told> {
+    let carried = prop::sample::select(vec![Carried::Tcp, Carried::Quic, Carried::Tunnel]);
+    let connected = (carried, any::<(bool, bool, u16)>(), text(), text());
+    let connected =
+        connected.prop_map(|(carried, (encrypted, is_reversed, streams), peer, reason)| {
+            Connected { carried, encrypted, is_reversed, streams, peer, reason }
+        });
+    let kind = prop_oneof![
+        Just(EndedKind::Directory),
+        Just(EndedKind::File),
+        Just(EndedKind::Symlink),
+        special().prop_map(EndedKind::Special),
+        Just(EndedKind::HardLink),
+        Just(EndedKind::Other),
+    ];
+    let target = prop::option::of(bytes(50));
+    let known = (any::<(u64, bool)>(), prop::option::of(digest()), outcome());
+    let ended = (bytes(50), kind, metadata(), target, known).prop_map(
+        |(path, kind, metadata, target, ((size, is_linked), root, outcome))| Ended {
+            path,
+            kind,
+            size,
+            metadata,
+            target,
+            is_linked,
+            root,
+            outcome,
+        },
+    );
+    let complaint = ("[^\0]{0,40}", failure());
+    let complaint =
+        complaint.prop_map(|(path, failure)| Complaint::new(path.into_bytes(), failure));
+    let counters = any::<([u64; 9], bool)>().prop_map(|(all, walk_done)| {
+        let [files_found, bytes_found, files_ended, bytes_verified, bytes_skipped, ..] = all;
+        let [.., bytes_resumed, bytes_hashed, bytes_sent, streams] = all;
+        Counters {
+            files_found,
+            bytes_found,
+            walk_done,
+            files_ended,
+            bytes_verified,
+            bytes_skipped,
+            bytes_resumed,
+            bytes_hashed,
+            bytes_sent,
+            streams,
+        }
+    });
+    prop_oneof![
+        connected.prop_map(|it| Told::Connected(Box::new(it))),
+        ended.prop_map(|it| Told::Ended(Box::new(it))),
+        deleted().prop_map(Told::Deleted),
+        complaint.prop_map(|it| Told::Complaint(Box::new(it))),
+        (any::<u16>(), text()).prop_map(|(channel, cause)| Told::ChannelLost { channel, cause }),
+        text().prop_map(Told::Mismatch),
+        text().prop_map(Told::Note),
+        counters.prop_map(|it| Told::Progress(Box::new(it))),
+    ]
+    .boxed()
+}
+
+fn peer() -> impl Strategy<Value = Peer> {
+    let transports = [Allowed::Auto, Allowed::Tcp, Allowed::Quic, Allowed::Tunnel];
+    let texts = any::<(String, String, bool, [Vec<String>; 3])>();
+    (texts, bytes(50), prop::sample::select(transports.to_vec())).prop_map(
+        |((source_host, host, reverse, lists), destination, transport)| {
+            let [addresses, data_addresses, listen_addresses] = lists;
+            Peer {
+                source_host,
+                host,
+                destination,
+                addresses,
+                transport,
+                reverse,
+                data_addresses,
+                listen_addresses,
+            }
+        },
+    )
+}
+
 fn time() -> impl Strategy<Value = Timestamp> {
     (any::<i64>(), 0..1_000_000_000_u32).prop_filter_map("a time", |(s, n)| Timestamp::new(s, n))
 }
@@ -95,13 +184,16 @@ fn bytes(max: usize) -> impl Strategy<Value = Vec<u8>> {
     vec(any::<u8>(), 0..=max)
 }
 
-fn kind() -> BoxedStrategy<Kind> {
-    let special = prop_oneof![
+fn special() -> impl Strategy<Value = Special> {
+    prop_oneof![
         Just(Special::Fifo),
         Just(Special::Socket),
         any::<(u32, u32)>().prop_map(|(major, minor)| Special::CharacterDevice { major, minor }),
         any::<(u32, u32)>().prop_map(|(major, minor)| Special::BlockDevice { major, minor }),
-    ];
+    ]
+}
+
+fn kind() -> BoxedStrategy<Kind> {
     prop_oneof![
         Just(Kind::Directory),
         (any::<(u64, u64)>(), time()).prop_map(|((size, inode), ctime)| {
@@ -109,7 +201,7 @@ fn kind() -> BoxedStrategy<Kind> {
         }),
         bytes(300).prop_map(|target| Kind::Symlink { target }),
         failure().prop_map(Kind::Unsendable),
-        special.prop_map(Kind::Special),
+        special().prop_map(Kind::Special),
         id().prop_map(|leader| Kind::HardLink { leader }),
         Just(Kind::Unselected),
     ]
@@ -387,6 +479,8 @@ fn opening() -> BoxedStrategy<Open> {
         path().prop_map(|destination| Task::Receive { destination }),
         vec(path(), 0..5).prop_map(|sources| Task::Send { sources }),
         path().prop_map(|directory| Task::Measure { directory }),
+        (vec(path(), 0..5), peer())
+            .prop_map(|(sources, to)| Task::SendTo { sources, to: Box::new(to) }),
     ];
     (task, any::<[u8; 32]>(), any::<[u8; 16]>(), options())
         .prop_map(|(task, secret, job, options)| Open {
@@ -457,7 +551,9 @@ fn message() -> BoxedStrategy<Message> {
         }),
         failure().prop_map(Message::NotReached),
     ];
-    prop_oneof![start.boxed(), sender.boxed(), receiver.boxed(), measuring().boxed()].boxed()
+    let told = vec(told(), 0..6).prop_map(Message::Told);
+    let end = [start.boxed(), sender.boxed(), receiver.boxed(), measuring().boxed(), told.boxed()];
+    prop::strategy::Union::new(end).boxed()
 }
 
 proptest! {
@@ -475,7 +571,7 @@ proptest! {
 
     /// SES-2: whatever a peer sends, we decide, and what we accept we could have said.
     #[test]
-    fn any_input_is_decided(kind in 0_u8..28, mut bytes in vec(any::<u8>(), 1..600)) {
+    fn any_input_is_decided(kind in 0_u8..30, mut bytes in vec(any::<u8>(), 1..600)) {
         bytes[0] = kind;
         if let Ok(message) = Message::decode(&bytes) {
             let again = message.encode().unwrap();
@@ -518,9 +614,9 @@ fn counts_that_lie_are_refused_at_once() {
     let mut hostile = Vec::new();
     for count in counts {
         let count = [&[253][..], &count.to_le_bytes()].concat();
-        // Entries, Verdicts, Written, Again, Outcomes, Owners, Listed, Deleted, Paths: a list
+        // Entries, Verdicts, Written, Again, Outcomes, Owners, Listed, Deleted, Paths, Told: a list
         // directly after the number.
-        for kind in [6, 12, 14, 15, 16, 20, 21, 23, 24] {
+        for kind in [6, 12, 14, 15, 16, 20, 21, 23, 24, 29] {
             hostile.push([&[kind][..], &count].concat());
         }
         hostile.push([&[13, 1, 0][..], &count].concat()); // the values of Have
@@ -533,6 +629,9 @@ fn counts_that_lie_are_refused_at_once() {
         hostile.push([&[23, 1][..], &count].concat()); // the path of something deleted
         hostile.push([&[24, 1][..], &count].concat()); // the first of Paths
         hostile.push([&[25, 0, 1][..], &count].concat()); // the addresses of Dial
+        hostile.push([&[29, 1, 6][..], &count].concat()); // a note that was told
+        hostile.push([&[29, 1, 1][..], &count].concat()); // the path of what was told
+        hostile.push([&[1, 3, 0, 1, b'a', 1, b'b', 0][..], &count].concat()); // a Peer's addresses
         hostile.push([&[5, 0, 1, 0, 0, 0, 0, 0][..], &count].concat()); // the root's attributes
         let entry = [&[6, 1][..], &DIRECTORY[..]].concat();
         hostile.push([&entry[..], &count].concat()); // an entry's attributes
@@ -606,6 +705,8 @@ fn the_longest_lists_of_the_shortest_elements_are_accepted() {
         (&[21], &[0]),
         (&[23], &[1, b'a', 0]),
         (&[24], &[0]),
+        (&[29], &[6, 0]),
+        (&[29], &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
     ] {
         let back: &[u8] = match front {
             [20 | 24] => &[0],

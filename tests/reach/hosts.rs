@@ -23,6 +23,8 @@ pub struct Hosts {
     servers: Vec<Child>,
     /// A third host, through which alone `near` reaches the server; see [`Hosts::with_gate`].
     gate: Option<String>,
+    /// A third host with a server, from which files come; see [`Hosts::with_source`].
+    source: Option<String>,
 }
 
 /// What a host does with what comes in: ssh always passes, and so do answers.
@@ -59,7 +61,7 @@ impl Hosts {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let (near, far) = (name("n", number), name("f", number));
         let dir = tempfile::Builder::new().prefix("reach-").tempdir().unwrap();
-        let mut hosts = Self { dir, near, far, servers: Vec::new(), gate: None };
+        let mut hosts = Self { dir, near, far, servers: Vec::new(), gate: None, source: None };
         hosts.make_network();
         hosts.make_tree();
         hosts.prepare(lines);
@@ -103,6 +105,36 @@ impl Hosts {
         }
         hosts.serve(&gate, "");
         hosts
+    }
+
+    /// The same with a third host, `source`, that reaches the server and is reached by both others.
+    pub fn with_source() -> Self {
+        let mut hosts = Self::new();
+        let source = hosts.near.replace("fsr", "fss");
+        run("ip", &["netns", "add", &source]);
+        hosts.source = Some(source.clone());
+        run("ip", &["-n", &source, "link", "set", "lo", "up"]);
+        for (host, link, network) in [(&hosts.near, "near", 3), (&hosts.far, "far", 4)] {
+            let ends =
+                ["link", "add", link, "netns", &source, "type", "veth", "peer", "name", link];
+            run("ip", &[&ends[..], &["netns", host]].concat());
+            let ours = format!("10.78.{network}.2/24");
+            run("ip", &["-n", &source, "addr", "add", &ours, "dev", link]);
+            let theirs = format!("10.78.{network}.1/24");
+            run("ip", &["-n", host, "addr", "add", &theirs, "dev", link]);
+            run("ip", &["-n", &source, "link", "set", link, "up"]);
+            run("ip", &["-n", host, "link", "set", link, "up"]);
+        }
+        run("ip", &["-n", &source, "route", "add", "10.78.0.2/32", "via", "10.78.4.1"]);
+        hosts.serve(&source, "");
+        hosts
+    }
+
+    /// What the source and the server let in.
+    pub fn filter_source(&self, source: Rule, far: Rule) {
+        for (host, rule) in [(self.source.as_ref().unwrap(), source), (&self.far, far)] {
+            self.filter_one(host, rule, "");
+        }
     }
 
     /// What `near` sends straight to `far` is dropped: all, or ssh only.
@@ -162,7 +194,7 @@ impl Hosts {
         fs::write(self.path("sshd_config"), server).unwrap();
         let client = format!(
             "Host far\nHostName 10.78.0.2\nHost far6\nHostName fd78::2\nHost gate\nHostName 10.78.1.2\n\
-             Host second\nHostName 10.78.2.2\nHost inner\nHostName 10.78.2.1\nHost *\nUser root\n\
+             Host second\nHostName 10.78.2.2\nHost source\nHostName 10.78.3.2\nHost inner\nHostName 10.78.2.1\nHost *\nUser root\n\
              IdentityFile {at}/user\nIdentitiesOnly yes\nIdentityAgent none\n\
              StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n"
         );
@@ -201,19 +233,23 @@ impl Hosts {
     /// A packet filter on `near`, and one on `far`; `allowed` is in nft's words and passes both.
     pub fn filter(&self, near: Rule, far: Rule, allowed: &str) {
         for (host, rule) in [(&self.near, near), (&self.far, far)] {
-            let last = match rule {
-                Rule::Open => "accept",
-                Rule::Drop => "drop",
-                Rule::Reject => "reject with icmpx admin-prohibited",
-            };
-            self.rules(
-                host,
-                &format!(
-                    "ct state established,related accept\niif lo accept\n\
-                     meta l4proto icmpv6 accept\ntcp dport 22 accept\n{allowed}\n{last}\n"
-                ),
-            );
+            self.filter_one(host, rule, allowed);
         }
+    }
+
+    fn filter_one(&self, host: &str, rule: Rule, allowed: &str) {
+        let last = match rule {
+            Rule::Open => "accept",
+            Rule::Drop => "drop",
+            Rule::Reject => "reject with icmpx admin-prohibited",
+        };
+        self.rules(
+            host,
+            &format!(
+                "ct state established,related accept\niif lo accept\n\
+                 meta l4proto icmpv6 accept\ntcp dport 22 accept\n{allowed}\n{last}\n"
+            ),
+        );
     }
 
     /// On both hosts, packets longer than 1000 bytes are lost, except those of ssh.
@@ -247,6 +283,40 @@ impl Hosts {
         command.arg(format!("{server}:{}", self.path("dst").display()));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
+    }
+
+    /// A transfer of the tree between two servers, with `-q --json`: `verb` is `cp` or `sync`.
+    pub fn between(&self, verb: &str, flags: &[&str], from: &str, to: &str) -> Command {
+        let mut command = self.on(&self.near, FASTSYNC);
+        command.args([verb, "-q", "--json", "--durability=none", "-F"]);
+        command.arg(self.path("ssh_config")).args(flags);
+        command.arg(format!("{from}:{}/", self.path("src").display()));
+        command.arg(format!("{to}:{}", self.path("dst").display()));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// The same from `near` to `far`.
+    pub fn synced(&self, flags: &[&str]) -> Output {
+        let mut command = self.on(&self.near, FASTSYNC);
+        command.args(["sync", "-q", "--json", "--durability=none", "-F"]);
+        command.arg(self.path("ssh_config")).args(flags);
+        command.arg(format!("{}/", self.path("src").display()));
+        command.arg(format!("far:{}", self.path("dst").display()));
+        command.output().unwrap()
+    }
+
+    /// Copies from `source` to `far`, which must succeed within the time, and returns the summary.
+    #[track_caller]
+    pub fn copied(&self, flags: &[&str], limit: Duration) -> Value {
+        let _ = fs::remove_dir_all(self.path("dst"));
+        let begin = Instant::now();
+        let output = self.between("cp", flags, "source", "far").output().unwrap();
+        let took = begin.elapsed();
+        assert!(output.status.success(), "{flags:?}: {}", said(&output));
+        self.assert_same("dst");
+        assert!(took < limit, "{flags:?}: it took {took:?}");
+        summary(&output)
     }
 
     /// The same at a terminal, where a person could be asked.
@@ -312,14 +382,23 @@ impl Hosts {
 
     /// The processes of `far` that run the program, with their command lines.
     pub fn agents(&self) -> Vec<(u32, String)> {
-        let output = Command::new("ip").args(["netns", "pids", &self.far]).output().unwrap();
-        let pids = String::from_utf8(output.stdout).unwrap();
-        let pids = pids.split_whitespace().map(|pid| pid.parse().unwrap());
-        let program = fs::canonicalize(FASTSYNC).unwrap();
-        let is_ours =
-            |pid: &u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
-        pids.filter(is_ours).map(|pid| (pid, command_line(pid))).collect()
+        programs_on(&self.far)
     }
+
+    /// The same of `source`.
+    pub fn source_agents(&self) -> Vec<(u32, String)> {
+        programs_on(self.source.as_ref().unwrap())
+    }
+}
+
+fn programs_on(host: &str) -> Vec<(u32, String)> {
+    let output = Command::new("ip").args(["netns", "pids", host]).output().unwrap();
+    let pids = String::from_utf8(output.stdout).unwrap();
+    let pids = pids.split_whitespace().map(|pid| pid.parse().unwrap());
+    let program = fs::canonicalize(FASTSYNC).unwrap();
+    let is_ours =
+        |pid: &u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
+    pids.filter(is_ours).map(|pid| (pid, command_line(pid))).collect()
 }
 
 impl Drop for Hosts {
@@ -328,7 +407,7 @@ impl Drop for Hosts {
             let _ = server.kill();
             let _ = server.wait();
         }
-        for host in [&self.near, &self.far].into_iter().chain(&self.gate) {
+        for host in [&self.near, &self.far].into_iter().chain(&self.gate).chain(&self.source) {
             let _ = Command::new("ip").args(["netns", "del", host]).status();
         }
     }

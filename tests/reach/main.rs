@@ -10,4 +10,5 @@ mod hosts;
 mod kills;
 mod logins;
 mod terminal;
+mod third_party;
 mod ways;

@@ -366,7 +366,8 @@ impl Search {
             self.tries.iter().take_while(|it| it.way != way).map(|it| self.outcome(it)).collect();
         // Only there the user's host is not one of the two.
         if way == Way::Tunnel && self.known.own_name.is_some() {
-            let before = if before.is_empty() { "as asked for".to_owned() } else { before.join("; ") };
+            let before =
+                if before.is_empty() { "as asked for".to_owned() } else { before.join("; ") };
             return format!("{before}; data goes through the host of the client");
         }
         if before.is_empty() {

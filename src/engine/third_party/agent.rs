@@ -18,9 +18,7 @@ use crate::engine::event::Progress;
 use crate::engine::job::{Host, Reach, Transport};
 use crate::engine::launch::{AGENT_SILENCE, AgentGreeting, check_version};
 use crate::engine::session::{Observer, SessionError};
-use crate::protocol::message::{
-    Accept, Failure, FailureCode, Message, Options, Task,
-};
+use crate::protocol::message::{Accept, Failure, FailureCode, Message, Options, Task};
 use crate::protocol::session::{End, Role};
 use crate::protocol::third_party::{Peer, STREAMS, Transport as Allowed};
 use crate::protocol::tunnel;
@@ -57,8 +55,9 @@ pub async fn run<R: AsyncRead + Unpin>(
         addresses: errand.addresses.clone(),
     });
     let open = |paths| {
-        LocalSource::open(&errand.sources, &options, paths)
-            .map_err(|error| SessionError::Local(of_host(&errand.to.source_host, &error.to_failure())))
+        LocalSource::open(&errand.sources, &options, paths).map_err(|error| {
+            SessionError::Local(of_host(&errand.to.source_host, &error.to_failure()))
+        })
     };
     let source = if options.select.has_paths {
         outbox.say(&accept)?;

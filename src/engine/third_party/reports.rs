@@ -18,9 +18,7 @@ use tokio::time::MissedTickBehavior;
 use crate::engine::control::{ControlError, Inbox, Pulse};
 use crate::engine::event::{Connection, EntryKind, EntryReport, Event, Progress};
 use crate::engine::session::{Observer, SessionError};
-use crate::protocol::message::{
-    Deleted, MAX_TOLD_PATH_LEN, Message, Metadata, Text,
-};
+use crate::protocol::message::{Deleted, MAX_TOLD_PATH_LEN, Message, Metadata, Text};
 use crate::protocol::third_party::{Carried, Connected, Counters, Ended, EndedKind, Told};
 
 /// Whether so much waits for the client that nothing more is to happen.
@@ -273,7 +271,9 @@ pub async fn hear<R: AsyncRead + Unpin>(
     loop {
         let all = match inbox.next().await {
             Ok(Message::Told(all)) => all,
-            Ok(other) => return Err(SessionError::violation(format!("{} was told", other.label()))),
+            Ok(other) => {
+                return Err(SessionError::violation(format!("{} was told", other.label())));
+            }
             Err(ControlError::Ended) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
