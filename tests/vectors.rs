@@ -568,7 +568,7 @@ fn told() -> Vec<Told> {
         Told::Deleted(Deleted { path: b"old".to_vec(), is_directory: true }),
         Told::Complaint(Box::new(Complaint::new(
             b"x".to_vec(),
-            failure(FailureCode::Permission, "no"),
+            Failure::new(FailureCode::Permission, "no"),
         ))),
         Told::ChannelLost { channel: 3, cause: Text::new("reset") },
         Told::Mismatch(Text::new("chunk")),

@@ -267,7 +267,7 @@ mod tests {
         Metadata, Open, Options, Preserve, Resume, Secret, Select, SocketOptions, Summary, Task,
         Update, Whereabouts,
     };
-    use crate::protocol::third_party::{Peer, Transport};
+    use crate::protocol::third_party::{self, Transport};
 
     const STATES: [State; 20] = [
         State::AwaitHello { me: End::Client(Role::Sender) },
@@ -319,8 +319,8 @@ mod tests {
         Message::Open(Box::new(Open { task, channel_secret, job, options: options() }))
     }
 
-    fn peer() -> Peer {
-        Peer {
+    fn peer() -> third_party::Peer {
+        third_party::Peer {
             source_host: "a".into(),
             host: "b".into(),
             destination: Vec::new(),

@@ -376,3 +376,200 @@ const MAX_BATCH: usize = 64 << 10;
 
 /// How many events are handed on before it is asked whether there is room for more.
 const EVENTS_AT_ONCE: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, duplex};
+
+    use super::*;
+    use crate::protocol::chunk::Digest;
+    use crate::protocol::manifest::Timestamp;
+    use crate::protocol::message::{
+        Attribute, Changes, Complaint, Failure, FailureCode, Mode, Outcome, Special,
+    };
+
+    fn report(path: &[u8], kind: EntryKind, outcome: Outcome) -> EntryReport {
+        let attributes = vec![Attribute { name: b"user.a".to_vec(), value: vec![7; 1000] }];
+        let mtime = Timestamp::new(5, 6).unwrap();
+        EntryReport {
+            path: path.to_vec(),
+            kind,
+            size: 1000,
+            metadata: Metadata {
+                mode: Mode::from_raw(0o640),
+                mtime,
+                owner: 1,
+                group: 2,
+                attributes,
+            },
+            target: (kind == EntryKind::Symlink).then(|| b"../x".to_vec()),
+            is_linked: kind == EntryKind::File,
+            root: Some(Digest([3; 32])),
+            outcome,
+        }
+    }
+
+    fn events() -> Vec<Event> {
+        let failure = |code| Failure::new(code, "it broke");
+        let device = EntryKind::Special(Special::BlockDevice { major: 8, minor: 1 });
+        vec![
+            Event::Connected(Connection {
+                transport: "quic",
+                streams: 3,
+                peer: "192.0.2.1:5000".to_owned(),
+                encrypted: true,
+                dialler: "agent",
+                reason: "no answer".to_owned(),
+            }),
+            Event::Ended(report(b".", EntryKind::Directory, Outcome::Done(Changes::TIME))),
+            Event::Ended(report(
+                b"a",
+                EntryKind::File,
+                Outcome::Done(Changes::CREATED_WITH_CONTENT),
+            )),
+            Event::Ended(report(b"b", EntryKind::Symlink, Outcome::Skipped)),
+            Event::Ended(report(b"c", device, Outcome::Would(Changes::CREATED))),
+            Event::Ended(report(b"d", EntryKind::HardLink, Outcome::Left)),
+            Event::Ended(report(
+                b"e",
+                EntryKind::Other,
+                Outcome::Failed(failure(FailureCode::Changed)),
+            )),
+            Event::Deleted { path: b"f".to_vec(), is_directory: true },
+            Event::Complaint(Complaint::new(b"g".to_vec(), failure(FailureCode::Permission))),
+            Event::ChannelLost { channel: 2, cause: "reset".to_owned() },
+            Event::Mismatch { what: "chunk".to_owned() },
+            Event::Note("note\u{1b}".to_owned()),
+        ]
+    }
+
+    fn inbox<R: AsyncRead + Unpin>(reader: R) -> Inbox<R> {
+        Inbox::of_reports(reader, Duration::from_secs(30), Pulse::new())
+    }
+
+    /// THIRD-4: the client shows what the sender's end would have shown, and counts as it.
+    #[tokio::test]
+    async fn what_is_told_is_what_happened() {
+        let (near, far) = duplex(100);
+        let (sender, happened) = flume::unbounded();
+        let progress = Progress::default();
+        progress.bytes_verified.add(1000);
+        progress.walk_done.store(true, Ordering::Relaxed);
+        for event in events() {
+            sender.send(event).unwrap();
+        }
+        let (end, ended) = oneshot::channel();
+        end.send(()).unwrap();
+        let (gate, pulse) = (Gate::default(), Pulse::new());
+        let telling = tell(happened, &progress, near, &gate, &pulse, ended);
+        let (tells, shown) = flume::unbounded();
+        let observer = Observer::new(Arc::default(), Some(tells));
+        let (told, heard) = tokio::join!(telling, hear(inbox(far), &observer));
+        told.unwrap();
+        heard.unwrap();
+        let mut wanted = events();
+        for event in &mut wanted {
+            match event {
+                Event::Connected(connection) => connection.dialler = "destination",
+                Event::Ended(report) => report.metadata.attributes.clear(),
+                Event::Note(text) => *text = "note\\u{1b}".to_owned(),
+                _ => {}
+            }
+        }
+        let shown: Vec<Event> = shown.try_iter().collect();
+        assert_eq!(format!("{shown:#?}"), format!("{wanted:#?}"));
+        let tally = observer.tally();
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        assert_eq!((count(&tally.done), count(&tally.bytes_done)), (1, 1000), "and not the root");
+        assert_eq!((count(&tally.would), count(&tally.failed_changed)), (1, 1));
+        assert_eq!(count(&tally.complaints), 1);
+        assert_eq!(observer.progress.bytes_verified.get(), 1000);
+        assert!(observer.progress.walk_done.load(Ordering::Relaxed));
+        assert_eq!(observer.connection().unwrap().transport, "quic");
+    }
+
+    /// THIRD-5: a client that takes nothing stops what happens, and nothing else; what waits is
+    /// bounded, and the other agent is not taken for silent.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_waited_for() {
+        let (near, mut far) = duplex(100);
+        let (sender, happened) = flume::unbounded();
+        let (_end, ended) = oneshot::channel();
+        let (progress, gate, pulse) = (Progress::default(), Gate::default(), Pulse::new());
+        let mut telling = Box::pin(tell(happened, &progress, near, &gate, &pulse, ended));
+        let mut paced = Paced::new(&b"from the other agent"[..], gate.clone());
+        let mut byte = [0];
+        let soon = Duration::from_secs(1);
+        let event = || Event::Deleted { path: vec![b'x'; 1000], is_directory: false };
+        let mut sent = 0;
+        while !gate.is_closed() {
+            sender.send(event()).unwrap();
+            sent += 1;
+            let _ = tokio::time::timeout(Duration::from_micros(1), &mut telling).await;
+            assert!(sent < 10_000, "it never closes");
+        }
+        assert!(sent > MAX_WAITING / 2000, "it closed at {sent}");
+        assert!(tokio::time::timeout(soon, paced.read(&mut byte)).await.is_err());
+        std::thread::sleep(Duration::from_millis(20));
+        let _ = tokio::time::timeout(soon, &mut telling).await;
+        assert!(pulse.silence() < Duration::from_millis(20));
+        let mut taken = vec![0; 1 << 20];
+        let reading = async {
+            while gate.is_closed() {
+                far.read_exact(&mut taken).await.unwrap();
+            }
+        };
+        tokio::select! {
+            () = reading => {}
+            ended = &mut telling => panic!("{ended:?}"),
+        }
+        assert_eq!(paced.read(&mut byte).await.unwrap(), 1);
+        drop(far);
+        assert!(telling.await.is_err(), "nobody is told any more");
+    }
+
+    /// THIRD-4: whatever else is said on that stream ends the session.
+    #[tokio::test]
+    async fn nothing_else_is_heard() {
+        let observer = Observer::new(Arc::default(), None);
+        let ended = ended(report(b"", EntryKind::File, Outcome::Skipped));
+        let long = Ended { path: vec![b'x'; MAX_TOLD_PATH_LEN + 1], ..ended.clone() };
+        let zero = Ended { path: b"a\0b".to_vec(), ..ended.clone() };
+        for message in [
+            Message::Ping,
+            Message::Closed,
+            Message::Told(vec![Told::Ended(Box::new(ended))]),
+            Message::Told(vec![Told::Ended(Box::new(long))]),
+            Message::Told(vec![Told::Ended(Box::new(zero))]),
+        ] {
+            let bytes = message.encode().unwrap();
+            let heard = hear(inbox(&bytes[..]), &observer).await;
+            let told = heard.unwrap_err().to_tell().unwrap();
+            assert_eq!(told.code, FailureCode::Violation, "{message:?}");
+        }
+        assert!(hear(inbox(&[][..]), &observer).await.is_ok());
+    }
+
+    /// THIRD-4: however long the names are, each message is within its limit.
+    #[test]
+    fn long_paths_are_cut_and_messages_are_split() {
+        let mut queue = Queue::default();
+        for _ in 0..40 {
+            let mut report = report(&vec![b'x'; 100_000], EntryKind::Symlink, Outcome::Skipped);
+            report.target = Some(vec![b'y'; 100_000]);
+            queue.add(Event::Ended(report));
+            queue.encode().unwrap();
+        }
+        while queue.len() > 0 {
+            let (len, rest) = queue.bytes().split_first_chunk::<4>().unwrap();
+            let len = u32::from_le_bytes(*len) as usize;
+            let Message::Told(all) = Message::decode(&rest[..len]).unwrap() else { panic!() };
+            for told in all {
+                let Told::Ended(ended) = told else { panic!() };
+                ended.check().unwrap();
+            }
+            queue.start += 4 + len;
+            queue.encode().unwrap();
+        }
+    }
+}
