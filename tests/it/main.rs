@@ -20,4 +20,5 @@ mod sshd;
 mod support;
 #[path = "../reach/terminal.rs"]
 mod terminal;
+mod third_party;
 mod verbs;

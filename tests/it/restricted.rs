@@ -262,3 +262,48 @@ fn a_restricted_agent_dials_nobody_but_its_client() {
     let ran = key.run(&[&push[..], &["src/", "testhost:"]].concat());
     assert!(bait.accept().is_err(), "{ran:?}");
 }
+
+/// THIRD-3, SEC-10: a restricted key sends to another host what it may read, takes what it may write,
+/// and dials nobody.
+#[test]
+fn restricted_keys_send_to_each_other() {
+    let world = World::new();
+    let outbox = Restricted::new(&world, "outbox", "--read-only");
+    let inbox = Restricted::new(&world, "inbox", "--write-only");
+    // `testhost` is the one, and `jump` the other.
+    let both = |from: &Restricted<'_>, to: &Restricted<'_>, arguments: &[&str]| {
+        let to = to.root.parent().unwrap().join("key");
+        let own = format!("Host jump\nIdentityFile {}\n", to.display());
+        let config = world.text("both", own + &fs::read_to_string(&from.config).unwrap());
+        let mut command = world.fastsync();
+        Running::start(command.args(arguments).arg("-F").arg(config)).wait()
+    };
+    for (flags, transport) in [(&["--transport=tcp"][..], "tcp+tls"), (&["--transport=ssh"], "ssh")]
+    {
+        let cp = [&["cp", "-q", "--json"], flags, &["testhost:file", "jump:copied"]].concat();
+        let ran = both(&outbox, &inbox, &cp).exits(0);
+        let dialler = if transport == "ssh" { "source" } else { "destination" };
+        for words in
+            [format!("\"transport\":\"{transport}\""), format!("\"dialler\":\"{dialler}\"")]
+        {
+            let out = String::from_utf8_lossy(&ran.out);
+            assert!(out.contains(&words), "{words}: {out}");
+        }
+        assert_same_content(&outbox.root.join("file"), &inbox.root.join("copied"));
+        fs::remove_file(inbox.root.join("copied")).unwrap();
+    }
+    let refused = |from: &Restricted<'_>, to: &Restricted<'_>, arguments: &[&str], text: &str| {
+        both(from, to, &[&["cp"], arguments].concat()).exits(11).says(text);
+    };
+    let locations = ["testhost:file", "jump:x"];
+    refused(&inbox, &outbox, &locations, "testhost: the other host lets this key only write");
+    refused(&outbox, &outbox, &locations, "jump: the other host lets this key only read");
+    let out = ["testhost:/etc/passwd", "jump:x"];
+    refused(&outbox, &inbox, &out, "testhost: /etc/passwd is outside of what");
+    refused(&outbox, &inbox, &["testhost:file", "jump:/tmp/x"], "jump: /tmp/x is outside of what");
+    refused(&outbox, &inbox, &["-L", "testhost:link", "jump:x"], "testhost: the other host lets");
+    let remove = ["--remove-source-files", "testhost:file", "jump:x"];
+    refused(&outbox, &inbox, &remove, "testhost: the other host lets this key only read");
+    outbox.is_whole();
+    inbox.is_whole();
+}

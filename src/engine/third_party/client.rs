@@ -220,28 +220,39 @@ impl Relay<'_> {
 
     /// Lets both agents end, and says how it was.
     async fn end(
-        mut self,
+        self,
         writer: &mut JoinSet<std::io::Result<()>>,
         route: Route<'_>,
         result: Result<SessionEnd, Broken>,
     ) -> Result<SessionEnd, EngineError> {
-        // What the sending agent still has to tell the other one comes this way.
-        let last_words = async { while self.inbox.next().await.is_ok() {} };
+        let Self { mut inbox, outbox, mut sender, mut receiver, mut carrying, .. } = self;
+        let has_said_all = match &result {
+            Ok(_) => true,
+            Err(Broken::Session(SessionError::Control(error))) => {
+                matches!(**error, ControlError::Aborted(_))
+            }
+            Err(_) => false,
+        };
+        // The end of its input lets an agent end that has nothing more to say. Any other still has to
+        // tell the receiving one, and that comes this way.
+        let outbox = Some(outbox).filter(|_| !has_said_all);
+        let last_words = async { while inbox.next().await.is_ok() {} };
         let _ = timeout(LAST_WORDS, last_words).await;
-        let last_words = async { while self.carrying.join_next().await.is_some() {} };
+        let last_words = async { while carrying.join_next().await.is_some() {} };
         let _ = timeout(LAST_WORDS, last_words).await;
-        self.carrying.abort_all();
-        drop(self.outbox);
+        carrying.abort_all();
+        drop(outbox);
         let _ = timeout(LAST_WORDS, writer.join_next()).await;
         writer.abort_all();
-        drop(self.inbox);
-        let receiver = async {
-            match &mut self.receiver {
+        drop(inbox);
+        let receiving = async {
+            match &mut receiver {
                 Some(process) => process.wait(AGENT_PATIENCE).await,
                 None => None,
             }
         };
-        let (status, receivers) = tokio::join!(self.sender.wait(AGENT_PATIENCE), receiver);
+        let (status, receivers) = tokio::join!(sender.wait(AGENT_PATIENCE), receiving);
+        let complaints = sender.complaints();
         let (sender, host) = (&route.source_host.name, &route.host.name);
         let is_well = |status: &std::process::ExitStatus| status.success();
         let error = match result {
@@ -256,14 +267,14 @@ impl Relay<'_> {
             Err(Broken::Session(error)) => error,
         };
         let exit = status.and_then(|status| status.code());
-        let explained = launch::explain(sender, &error, exit, &self.sender.complaints());
+        let explained = launch::explain(sender, &error, exit, &complaints);
         let EngineError::Session(failure) = &explained else { return Err(explained) };
         if failure.code != FailureCode::Disconnected {
             return Err(explained);
         }
         // The sending agent lost the other one, of whose end this end may know more.
         let mut cause = failure.text().to_owned();
-        if let Some(process) = self.receiver.filter(|_| !receivers.as_ref().is_some_and(is_well)) {
+        if let Some(process) = receiver.filter(|_| !receivers.as_ref().is_some_and(is_well)) {
             let (exit, complaints) = (receivers.and_then(|it| it.code()), process.complaints());
             let lost = ControlError::Ended.into();
             let explained = launch::explain(host, &lost, exit, &complaints);
