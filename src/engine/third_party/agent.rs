@@ -200,3 +200,138 @@ const STREAMS_PATIENCE: Duration = Duration::from_mins(10);
 
 /// How long a session that is given up may take to tell the other agent.
 const CLOSING: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt as _, duplex};
+
+    use super::*;
+    use crate::engine::job::TransferConfig;
+    use crate::protocol::handshake::hello;
+    use crate::protocol::message::{Open, Secret};
+
+    /// What a client may do to the agent once it has its two streams.
+    #[derive(Clone, Copy, Debug)]
+    enum Deed {
+        OpensAThird,
+        SendsNoise,
+        EndsTheOther,
+        TakesNoReports,
+        SaysPaths,
+        GivesUp,
+    }
+
+    fn peer() -> Peer {
+        Peer {
+            source_host: "dtn1".to_owned(),
+            host: "dtn2".to_owned(),
+            destination: b"x".to_vec(),
+            addresses: Vec::new(),
+            transport: Allowed::Tunnel,
+            reverse: false,
+            data_addresses: Vec::new(),
+            listen_addresses: Vec::new(),
+        }
+    }
+
+    /// How the agent's session ends after a deed.
+    async fn after(deed: Deed) -> SessionError {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::write(temp.path().join("a"), "content").unwrap();
+        let options = TransferConfig::default().to_options(false);
+        let (near, far) = duplex(1 << 16);
+        let (far_reader, far_writer) = split(far);
+        let silence = Duration::from_mins(1);
+        let mut inbox = Inbox::new(far_reader, End::Agent, silence, Pulse::new());
+        let agents = Tunnel::default();
+        let (outbox, agent_writes) = outbox_with(far_writer, Some(agents.clone()));
+        let (reader, writer) = split(near);
+        let tunnel = Tunnel::default();
+        let (says, client_writes) = outbox_with(writer, Some(tunnel.clone()));
+        tunnel.allow(0, tunnel::window(STREAMS));
+        let sources = vec![temp.path().join("a")];
+        let (job, task) = ([0; 16], Task::SendTo { sources: vec![], to: Box::new(peer()) });
+        let open = Open { task, channel_secret: Secret([0; 32]), job, options: options.clone() };
+        says.say(&Message::Hello(hello([0; 32], Vec::new()))).unwrap();
+        says.say(&Message::Open(Box::new(open))).unwrap();
+        let client = async {
+            let mut heard = Inbox::new(reader, End::Relay, silence, Pulse::new());
+            let (words, _heard) = flume::bounded(1);
+            heard.set_aside(Aside { tunnel: tunnel.clone(), words });
+            let (mut control, reports) = (tunnel.open(), tunnel.open());
+            let greeting = Message::Hello(hello([1; 32], Vec::new())).encode().unwrap();
+            let mut reports = Some(reports);
+            let mut more = None;
+            match deed {
+                Deed::OpensAThird => more = Some(tunnel.open()),
+                Deed::SendsNoise => control.write_all(&[7; 100]).await.unwrap(),
+                Deed::EndsTheOther => {
+                    control.write_all(&greeting).await.unwrap();
+                    control.shutdown().await.unwrap();
+                }
+                Deed::TakesNoReports => reports = None,
+                Deed::SaysPaths => {
+                    says.say(&Message::Paths { paths: Vec::new(), last: true }).unwrap();
+                }
+                Deed::GivesUp => {
+                    let failure = Failure::new(FailureCode::Interrupted, "enough");
+                    says.say(&Message::Abort(failure)).unwrap();
+                }
+            }
+            while heard.next().await.is_ok() {}
+            drop((control, reports, more));
+        };
+        let agent = async {
+            outbox.say(&Message::Hello(hello([0; 32], Vec::new()))).unwrap();
+            inbox.next().await.unwrap();
+            inbox.next().await.unwrap();
+            let addresses = Vec::new();
+            run(Errand { sources, to: peer(), job, options, addresses }, agents, inbox, outbox)
+                .await
+        };
+        // Nobody waits for whoever writes.
+        let others = async {
+            let _ = tokio::join!(client, client_writes, agent_writes);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            end = agent => end.unwrap_err(),
+            () = others => unreachable!(),
+        }
+    }
+
+    #[track_caller]
+    fn assert_told(error: &SessionError, code: FailureCode, text: &str) {
+        let told = error.to_tell().unwrap_or_else(|| panic!("{error:?}"));
+        assert!(told.code == code && told.text().contains(text), "{told:?}");
+    }
+
+    /// THIRD-2, THIRD-6, THIRD-7: whatever the client or the other agent does, the session ends, and the
+    /// client is told which host it was.
+    #[tokio::test(start_paused = true)]
+    async fn whatever_a_client_does_is_decided() {
+        let violation = FailureCode::Violation;
+        assert_told(&after(Deed::OpensAThird).await, violation, "more streams are open");
+        assert_told(&after(Deed::SendsNoise).await, violation, "dtn2: it and dtn1 do not");
+        let error = after(Deed::EndsTheOther).await;
+        assert_told(&error, FailureCode::Disconnected, "dtn2: the connection ended");
+        assert_told(&after(Deed::SaysPaths).await, violation, "Paths");
+        let error = after(Deed::GivesUp).await;
+        assert!(error.to_tell().is_none(), "no answer to Abort: {error}");
+        let error = after(Deed::TakesNoReports).await;
+        assert!(matches!(error, SessionError::Control(_)), "{error}");
+    }
+
+    /// THIRD-6.
+    #[test]
+    fn failures_name_the_host_that_they_are_of() {
+        let names = ("dtn1".to_owned(), "dtn2".to_owned());
+        let failure = || Failure::new(FailureCode::Startup, "it is locked");
+        let text = |error: SessionError| explain(&names, &error).text().to_owned();
+        assert_eq!(text(SessionError::Local(failure())), "dtn1: it is locked");
+        assert_eq!(text(ControlError::Aborted(failure()).into()), "dtn2: it is locked");
+        let lost = explain(&names, &ControlError::Ended.into());
+        assert_eq!(lost.code, FailureCode::Disconnected);
+        assert_eq!(explain(&names, &SessionError::violation("x")).code, FailureCode::Violation);
+    }
+}
