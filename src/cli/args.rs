@@ -32,7 +32,8 @@ pub enum Command {
     Pull(Box<Transfer>),
     /// Copy files and directories from anywhere to anywhere; nothing is ever deleted
     ///
-    /// Sources or destination may be on another host, or all on this machine. Directories are taken
+    /// Sources or destination may be on another host, or both, or all on this machine. Between two
+    /// other hosts, data goes straight from one to the other where it can. Directories are taken
     /// whole, with or without -R. A trailing slash on a source means its contents.
     #[command(override_usage = "fastsync cp [OPTIONS] SRC... DST")]
     Cp(Box<Transfer>),

@@ -74,8 +74,8 @@ impl Exit {
             FailureCode::Disconnected => Self::with_hint(DISCONNECTED, GO_ON),
             FailureCode::NoDataPath => Self::with_hint(
                 NO_DATA_PATH,
-                "let TCP from this machine to some ports of the other host through its firewall, \
-                 and name them with --port-range LO:HI; or leave out --transport and --reverse",
+                "let TCP to some ports of one of the two hosts through its firewall, and name them \
+                 with --port-range LO:HI; or leave out --transport and --reverse",
             ),
         }
     }
