@@ -236,6 +236,7 @@ async fn obey(
         udp_port: listener.udp_port(),
         join: listener.meeting(),
         addresses: addresses(),
+        refusal: listener.refusal().map(ToString::to_string).unwrap_or_default(),
     };
     let observer = Observer::new(Arc::new(Progress::default()), None);
     match open.task {

@@ -295,6 +295,7 @@ mod tests {
             udp_port: 0,
             join: Vec::new(),
             addresses: Vec::new(),
+            refusal: String::new(),
         })
     }
 

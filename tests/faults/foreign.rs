@@ -252,6 +252,7 @@ async fn an_agent_that_answers_something_else_is_refused() {
             udp_port: 0,
             join: Vec::new(),
             addresses: Vec::new(),
+            refusal: String::new(),
         }))
     };
     assert_eq!(code_of(accept(|options| options.streams = 2)).await, Some(FailureCode::Violation));
