@@ -504,15 +504,15 @@ impl Search {
     fn remedy(&self) -> String {
         let ports = match self.known.port_range {
             Some((low, high)) => format!("ports {low} to {high}"),
-            None => "a range of ports, which --port-range names,".to_owned(),
+            None => "ports of a range (--port-range)".to_owned(),
         };
         let host = &self.known.host;
         let openings = self.tries.iter().filter_map(|it| match it.way {
             Way::Dialled(carrier) => {
-                Some(format!("{} {ports} of {host} to this host", protocol(carrier)))
+                Some(format!("{} {ports} of {host} for this host", protocol(carrier)))
             }
             Way::Reversed(carrier) => {
-                Some(format!("{} {ports} of this host to {host}", protocol(carrier)))
+                Some(format!("{} {ports} of this host for {host}", protocol(carrier)))
             }
             Way::Tunnel => None,
         });
