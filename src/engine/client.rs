@@ -318,7 +318,9 @@ impl Session {
         let hosts = self.agent_addresses(&accept, resolved).await;
         let at = |port: u16| -> Vec<SocketAddr> {
             let mut hosts = if port > 0 { hosts.clone() } else { Vec::new() };
-            hosts.iter_mut().for_each(|host| host.set_port(port));
+            for host in &mut hosts {
+                host.set_port(port);
+            }
             hosts
         };
         let is_local = self.plan.host.is_none();
