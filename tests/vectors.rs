@@ -340,6 +340,7 @@ fn messages() -> Vec<(&'static str, Message)> {
                 udp_port: 5004,
                 join: b"fastsync-7".to_vec(),
                 addresses: vec!["192.0.2.7".to_owned(), "2001:db8::7".to_owned()],
+                refusal: "no port".to_owned(),
             }),
         ),
         ("Abort", Message::Abort(failure(FailureCode::Mismatch, "the ends disagree"))),

@@ -72,11 +72,8 @@ impl Exit {
             FailureCode::Startup => Self::without_hint(STARTUP),
             FailureCode::Interrupted => Self::with_hint(SIGNAL, GO_ON),
             FailureCode::Disconnected => Self::with_hint(DISCONNECTED, GO_ON),
-            FailureCode::NoDataPath => Self::with_hint(
-                NO_DATA_PATH,
-                "let TCP to some ports of one of the two hosts through its firewall, and name them \
-                 with --port-range LO:HI; or leave out --transport and --reverse",
-            ),
+            // The error itself says what was tried, and what to open for it.
+            FailureCode::NoDataPath => Self::without_hint(NO_DATA_PATH),
         }
     }
 

@@ -181,7 +181,7 @@ fn partial_summary(code: u8, tally: &Tally, progress: &Progress, elapsed: Durati
         bytes_sent: progress.bytes_sent.get(),
         bytes_skipped: progress.bytes_skipped.get(),
         bytes_resumed: progress.bytes_resumed.get(),
-        streams: connection.map_or(0, |it| it.streams),
+        streams: connection.map_or(0, |it| it.used(progress.most_streams.get())),
         transport: connection.map_or("", |it| it.transport),
         encrypted: connection.is_some_and(|it| it.encrypted),
         dialler: connection.map_or("", |it| it.dialler),

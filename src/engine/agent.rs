@@ -227,7 +227,7 @@ async fn obey(
         to.check().map_err(SessionError::violation)?;
         let sources = rights.sources(sources).map_err(|error| match error {
             SessionError::Local(failure) => refusal(&open.task, failure),
-            error => error,
+            error @ SessionError::Control(_) => error,
         })?;
         let (to, job, addresses) = (to.as_ref().clone(), open.job, addresses());
         let errand = Errand { sources, to, job, options, addresses };
@@ -259,6 +259,7 @@ async fn obey(
         udp_port: listener.udp_port(),
         join: listener.meeting(),
         addresses: addresses(),
+        refusal: listener.refusal().map(ToString::to_string).unwrap_or_default(),
     };
     let observer = Observer::new(Arc::new(Progress::default()), None);
     match open.task {

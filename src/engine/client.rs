@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::control::{Aside, ControlError, Inbox, Outbox, Word, outbox_with};
 use super::event::Event;
-use super::job::{Direction, Host, Job, Place, Reach};
+use super::job::{Direction, Host, Job, Place, Reach, Transport};
 use super::launch::{self, AgentGreeting, Launched, Launcher};
 use super::measure::{Finding, Measurement};
 use super::reach::client::{Known, own_addresses};
@@ -22,13 +22,14 @@ use super::send::SenderEnd;
 use super::session::{Observer, SessionError};
 use super::{EngineError, here, inventory, measure, reach, receive, send};
 use crate::protocol::handshake::{self, ChannelKeys, transcript};
-use crate::protocol::manifest::Totals;
+use crate::protocol::manifest::{Escaped, Totals};
 use crate::protocol::message::{Accept, Deletions, Message, Open, Options, Secret, Task};
 use crate::protocol::session::{End, Role};
 use crate::protocol::tunnel;
 use crate::ssh::Login;
 use crate::storage::local::{LocalSource, is_confined};
 use crate::transport::channel::{Channel, ChannelConfig};
+use crate::transport::quic::has_congestion;
 use crate::transport::tls::Identity;
 use crate::transport::tunnel::Tunnel;
 
@@ -76,7 +77,8 @@ pub async fn run_session(job: &Job, observer: &Observer) -> Result<SessionEnd, F
         established: false,
     };
     let addresses: Vec<String> = resolved.into_iter().collect();
-    let result = session.play(greeting, &addresses, observer.asked_to_stop()).await;
+    let playing = session.play(greeting, &addresses, observer.asked_to_stop());
+    let result = Box::pin(playing).await;
     let Session { plan, inbox, outbox, established, .. } = session;
     drop(outbox);
     // A peer that does not read any more must not keep us: it is told if it can be.
@@ -93,6 +95,17 @@ pub async fn run_session(job: &Job, observer: &Observer) -> Result<SessionEnd, F
             Err(failed(launch::explain(&plan.host_name(), &error, exit, &process.complaints())))
         }
     }
+}
+
+/// Whether QUIC knows the congestion control that is asked for, if it is to be QUIC.
+pub fn check_congestion(options: &Options, reach: &Reach) -> Result<(), EngineError> {
+    let congestion = options.sockets.congestion.as_deref().unwrap_or("bbr");
+    if reach.transport != Transport::Quic || has_congestion(congestion) {
+        return Ok(());
+    }
+    Err(EngineError::Usage(format!(
+        "QUIC has no congestion control named {congestion:?}: it has bbr, cubic and reno"
+    )))
 }
 
 /// An agent's process that failed after its session had not.
@@ -188,6 +201,7 @@ impl Plan {
         options.listen = job.config.reach.listen(host.is_none());
         options.dry_run |= matches!(local, LocalEnd::Inventory { .. });
         options.check().map_err(|text| EngineError::Usage(text.to_owned()))?;
+        check_congestion(&options, &job.config.reach)?;
         let paths = job.paths.clone().filter(|_| matches!(task, Task::Send { .. }));
         let reach = job.config.reach.clone();
         let job = job_name(&names);
@@ -293,27 +307,34 @@ impl<R: AsyncRead + Unpin + Send> Session<R> {
         let streams = self.plan.options.streams;
         self.tunnel.allow(0, tunnel::window(streams));
         self.inbox.set_aside(Aside { tunnel: self.tunnel.clone(), words });
-        self.transfer(config, known, heard, theirs.max_open_entries).await
+        let transfer = self.transfer(config, known, heard, theirs.max_open_entries);
+        Box::pin(transfer).await
     }
 
     /// Where to dial, and what else there is to try.
     async fn known(&self, accept: Accept, addresses: &[String]) -> Known {
         let reach = self.plan.reach.clone();
+        let is_careful = addresses.is_empty();
         let hosts = self.agent_addresses(&accept, addresses).await;
         let at = |port: u16| -> Vec<SocketAddr> {
-            hosts.iter().filter(|_| port > 0).map(|host| (*host, port).into()).collect()
+            let mut hosts = if port > 0 { hosts.clone() } else { Vec::new() };
+            for host in &mut hosts {
+                host.set_port(port);
+            }
+            hosts
         };
         let is_local = self.plan.host.is_none();
         let lanes = self.lane.clone().filter(|_| !accept.join.is_empty());
         let own = if is_local {
             vec![Ipv4Addr::LOCALHOST.to_string()]
         } else if reach.listen_addresses.is_empty() {
-            let mut own = own_addresses(&hosts);
+            let mut own = own_addresses(&hosts.iter().map(SocketAddr::ip).collect::<Vec<_>>());
             let reached = self.plan.relayed.iter().flat_map(|it| &it.addresses);
             own.extend(reached.filter(|it| !own.contains(it)).cloned().collect::<Vec<_>>());
             own
         } else {
-            addresses_of(&reach.listen_addresses).await.iter().map(ToString::to_string).collect()
+            let own = addresses_of(&reach.listen_addresses).await;
+            own.iter().map(|address| address.ip().to_string()).collect()
         };
         Known {
             tcp: at(accept.port),
@@ -322,31 +343,26 @@ impl<R: AsyncRead + Unpin + Send> Session<R> {
             port_range: self.plan.options.port_range,
             is_local,
             tunnel: self.tunnel.clone(),
-            lanes: lanes.map(|(login, command)| Lanes::new(login, command, accept.join)),
+            lanes: lanes
+                .map(|(login, command)| Lanes::new(login, command, accept.join, is_careful)),
             host: self.plan.host_name(),
             own_name: self.plan.relayed.as_ref().map(|it| it.name.clone()),
             idle: self.plan.options.dry_run,
+            refusal: Escaped(accept.refusal.as_bytes()).to_string(),
             reach,
         }
     }
 
-    /// What the user says; or the address that ssh reached, then what its name means here.
-    async fn agent_addresses(&self, accept: &Accept, known: &[String]) -> Vec<IpAddr> {
+    /// What the user says; or what the host's name means here, and the address that ssh reached.
+    async fn agent_addresses(&self, accept: &Accept, known: &[String]) -> Vec<SocketAddr> {
         let named = &self.plan.reach.data_addresses;
         if !named.is_empty() {
             return addresses_of(named).await;
         }
         if self.plan.host.is_none() {
-            return vec![Ipv4Addr::LOCALHOST.into()];
+            return vec![(Ipv4Addr::LOCALHOST, 0).into()];
         }
-        let told = accept.addresses.iter().take(16).filter_map(|text| text.parse::<IpAddr>().ok());
-        let mut addresses: Vec<IpAddr> = told.collect();
-        for address in addresses_of(known).await {
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
-        }
-        addresses
+        in_order(addresses_of(known).await, &accept.addresses)
     }
 
     async fn transfer(
@@ -442,19 +458,44 @@ pub fn tell_paths(outbox: &Outbox, paths: Option<Vec<Vec<u8>>>) -> Result<(), Se
     Ok(())
 }
 
-/// What names and addresses lead to. For a key that is restricted, no name is looked up (THIRD-3).
-pub async fn addresses_of(names: &[String]) -> Vec<IpAddr> {
+/// Where to dial, best first: of what the host's name means, the address that the agent says ssh
+/// reached, for a name may stand for several hosts; then the others; then what else the agent says,
+/// which is all that there is behind a jump host. The agent cannot have this end dial anything that
+/// no other host can be (PATH-2).
+fn in_order(resolved: Vec<SocketAddr>, told: &[String]) -> Vec<SocketAddr> {
+    let told: Vec<IpAddr> =
+        told.iter().take(MAX_TOLD).filter_map(|text| text.parse().ok()).collect();
+    let is_told = |address: &SocketAddr| told.contains(&address.ip());
+    let (mut addresses, others): (Vec<_>, Vec<_>) = resolved.into_iter().partition(is_told);
+    addresses.extend(others);
+    for address in told {
+        let is_known = addresses.iter().any(|known| known.ip() == address);
+        if !is_known && may_be_another_host(address) {
+            addresses.push((address, 0).into());
+        }
+    }
+    addresses
+}
+
+fn may_be_another_host(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    let is_local = match address {
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !is_local && !address.is_loopback() && !address.is_unspecified() && !address.is_multicast()
+}
+
+/// What names and addresses lead to, with port 0. An address keeps its scope. For a key that is
+/// restricted, no name is looked up (THIRD-3).
+pub async fn addresses_of(names: &[String]) -> Vec<SocketAddr> {
     let mut addresses = Vec::new();
     for name in names {
-        let found: Vec<IpAddr> = match name.parse() {
-            Ok(address) => vec![address],
-            Err(_) if is_confined() => Vec::new(),
-            Err(_) => {
-                let found = tokio::net::lookup_host((name.as_str(), 0)).await;
-                found.into_iter().flatten().map(|address| address.ip()).collect()
-            }
-        };
-        for address in found {
+        if is_confined() && name.parse::<IpAddr>().is_err() {
+            continue;
+        }
+        let found = tokio::net::lookup_host((name.as_str(), 0)).await;
+        for address in found.into_iter().flatten() {
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
@@ -509,6 +550,9 @@ fn absolute_bytes(path: &[u8]) -> Vec<u8> {
     absolute(path).into_os_string().as_bytes().to_vec()
 }
 
+/// How many of the addresses that an agent tells of itself are looked at.
+const MAX_TOLD: usize = 2;
+
 /// How many words about data channels may wait.
 const MAX_WORDS: usize = 64;
 
@@ -520,3 +564,38 @@ pub const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How long the agent may take to end.
 pub const AGENT_PATIENCE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(resolved: &[&str], told: &[&str]) -> Vec<String> {
+        let resolved = resolved.iter().map(|text| text.parse().unwrap()).collect();
+        let told: Vec<String> = told.iter().map(|&text| text.to_owned()).collect();
+        in_order(resolved, &told).iter().map(ToString::to_string).collect()
+    }
+
+    /// PATH-2: a name that stands for several hosts leads to the one that ssh reached, and a translated
+    /// address comes after the one that is known to work.
+    #[test]
+    fn the_address_that_ssh_reached_is_dialled_first() {
+        let nodes = ["192.0.2.1:0", "192.0.2.2:0"];
+        assert_eq!(shown(&nodes, &["192.0.2.2"]), ["192.0.2.2:0", "192.0.2.1:0"]);
+        assert_eq!(shown(&["192.0.2.1:0"], &["10.0.0.1"]), ["192.0.2.1:0", "10.0.0.1:0"]);
+        assert_eq!(shown(&[], &["10.0.0.1"]), ["10.0.0.1:0"]);
+    }
+
+    /// An agent that lies has nothing on this host or its links dialled, nor many addresses at all.
+    #[test]
+    fn an_agent_cannot_choose_what_is_dialled() {
+        let lies = ["127.0.0.1", "::1", "0.0.0.0", "fe80::1", "169.254.1.1", "224.0.0.1", "what"];
+        for lie in lies {
+            assert_eq!(shown(&["192.0.2.1:0"], &[lie]), ["192.0.2.1:0"], "{lie}");
+        }
+        assert_eq!(shown(&[], &["::ffff:127.0.0.1"]), Vec::<String>::new());
+        assert_eq!(shown(&[], &["10.0.0.1", "10.0.0.2", "10.0.0.3"]).len(), 2);
+        // Unless it is where ssh has been, too.
+        assert_eq!(shown(&["127.0.0.1:0"], &["127.0.0.1"]), ["127.0.0.1:0"]);
+        assert_eq!(shown(&["[fe80::1%2]:0"], &["fe80::1"]), ["[fe80::1%2]:0"]);
+    }
+}

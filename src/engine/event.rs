@@ -63,6 +63,17 @@ pub struct Connection {
     pub reason: String,
 }
 
+impl Connection {
+    /// How many streams there were, of which so many were up at the same time: further logins may be
+    /// refused, and others are only late.
+    pub fn used(&self, most: u64) -> u16 {
+        match u16::try_from(most) {
+            Ok(most) if most > 0 && self.transport == "ssh" => self.streams.min(most),
+            _ => self.streams,
+        }
+    }
+}
+
 /// How one entry ended: a line of the report.
 #[derive(Clone, Debug)]
 pub struct EntryReport {
@@ -154,8 +165,9 @@ pub struct Progress {
     /// Bytes of payload that this end handed to data channels or took from them, repetitions
     /// included.
     pub bytes_sent: Counter,
-    /// Data channels that are up.
+    /// Data channels that are up, and how many were at the same time at most.
     pub streams: Counter,
+    pub most_streams: Counter,
 }
 
 impl Progress {
@@ -172,6 +184,7 @@ impl Progress {
             &self.bytes_hashed,
             &self.bytes_sent,
             &self.streams,
+            &self.most_streams,
         ] {
             counter.reset();
         }
@@ -185,6 +198,11 @@ pub struct Counter(AtomicU64);
 impl Counter {
     pub fn add(&self, amount: u64) {
         self.0.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    /// Makes it this, unless it is more.
+    pub fn raise(&self, amount: u64) {
+        self.0.fetch_max(amount, Ordering::Relaxed);
     }
 
     pub fn subtract(&self, amount: u64) {

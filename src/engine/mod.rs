@@ -161,7 +161,9 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
         bytes_sent,
         bytes_skipped: watch.progress.bytes_skipped.get(),
         bytes_resumed: bytes_resumed.unwrap_or_default(),
-        streams: connection.as_ref().map_or(job.config.streams, |it| it.streams),
+        streams: connection
+            .as_ref()
+            .map_or(job.config.streams, |it| it.used(watch.progress.most_streams.get())),
         transport: match job.direction {
             Direction::Copy { .. } => inside::TRANSPORT,
             _ => connection.as_ref().map_or("none", |it| it.transport),

@@ -274,6 +274,7 @@ impl Observer {
 
     pub fn stream_up(&self) {
         self.progress.streams.add(1);
+        self.progress.most_streams.raise(self.progress.streams.get());
     }
 
     pub fn stream_down(&self) {
@@ -355,6 +356,10 @@ impl SessionError {
     /// What the peer should be told; `None` where it knows, or cannot hear.
     pub fn to_tell(&self) -> Option<Failure> {
         match self {
+            // What was dialled in this network is none of the peer's business.
+            Self::Local(failure) if failure.code == FailureCode::NoDataPath => {
+                Some(Failure::new(failure.code, "no data channel could be opened"))
+            }
             Self::Local(failure) => Some(failure.clone()),
             Self::Control(error) => match &**error {
                 ControlError::Ended

@@ -109,8 +109,9 @@ impl Run {
         if (0..self.channels.len()).any(is_twice) {
             return Err("a run uses each channel once");
         }
-        if !(MIN_FRAME_LEN..=MAX_FRAME_LEN).contains(&self.len) {
-            return Err("a frame of a run carries from 4 KiB to 1 MiB");
+        let is_in_range = (MIN_FRAME_LEN..=MAX_FRAME_LEN).contains(&self.len);
+        if !is_in_range || !self.len.is_power_of_two() {
+            return Err("a frame of a run carries from 64 KiB to 1 MiB, a power of two");
         }
         if self.bytes > MAX_RUN_LEN || self.on_disk && self.bytes > MAX_FILE_LEN {
             return Err("a run carries at most 1 TiB, and at most 16 GiB from or to a file");
@@ -175,7 +176,7 @@ pub const MAX_FILES: u32 = 100_000;
 pub const MAX_RUN_LEN: u64 = 1 << 40;
 
 /// The least and the most that one frame of a run carries, in bytes.
-pub const MIN_FRAME_LEN: u32 = 4 << 10;
+pub const MIN_FRAME_LEN: u32 = 64 << 10;
 pub const MAX_FRAME_LEN: u32 = 1 << 20;
 
 /// The longest that one thing is measured, in milliseconds.

@@ -496,6 +496,8 @@ pub struct Accept {
     pub join: Vec<u8>,
     /// Addresses of the agent's host, best first, as text.
     pub addresses: Vec<String>,
+    /// Why a port that was wanted is 0, for people; empty if there is nothing to say.
+    pub refusal: String,
 }
 
 /// Something that exists at the source.

@@ -494,11 +494,12 @@ fn opening() -> BoxedStrategy<Open> {
 
 /// Any message, with any valid values.
 fn message() -> BoxedStrategy<Message> {
-    let accept =
-        (options(), any::<(u16, u16, Vec<u8>, Vec<String>)>()).prop_map(|(options, told)| {
-            let (port, udp_port, join, addresses) = told;
-            Message::Accept(Accept { options, port, udp_port, join, addresses })
-        });
+    let accept = (options(), any::<(u16, u16, Vec<u8>, Vec<String>, String)>()).prop_map(
+        |(options, told)| {
+            let (port, udp_port, join, addresses, refusal) = told;
+            Message::Accept(Accept { options, port, udp_port, join, addresses, refusal })
+        },
+    );
     let start = prop_oneof![
         greeting().prop_map(Message::Hello),
         opening().prop_map(|open| Message::Open(Box::new(open))),

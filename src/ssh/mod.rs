@@ -82,7 +82,10 @@ impl Login {
         for option in ["BatchMode=yes", "ControlMaster=no", "ControlPath=none"] {
             command.arg("-o").arg(option);
         }
-        Self::finish(self.complete(command), &self.host, remote_command)
+        let mut command = self.complete(command);
+        // A jump host is another ssh process, which does not know of BatchMode: whom it asks says nothing.
+        command.env("SSH_ASKPASS_REQUIRE", "force").env("SSH_ASKPASS", "/bin/false");
+        Self::finish(command, &self.host, remote_command)
     }
 
     /// The name or address that ssh connects to, as its configuration resolves the host.

@@ -154,7 +154,7 @@ fn hex(bytes: [u8; 16]) -> Vec<u8> {
 const NAME_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the last bytes of an agent that is gone may take.
-const LAST_BYTES: Duration = Duration::from_secs(5);
+const LAST_BYTES: Duration = Duration::from_secs(2);
 
 /// How many bytes are carried at once.
 const PIECE: usize = 256 << 10;

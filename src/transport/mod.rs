@@ -78,12 +78,19 @@ pub enum TransportError {
     TimedOut(String),
     #[error("small packets pass, but 64 KiB did not go there and back in time")]
     NoBulk,
-    #[error("no port to listen on in the range {low}:{high}: {cause}")]
+    #[error("no port to listen on {}: {cause}", shown(*low, *high))]
     NoPort { low: u16, high: u16, cause: io::Error },
     #[error("cannot {operation}: {cause}")]
     Io { operation: &'static str, cause: io::Error },
     #[error(transparent)]
     Buffer(#[from] BufferError),
+}
+
+fn shown(low: u16, high: u16) -> String {
+    match (low, high) {
+        (0, 0) => "at all".to_owned(),
+        (low, high) => format!("in the range {low}:{high}"),
+    }
 }
 
 impl TransportError {

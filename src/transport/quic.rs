@@ -23,6 +23,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::TransportError;
+use super::channel::socket::ports;
 use super::tls::{EXPORTER, SERVER_NAME};
 use crate::protocol::message::SocketOptions;
 
@@ -92,7 +93,7 @@ pub(super) async fn connect(
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    let endpoint = endpoint(bind(local, options)?, None)?;
+    let endpoint = endpoint(bind(local, options).map_err(failed)?, None)?;
     let crypto = QuicClientConfig::try_from(tls.clone())
         .map_err(|error| TransportError::Tls(error.to_string()))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
@@ -110,7 +111,8 @@ pub(super) async fn connect(
 /// number to open in a firewall.
 pub(super) fn listen(
     tls: &rustls::ServerConfig,
-    ports: impl Iterator<Item = u16>,
+    preferred: Option<u16>,
+    range: Option<(u16, u16)>,
     is_loopback: bool,
     options: &SocketOptions,
     channels: u16,
@@ -120,14 +122,15 @@ pub(super) fn listen(
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(Arc::new(transport(options, channels)));
     config.max_incoming(MAX_INCOMING);
-    let mut refused = failed(io::ErrorKind::InvalidInput.into());
-    for port in ports {
+    let mut cause = io::Error::from(io::ErrorKind::InvalidInput);
+    for port in preferred.into_iter().chain(ports(range)) {
         match bind_any(port, is_loopback, options) {
             Ok(socket) => return endpoint(socket, Some(config)),
-            Err(error) => refused = error,
+            Err(error) => cause = error,
         }
     }
-    Err(refused)
+    let (low, high) = range.unwrap_or((0, 0));
+    Err(TransportError::NoPort { low, high, cause })
 }
 
 /// Takes a connection whose first packet has come, and waits for its stream.
@@ -154,7 +157,7 @@ fn bind_any(
     port: u16,
     is_loopback: bool,
     options: &SocketOptions,
-) -> Result<std::net::UdpSocket, TransportError> {
+) -> io::Result<std::net::UdpSocket> {
     if is_loopback {
         return bind((Ipv4Addr::LOCALHOST, port).into(), options);
     }
@@ -163,23 +166,17 @@ fn bind_any(
         .or_else(|_| bind((Ipv4Addr::UNSPECIFIED, port).into(), options))
 }
 
-fn bind(
-    address: SocketAddr,
-    options: &SocketOptions,
-) -> Result<std::net::UdpSocket, TransportError> {
-    let bound = || {
-        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-        if address.is_ipv6() {
-            socket.set_only_v6(false)?;
-        }
-        // The system gives what it allows.
-        socket.set_recv_buffer_size(options.receive_buffer.unwrap_or(SOCKET_BUFFER) as usize)?;
-        socket.set_send_buffer_size(options.send_buffer.unwrap_or(SOCKET_BUFFER) as usize)?;
-        socket.bind(&address.into())?;
-        socket.set_nonblocking(true)?;
-        Ok(socket.into())
-    };
-    bound().map_err(failed)
+fn bind(address: SocketAddr, options: &SocketOptions) -> io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // The system gives what it allows.
+    socket.set_recv_buffer_size(options.receive_buffer.unwrap_or(SOCKET_BUFFER) as usize)?;
+    socket.set_send_buffer_size(options.send_buffer.unwrap_or(SOCKET_BUFFER) as usize)?;
+    socket.bind(&address.into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 fn transport(options: &SocketOptions, channels: u16) -> TransportConfig {
@@ -202,6 +199,11 @@ fn transport(options: &SocketOptions, channels: u16) -> TransportConfig {
         .enable_segmentation_offload(!options.no_offload)
         .congestion_controller_factory(congestion(options.congestion.as_deref()));
     config
+}
+
+/// Whether QUIC has a congestion control algorithm of this name; for others it takes BBR.
+pub fn has_congestion(name: &str) -> bool {
+    matches!(name, "bbr" | "cubic" | "reno" | "newreno")
 }
 
 /// The algorithm of this name, by the names that Linux has for TCP; BBR for any other.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use fastsync::engine::job::{Job, Launch, Place, TransferConfig};
+use fastsync::engine::job::{Job, Launch, Place, Reach, TransferConfig, Transport};
 use fastsync::engine::{self, EngineError, Watch};
 use fastsync::protocol::chunk::EntryId;
 use fastsync::protocol::handshake::{MAGIC, hello};
@@ -252,12 +252,20 @@ async fn an_agent_that_answers_something_else_is_refused() {
             udp_port: 0,
             join: Vec::new(),
             addresses: Vec::new(),
+            refusal: String::new(),
         }))
     };
     assert_eq!(code_of(accept(|options| options.streams = 2)).await, Some(FailureCode::Violation));
     let weaker = accept(|options| options.encrypt = false);
     assert_eq!(code_of(weaker).await, Some(FailureCode::Violation));
-    assert_eq!(code_of(accept(|_| {})).await, Some(FailureCode::NoDataPath));
+    // All is well with that answer; but nobody is there.
+    let reach = Reach { transport: Transport::Tcp, ..Reach::default() };
+    let only_tcp = TransferConfig { reach, ..config() };
+    let unreachable = pushed_to(&accept(|_| {}), true, only_tcp).await;
+    assert!(
+        matches!(&unreachable, EngineError::Session(it) if it.code == FailureCode::NoDataPath),
+        "{unreachable:?}"
+    );
     let failure = Failure::new(FailureCode::Startup, "no room at the inn");
     assert_eq!(code_of(answer(&Message::Abort(failure))).await, Some(FailureCode::Startup));
     assert_eq!(code_of(answer(&Message::Closed)).await, Some(FailureCode::Violation));

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::far::Far;
@@ -180,11 +181,11 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(world: &World, keys: &[&Path]) -> Self {
+    fn start(keys: &[&Path]) -> Self {
         // Below target/ the path would be too long for a socket.
-        let socket = std::env::temp_dir().join(format!("it-agent-{}", std::process::id()));
-        let socket =
-            socket.with_extension(world.path("").parent().unwrap().file_name().unwrap_or_default());
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let socket = std::env::temp_dir().join(format!("it-agent-{process}-{count}"));
         let mut command = Command::new("ssh-agent");
         command.args(["-D", "-a"]).arg(&socket).stdout(Stdio::null());
         let agent = Self { child: command.spawn().unwrap(), socket };
@@ -212,7 +213,7 @@ fn an_agent_lets_in() {
     let world = World::new();
     let rsa = world.make_key("rsa", &["-t", "rsa", "-b", "2048", "-N", ""]);
     let stranger = sshd().dir().join("stranger");
-    let agent = Agent::start(&world, &[&stranger, &rsa]);
+    let agent = Agent::start(&[&stranger, &rsa]);
     let config = |name: &str, lines: &str| {
         let socket = format!("IdentityAgent {}\n", agent.socket.display());
         config_without_key(&world, name, &format!("Host *\n{socket}{lines}"))
@@ -263,7 +264,7 @@ fn certificates_let_in() {
     let public = key.with_extension("pub");
     run("ssh-keygen", &[&certify[..], &[authority.as_ref(), public.as_ref()]].concat());
     world.pushes(&config);
-    let agent = Agent::start(&world, &[&key]);
+    let agent = Agent::start(&[&key]);
     let lines = format!("Host *\nIdentityAgent {}\n", agent.socket.display());
     world.pushes(&config_without_key(&world, "agent.config", &lines));
 }

@@ -248,21 +248,6 @@ fn no_key_plants_programs_with_rights_or_devices() {
     key.is_whole();
 }
 
-/// SEC-10: the key's holder does not get to look around from there.
-#[test]
-fn a_restricted_agent_dials_nobody_but_its_client() {
-    let world = World::new();
-    world.write("src/file", 100_000);
-    let key = Restricted::new(&world, "inbox", "--write-only");
-    let bait = std::net::TcpListener::bind("127.0.0.2:0").unwrap();
-    bait.set_nonblocking(true).unwrap();
-    let port = bait.local_addr().unwrap().port();
-    let (ports, dial) = (format!("{port}:{port}"), ["--reverse", "--listen-addr=127.0.0.2"]);
-    let push = ["push", dial[0], dial[1], "--transport=tcp", "--port-range", &ports];
-    let ran = key.run(&[&push[..], &["src/", "testhost:"]].concat());
-    assert!(bait.accept().is_err(), "{ran:?}");
-}
-
 /// THIRD-3, SEC-10: a restricted key sends to another host what it may read, takes what it may write,
 /// and dials nobody.
 #[test]

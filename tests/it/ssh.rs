@@ -266,9 +266,15 @@ fn the_agent_listens_where_the_user_allows_it() {
 
     let squatter = TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0")).unwrap();
     let taken = squatter.local_addr().unwrap().port().to_string();
+    let destination = format!("testhost:{}", world.path("other").display());
     let push = ["push", "file", &destination, "--port-range", &taken];
-    world.run_ssh(push).exits(5).says(&taken);
-    world.run(["push", "file", "local", "--port-range", &taken]).exits(5);
+    let only_tcp = push.into_iter().chain(["--transport=tcp"]);
+    world.run_ssh(only_tcp).exits(43).says(&format!("{taken}:{taken}"));
+    // Other ways are left.
+    world.run_ssh(push).exits(0);
+    assert_same_content(&world.path("file"), &world.path("other"));
+    world.run(["push", "file", "local", "--port-range", &taken]).exits(0);
+    assert_same_content(&world.path("file"), &world.path("local"));
 }
 
 #[test]
@@ -298,7 +304,8 @@ fn an_address_that_leads_nowhere_is_no_obstacle_unless_there_is_no_other() {
     let destination = format!("testhost:{}", world.path("lost-dst").display());
     let jump = ["push", "src/", &destination, "-J", "jump", "--transport=tcp", "--agent-path"];
     let ran = world.run_ssh(jump.into_iter().chain([lost.to_str().unwrap()])).exits(43);
-    ran.says("hint: let TCP from this machine");
+    ran.says("open TCP ports of a range (--port-range) of testhost for this host");
+    ran.says("leave out --transport to let the data go inside ssh");
 }
 
 #[test]

@@ -196,7 +196,9 @@ fn a_lost_host_is_connected_again() {
         let _ = fs::remove_dir_all(hosts.path("dst"));
         let child = start(&hosts, "2");
         let agents = if is_source { hosts.source_agents() } else { hosts.agents() };
-        agents.iter().for_each(|(pid, _)| kill(*pid, Signal::KILL));
+        for (pid, _) in agents {
+            kill(pid, Signal::KILL);
+        }
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", said(&output));
         hosts.assert_same("dst");

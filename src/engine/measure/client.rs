@@ -438,7 +438,8 @@ fn found(route: Route, streams: u16, own: &Ran, theirs: &Ran) -> RunFound {
 /// How much a frame carries where so much passes in a second: what takes about 50 ms.
 fn frame_len(rate: u64) -> u32 {
     let wanted = u32::try_from(rate / 20).unwrap_or(u32::MAX);
-    wanted.clamp(FIRST_FRAME_LEN, MAX_FRAME_LEN)
+    let wanted = wanted.clamp(FIRST_FRAME_LEN, MAX_FRAME_LEN);
+    1 << wanted.ilog2()
 }
 
 fn micros_of(time: Timestamp) -> i64 {
@@ -484,8 +485,12 @@ mod tests {
     #[test]
     fn frames_are_as_long_as_the_path_is_quick() {
         assert_eq!(frame_len(0), 65_536);
-        assert_eq!(frame_len(4_000_000), 200_000);
+        assert_eq!(frame_len(4_000_000), 131_072);
         assert_eq!(frame_len(u64::MAX), 1 << 20);
+        // MEASURE-5: a range of a file can begin at any multiple of it.
+        for rate in (0..30).map(|n| 777_777 * n) {
+            assert!(frame_len(rate).is_power_of_two());
+        }
     }
 
     #[test]

@@ -184,6 +184,9 @@ impl Ways {
         let (config, range) = ((*self.config).clone(), self.known.port_range);
         let listener = Listener::bind(openings, range, self.known.is_local, config);
         let listener = listener.map_err(|error| error.to_string())?;
+        if let Some(refusal) = listener.refusal() {
+            return Err(refusal.to_string());
+        }
         let port = if tcp { listener.port() } else { listener.udp_port() };
         let (proven, accepted) = flume::unbounded();
         self.listening.spawn(listener.run(proven));

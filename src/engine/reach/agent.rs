@@ -82,17 +82,8 @@ impl Dialler {
     /// Dials all channels. What it did before counts no more.
     fn begin(&mut self, dial: &Dial) {
         self.stop();
-        // A key that is restricted reaches no other host than the one that it comes from.
-        let told = if is_confined() { &[][..] } else { &dial.addresses[..] };
-        let told = told.iter().filter_map(|text| text.parse::<IpAddr>().ok());
         let connection = std::env::var("SSH_CONNECTION").unwrap_or_default();
-        let seen = ssh::client_address(&connection);
-        let mut addresses: Vec<SocketAddr> = Vec::new();
-        for address in told.chain(seen).map(|address| SocketAddr::from((address, dial.port))) {
-            if !addresses.contains(&address) && addresses.len() < MAX_ADDRESSES {
-                addresses.push(address);
-            }
-        }
+        let addresses = targets(dial, is_confined(), &connection);
         self.target = Some((dial.carrier, addresses.into()));
         for channel in 0..self.config.channels {
             self.dial(ChannelSlot { channel, generation: 1 }, Duration::ZERO);
@@ -148,5 +139,47 @@ impl Dialler {
         let tried = if tried.is_empty() { "no address".to_owned() } else { tried.join(", ") };
         let failure = Failure::new(FailureCode::NoDataPath, format!("{tried}: {error}"));
         let _ = self.outbox.say(&Message::NotReached(failure));
+    }
+}
+
+/// What to dial: where the client says it is, and where ssh sees it. A key that is restricted reaches
+/// no other host than the one that it comes from (SEC-10).
+fn targets(dial: &Dial, is_confined: bool, ssh_connection: &str) -> Vec<SocketAddr> {
+    let told = if is_confined { &[][..] } else { &dial.addresses[..] };
+    let told = told.iter().filter_map(|text| text.parse::<IpAddr>().ok());
+    let seen = ssh::client_address(ssh_connection);
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for address in told.chain(seen).map(|address| SocketAddr::from((address, dial.port))) {
+        if !addresses.contains(&address) && addresses.len() < MAX_ADDRESSES {
+            addresses.push(address);
+        }
+    }
+    addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PATH-4, SEC-10.
+    #[test]
+    fn a_restricted_key_has_nothing_dialled_but_its_own_host() {
+        let addresses = vec!["192.0.2.1".to_owned(), "what".to_owned(), "192.0.2.9".to_owned()];
+        let dial = Dial { carrier: Carrier::Tcp, port: 7, addresses };
+        let shown = |is_confined, connection| {
+            let targets = targets(&dial, is_confined, connection);
+            targets.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let connection = "192.0.2.9 40000 192.0.2.2 22";
+        assert_eq!(shown(false, connection), ["192.0.2.1:7", "192.0.2.9:7"]);
+        assert_eq!(shown(true, connection), ["192.0.2.9:7"]);
+        assert_eq!(shown(true, ""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn no_more_is_dialled_than_a_few_addresses() {
+        let addresses = (0..100).map(|n| format!("192.0.2.{n}")).collect();
+        let dial = Dial { carrier: Carrier::Tcp, port: 7, addresses };
+        assert_eq!(targets(&dial, false, "").len(), MAX_ADDRESSES);
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use super::lanes::Lanes;
 use super::{FIRST_PAUSE, LAST_PAUSE, Way};
 use crate::engine::control::{Outbox, Word};
-use crate::engine::event::Connection;
+use crate::engine::event::{Connection, Event};
 use crate::engine::job::{Reach, Transport};
 use crate::engine::session::{Channels, Observer, SessionError};
 use crate::protocol::handshake::ChannelSlot;
@@ -45,6 +45,8 @@ pub struct Known {
     pub own_name: Option<String>,
     /// Nothing will be sent, so nothing need be dialled.
     pub idle: bool,
+    /// Why the agent listens on no port; empty if it says nothing.
+    pub refusal: String,
 }
 
 /// The ways to try, and how long after the beginning each has its turn at the latest.
@@ -257,12 +259,15 @@ impl Search {
     }
 
     fn begin(&mut self, place: usize) {
+        let within_ssh = self.within_ssh();
         let Some(this) = self.tries.get_mut(place) else { return };
         this.has_begun = true;
         let way = this.way;
         let channels = match way {
             Way::Dialled(Carrier::Tcp) => self.config.channels,
-            Way::Dialled(Carrier::Quic) | Way::Tunnel => 1,
+            Way::Dialled(Carrier::Quic) => 1,
+            // A login takes longer than anything else: there is nothing to wait for.
+            Way::Tunnel => within_ssh,
             Way::Reversed(carrier) => {
                 this.dialled = 1;
                 if let Err(error) = self.listen(carrier) {
@@ -271,7 +276,7 @@ impl Search {
                 return;
             }
         };
-        this.dialled = channels.into();
+        this.dialled = if way == Way::Tunnel { 1 } else { channels.into() };
         for channel in 0..channels {
             self.dial(way, channel, Duration::ZERO);
         }
@@ -285,6 +290,10 @@ impl Search {
         let listener =
             Listener::bind(openings, self.known.port_range, self.known.is_local, config)?;
         let port = if tcp { listener.port() } else { listener.udp_port() };
+        if let Some(refusal) = listener.refusal() {
+            self.note(Way::Reversed(carrier), refusal.to_string());
+            return Ok(());
+        }
         let (proven, accepted) = flume::unbounded();
         self.listening.spawn(listener.run(proven));
         self.accepted = Some(accepted);
@@ -299,8 +308,8 @@ impl Search {
         let slot = ChannelSlot { channel, generation: *generation };
         let config = Arc::clone(&self.config);
         let addresses = match way {
-            Way::Dialled(Carrier::Tcp) => self.known.tcp.clone(),
-            _ => self.known.quic.clone(),
+            Way::Dialled(carrier) => self.dialled(carrier).to_vec(),
+            Way::Reversed(_) | Way::Tunnel => Vec::new(),
         };
         let tunnel = self.known.tunnel.clone();
         let lanes = self.known.lanes.clone().filter(|_| channel > 0);
@@ -324,6 +333,14 @@ impl Search {
         self.handles.push((way, handle));
     }
 
+    /// Where the agent listens.
+    fn dialled(&self, carrier: Carrier) -> &[SocketAddr] {
+        match carrier {
+            Carrier::Tcp => &self.known.tcp,
+            Carrier::Quic => &self.known.quic,
+        }
+    }
+
     /// The first channel has come up: its way it is, for all of them.
     fn decide(&mut self, way: Way, channel: &Channel) {
         self.decided = Some(way);
@@ -332,16 +349,11 @@ impl Search {
             self.listening = JoinSet::new();
             self.accepted = None;
         }
-        let channels = self.config.channels;
         let streams = match way {
-            Way::Tunnel => {
-                let asked = self.known.reach.ssh_connections.unwrap_or(AUTO_LANES);
-                let lanes = if self.known.lanes.is_some() { asked } else { 1 };
-                if lanes <= 1 { channels.min(WITHIN_CONTROL) } else { channels.min(lanes) }
-            }
-            Way::Dialled(_) | Way::Reversed(_) => channels,
+            Way::Tunnel => self.within_ssh(),
+            Way::Dialled(_) | Way::Reversed(_) => self.config.channels,
         };
-        if matches!(way, Way::Dialled(Carrier::Quic) | Way::Tunnel) {
+        if way == Way::Dialled(Carrier::Quic) {
             for channel in 1..streams {
                 self.dial(way, channel, Duration::ZERO);
             }
@@ -358,6 +370,13 @@ impl Search {
             dialler: way.dialler(),
             reason: self.reason(way),
         });
+    }
+
+    /// How many channels there are inside ssh.
+    fn within_ssh(&self) -> u16 {
+        let asked = self.known.reach.ssh_connections.unwrap_or(AUTO_LANES);
+        let lanes = if self.known.lanes.is_some() { asked } else { 1 };
+        self.config.channels.min(if lanes <= 1 { WITHIN_CONTROL } else { lanes })
     }
 
     /// Why it is this way.
@@ -382,11 +401,20 @@ impl Search {
     fn outcome(&self, this: &Try) -> String {
         let places = |addresses: &[SocketAddr]| {
             let names: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-            if names.is_empty() { "no known address".to_owned() } else { names.join(", ") }
+            names.join(", ")
         };
         let place = match this.way {
-            Way::Dialled(Carrier::Tcp) => format!(" to {}", places(&self.known.tcp)),
-            Way::Dialled(Carrier::Quic) => format!(" to {}", places(&self.known.quic)),
+            Way::Dialled(carrier) => {
+                let known = self.dialled(carrier);
+                if known.is_empty() {
+                    let why = match self.known.refusal.as_str() {
+                        "" => "no address of it is known here; --data-addr names one",
+                        refusal => refusal,
+                    };
+                    return format!("{}: {why}", this.way);
+                }
+                format!(" to {}", places(known))
+            }
             Way::Reversed(_) | Way::Tunnel => String::new(),
         };
         let error = match (&this.error, this.has_begun) {
@@ -411,7 +439,10 @@ impl Search {
         }
         if way == Way::Tunnel && slot.channel > 0 && self.known.lanes.is_some() {
             // No further login: what has connected stays, and the control channel carries the rest.
-            self.known.lanes = None;
+            if self.known.lanes.take().is_some() {
+                let note = format!("no further ssh connections for data: {error}");
+                self.observer.tell(Event::Note(note));
+            }
             if slot.channel < WITHIN_CONTROL {
                 self.dial(way, slot.channel, Duration::ZERO);
             }
@@ -480,21 +511,59 @@ impl Search {
         let has_tunnel = self.tries.iter().any(|it| it.way == Way::Tunnel);
         let limit = if has_tunnel { TUNNEL_PATIENCE } else { PATIENCE };
         let rounds = self.tries.iter().map(Try::rounds).min().unwrap_or(0);
-        if elapsed < limit && rounds < 3 {
+        // The agent may be waiting for its predecessor, and then it answers when that has ended.
+        if elapsed < limit && (has_tunnel || rounds < 3) {
             return Ok(());
         }
         let tried: Vec<String> = self.tries.iter().map(|it| self.outcome(it)).collect();
-        let ports = match self.known.port_range {
-            Some((low, high)) => format!("ports {low} to {high}"),
-            None => "a range of ports, which --port-range names,".to_owned(),
-        };
         let text = format!(
-            "no data channel to {} could be opened; tried {}; open {ports} in the firewall of \
-             either host, or leave out --transport and --reverse, to let the data go inside ssh",
+            "no data channel to {} could be opened; tried {}; {}",
             self.known.host,
-            tried.join("; ")
+            tried.join("; "),
+            self.remedy()
         );
         Err(SessionError::local(FailureCode::NoDataPath, text))
+    }
+
+    /// Which ports to open for what was tried, and what else the user can do.
+    fn remedy(&self) -> String {
+        let ports = match self.known.port_range {
+            Some((low, high)) => format!("ports {low} to {high}"),
+            None => "ports of a range (--port-range)".to_owned(),
+        };
+        let host = &self.known.host;
+        let openings = self.tries.iter().filter_map(|it| match it.way {
+            Way::Dialled(carrier) => {
+                Some(format!("{} {ports} of {host} for this host", protocol(carrier)))
+            }
+            Way::Reversed(carrier) => {
+                Some(format!("{} {ports} of this host for {host}", protocol(carrier)))
+            }
+            Way::Tunnel => None,
+        });
+        let openings = openings.collect::<Vec<_>>().join(", or ");
+        let Reach { transport, reverse, .. } = self.known.reach;
+        let asked: Vec<&str> =
+            [(transport != Transport::Auto, "--transport"), (reverse, "--reverse")]
+                .into_iter()
+                .filter_map(|(is_asked, flag)| is_asked.then_some(flag))
+                .collect();
+        let inside = match (&asked[..], transport) {
+            (_, Transport::Ssh) => return "leave out --transport to try other ways".to_owned(),
+            ([], _) => String::new(),
+            (asked, _) => {
+                format!("; or leave out {} to let the data go inside ssh", asked.join(" and "))
+            }
+        };
+        format!("open {openings}{inside}")
+    }
+}
+
+/// What a firewall calls it.
+fn protocol(carrier: Carrier) -> &'static str {
+    match carrier {
+        Carrier::Tcp => "TCP",
+        Carrier::Quic => "UDP",
     }
 }
 

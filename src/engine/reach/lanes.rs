@@ -28,13 +28,18 @@ pub struct Lanes {
     meeting: Vec<u8>,
     /// Logins at a time.
     logging_in: Arc<Semaphore>,
+    /// The first has to succeed before there is a second.
+    is_careful: Arc<AtomicBool>,
     is_refused: Arc<AtomicBool>,
 }
 
 impl Lanes {
-    pub fn new(login: Login, command: String, meeting: Vec<u8>) -> Self {
-        let logging_in = Arc::new(Semaphore::new(MAX_LOGGING_IN));
-        Self { login, command, meeting, logging_in, is_refused: Arc::default() }
+    /// `is_careful` if somebody else may be asked to let them in, such as a jump host: then the first
+    /// has to succeed before there is a second.
+    pub fn new(login: Login, command: String, meeting: Vec<u8>, is_careful: bool) -> Self {
+        let logging_in = Arc::new(Semaphore::new(if is_careful { 1 } else { MAX_LOGGING_IN }));
+        let is_careful = Arc::new(AtomicBool::new(is_careful));
+        Self { login, command, meeting, logging_in, is_careful, is_refused: Arc::default() }
     }
 
     /// Logs in once more, and returns a byte stream to the agent; or why not.
@@ -47,6 +52,8 @@ impl Lanes {
         let connected = connected.unwrap_or_else(|_| Err("a further login took too long".into()));
         if connected.is_err() {
             self.is_refused.store(true, Ordering::Relaxed);
+        } else if self.is_careful.swap(false, Ordering::Relaxed) {
+            self.logging_in.add_permits(MAX_LOGGING_IN - 1);
         }
         connected
     }
@@ -79,7 +86,7 @@ impl Lanes {
 }
 
 /// How many logins may be under way at a time: OpenSSH's servers drop some above ten.
-const MAX_LOGGING_IN: usize = 6;
+const MAX_LOGGING_IN: usize = 7;
 
 /// How long one may take.
 const PATIENCE: Duration = Duration::from_secs(20);

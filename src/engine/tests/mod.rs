@@ -217,6 +217,7 @@ pub async fn greet(client: &mut Half, agent: &mut Half, options: &Options) {
         udp_port: 0,
         join: Vec::new(),
         addresses: Vec::new(),
+        refusal: String::new(),
     };
     client.say(&hello);
     client.say(&Message::Open(Box::new(open)));

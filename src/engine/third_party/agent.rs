@@ -53,6 +53,7 @@ pub async fn run<R: AsyncRead + Unpin>(
         udp_port: 0,
         join: Vec::new(),
         addresses: errand.addresses.clone(),
+        refusal: String::new(),
     });
     let open = |paths| {
         LocalSource::open(&errand.sources, &options, paths).map_err(|error| {
@@ -68,7 +69,7 @@ pub async fn run<R: AsyncRead + Unpin>(
         source
     };
     let (stop, stopped) = oneshot::channel();
-    let mut sending = std::pin::pin!(send(errand, source, tunnel, stopped));
+    let mut sending = Box::pin(send(errand, source, tunnel, stopped));
     let end = tokio::select! {
         end = &mut sending => end?,
         error = listen(&mut inbox) => {
@@ -100,7 +101,8 @@ async fn send(
     let (end, ended) = oneshot::channel();
     let observer = Observer::new(Arc::clone(&progress), Some(events));
     let playing = async {
-        let result = play(errand, source, control, &gate, pulse.clone(), observer, stopped).await;
+        let playing = play(errand, source, control, &gate, pulse.clone(), observer, stopped);
+        let result = Box::pin(playing).await;
         let _ = end.send(());
         Ok(result)
     };
@@ -138,7 +140,8 @@ async fn play(
     let stopped = async {
         let _ = stopped.await;
     };
-    let result = session.play(AgentGreeting { hello, encoded }, &addresses, stopped).await;
+    let greeting = AgentGreeting { hello, encoded };
+    let result = Box::pin(session.play(greeting, &addresses, stopped)).await;
     let Session { inbox, outbox, .. } = session;
     drop(outbox);
     let _ = timeout(LAST_WORDS, writer.join_next()).await;

@@ -9,8 +9,8 @@ use super::listen;
 use super::reports::hear;
 use crate::engine::EngineError;
 use crate::engine::client::{
-    AGENT_PATIENCE, Failed, LAST_WORDS, SessionEnd, accepted, addresses_of, ended_oddly, job_name,
-    tell_paths,
+    AGENT_PATIENCE, Failed, LAST_WORDS, SessionEnd, accepted, addresses_of, check_congestion,
+    ended_oddly, job_name, tell_paths,
 };
 use crate::engine::control::{Aside, ControlError, Inbox, Outbox, outbox_with};
 use crate::engine::here;
@@ -99,6 +99,7 @@ fn open(job: &Job, route: Route<'_>) -> Result<Open, EngineError> {
     options.listen = job.config.reach.listen(false);
     options.listen.join = false;
     options.check().map_err(|text| EngineError::Usage(text.to_owned()))?;
+    check_congestion(&options, &job.config.reach)?;
     let Reach { transport, reverse, data_addresses, listen_addresses, .. } = &job.config.reach;
     let to = Peer {
         source_host: route.source_host.name.clone(),
@@ -297,10 +298,7 @@ async fn carry_on(
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; BUFFER_LEN];
     loop {
-        let len = match from.read(&mut buffer).await {
-            Ok(len @ 1..) => len,
-            Ok(0) | Err(_) => return to.shutdown().await,
-        };
+        let Ok(len @ 1..) = from.read(&mut buffer).await else { return to.shutdown().await };
         if to.write_all(buffer.get(..len).unwrap_or_default()).await.is_err() {
             drop(to);
             return copy(&mut from, &mut sink()).await.map(drop);
@@ -312,7 +310,7 @@ async fn carry_on(
 async fn known_addresses(receiver: &Launcher<'_>) -> Vec<String> {
     let Some(name) = receiver.resolved_host().await else { return Vec::new() };
     let found = addresses_of(std::slice::from_ref(&name)).await;
-    let found = found.iter().map(ToString::to_string).filter(|it| *it != name);
+    let found = found.iter().map(|it| it.ip().to_string()).filter(|it| *it != name);
     let mut addresses: Vec<String> = [name.clone()].into_iter().chain(found).collect();
     addresses.truncate(MAX_ADDRESSES);
     addresses

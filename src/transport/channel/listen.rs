@@ -1,9 +1,10 @@
 //! The end that listens: strangers knock, and none of them can hurt the session (R8).
 //!
 //! A connection that has not proved itself gets three seconds, a few kilobytes and no memory of
-//! consequence. There are at most 64 of them; when one more comes, a random one is dropped, so that
-//! whoever fills the places loses them again, and the peer, who tries again, gets one. Nothing about
-//! them is logged: they are counted.
+//! consequence. There are at most 64 of them for TCP and for QUIC; when one more comes, a random one of
+//! its kind is dropped, so that whoever fills the places loses them again, and the peer, who tries again,
+//! gets one. What comes inside ssh has places of its own, which no stranger takes. Nothing about them is
+//! logged: they are counted.
 
 use std::future::pending;
 use std::net::SocketAddr;
@@ -16,7 +17,7 @@ use quinn::{Endpoint, Incoming};
 use rustls::ServerConfig;
 use socket2::SockRef;
 use tokio::net::TcpListener;
-use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::byte_stream::ByteStream;
@@ -47,17 +48,18 @@ pub struct Listener {
     tunnel: Option<Tunnel>,
     tls: Option<Arc<ServerConfig>>,
     config: ChannelConfig,
+    refusal: Option<TransportError>,
     failures: Arc<AtomicU64>,
 }
 
 impl Listener {
     /// Listens on a port of the range, or on any; on loopback only if that is all that is needed.
-    /// UDP has the number of TCP, if that is free.
+    /// UDP has the number of TCP, if that is free. Ports that are all taken are no error here: other
+    /// ways may be open. [`Self::refusal`] tells of them.
     ///
     /// # Errors
     ///
-    /// [`TransportError::NoPort`] if all ports of the range are taken; or if `config` has no usable
-    /// identity.
+    /// If `config` has no usable identity, or asks for what this system cannot do.
     pub fn bind(
         openings: Openings,
         port_range: Option<(u16, u16)>,
@@ -65,22 +67,30 @@ impl Listener {
         config: ChannelConfig,
     ) -> Result<Self, TransportError> {
         let tls = config.identity.server_config(&config.peer_certificate)?;
+        let mut refusal = None;
         let tcp = if openings.tcp {
-            Some(socket::listen(port_range, loopback, &config.sockets)?)
+            let socket = socket::listen(port_range, loopback, &config.sockets);
+            unless_taken(socket, &mut refusal)?
         } else {
             None
         };
         let quic = if openings.quic {
             let taken = tcp.as_ref().and_then(port);
-            let ports = taken.into_iter().chain(socket::ports(port_range));
             let (sockets, channels) = (&config.sockets, config.channels);
-            Some(quic::listen(&tls, ports, loopback, sockets, channels)?)
+            let endpoint = quic::listen(&tls, taken, port_range, loopback, sockets, channels);
+            unless_taken(endpoint, &mut refusal)?
         } else {
             None
         };
         let Openings { meeting, tunnel, .. } = openings;
         let tls = config.encrypt.then_some(tls);
-        Ok(Self { tcp, quic, meeting, tunnel, tls, config, failures: Arc::default() })
+        let failures = Arc::default();
+        Ok(Self { tcp, quic, meeting, tunnel, tls, config, refusal, failures })
+    }
+
+    /// Why it has no port for something that it should listen for.
+    pub fn refusal(&self) -> Option<&TransportError> {
+        self.refusal.as_ref()
     }
 
     /// The TCP port that the peer has to dial; 0 if there is none.
@@ -120,7 +130,11 @@ impl Listener {
                     // No file descriptors left, or the peer is gone already: both pass.
                     None => sleep(BACK_OFF).await,
                 },
-                Some(channel) = guests.next() => guests.hand_over(channel, &out),
+                arrived = guests.next() => {
+                    if let Some(channel) = arrived {
+                        guests.hand_over(channel, &out);
+                    }
+                }
                 // Nothing wakes this loop when the other end of `out` is dropped.
                 () = sleep(GLANCE) => {}
             }
@@ -171,6 +185,21 @@ impl Listener {
     }
 }
 
+/// What was bound; or nothing, and the reason in `refusal`, where all ports are taken.
+fn unless_taken<T>(
+    bound: Result<T, TransportError>,
+    refusal: &mut Option<TransportError>,
+) -> Result<Option<T>, TransportError> {
+    match bound {
+        Ok(bound) => Ok(Some(bound)),
+        Err(error @ TransportError::NoPort { .. }) => {
+            *refusal = Some(error);
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 fn port(socket: &TcpListener) -> Option<u16> {
     socket.local_addr().ok().map(|address| address.port())
 }
@@ -193,20 +222,29 @@ struct Door {
     max_payload: usize,
 }
 
+/// The peer, whose path is not known to carry anything large yet.
+struct Proven {
+    stream: ByteStream,
+    peer: String,
+    slot: ChannelSlot,
+    halves: Halves,
+}
+
+impl Proven {
+    async fn probed(mut self, max_payload: usize) -> Result<Channel, TransportError> {
+        handshake::answer_probe(&mut self.stream, &mut self.halves).await?;
+        let Self { stream, peer, slot, halves: (writer, reader) } = self;
+        Ok(Channel { slot, peer, stream, writer, reader, max_payload })
+    }
+}
+
 impl Door {
-    async fn open(self: Arc<Self>, arrival: Arrival) -> Result<Channel, TransportError> {
-        let proven = timeout(PATIENCE, self.prove(arrival)).await;
+    async fn open(self: Arc<Self>, arrival: Arrival) -> Result<Proven, TransportError> {
         let too_late = |_| Err(TransportError::TimedOut("a stranger".to_owned()));
-        let (mut stream, peer, slot, mut halves) = proven.unwrap_or_else(too_late)?;
-        handshake::answer_probe(&mut stream, &mut halves).await?;
-        let (writer, reader) = halves;
-        Ok(Channel { slot, peer, stream, writer, reader, max_payload: self.max_payload })
+        timeout(PATIENCE, self.prove(arrival)).await.unwrap_or_else(too_late)
     }
 
-    async fn prove(
-        &self,
-        arrival: Arrival,
-    ) -> Result<(ByteStream, String, ChannelSlot, Halves), TransportError> {
+    async fn prove(&self, arrival: Arrival) -> Result<Proven, TransportError> {
         let (mut stream, peer, protection) = match arrival {
             Arrival::Stream(stream, peer) => {
                 let protection = match (&stream, &self.tls) {
@@ -227,7 +265,40 @@ impl Door {
         }
         let shaking = handshake::accept(&mut stream, protection, &self.register);
         let (slot, halves) = shaking.await?;
-        Ok((stream, peer, slot, halves))
+        Ok(Proven { stream, peer, slot, halves })
+    }
+}
+
+/// The connections of one kind that have not proved anything yet. Dropping this closes them.
+#[derive(Default)]
+struct Strangers {
+    proving: JoinSet<Result<Proven, TransportError>>,
+    handles: Vec<AbortHandle>,
+}
+
+impl Strangers {
+    /// Begins a handshake, in place of another one if there are too many.
+    fn welcome(&mut self, door: Arc<Door>, arrival: Arrival) {
+        if self.handles.len() >= MAX_STRANGERS {
+            let victim = random_below(self.handles.len());
+            self.handles.swap_remove(victim).abort();
+        }
+        self.handles.push(self.proving.spawn(door.open(arrival)));
+    }
+
+    fn are_crowded(&self) -> bool {
+        self.handles.len() >= MAX_STRANGERS / 2
+    }
+
+    /// Waits for a handshake to end.
+    async fn next(&mut self) -> Option<Proven> {
+        let ended = match self.proving.join_next_with_id().await {
+            Some(ended) => ended,
+            None => pending().await,
+        };
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        self.handles.retain(|handle| handle.id() != id);
+        ended.ok()?.1.ok()
     }
 }
 
@@ -236,39 +307,68 @@ impl Door {
 /// Dropping this closes them all.
 struct Guests {
     door: Arc<Door>,
-    strangers: JoinSet<Result<Channel, TransportError>>,
-    handles: Vec<AbortHandle>,
+    tcp: Strangers,
+    quic: Strangers,
+    /// What comes inside ssh, or from a process of the same user: never a stranger's victim.
+    within: JoinSet<Result<Proven, TransportError>>,
+    probing: JoinSet<Result<Channel, TransportError>>,
     waiting: JoinSet<()>,
     failures: Arc<AtomicU64>,
 }
 
 impl Guests {
     fn new(door: Door, failures: Arc<AtomicU64>) -> Self {
-        let (strangers, waiting) = (JoinSet::new(), JoinSet::new());
-        Self { door: Arc::new(door), strangers, handles: Vec::new(), waiting, failures }
+        Self {
+            door: Arc::new(door),
+            tcp: Strangers::default(),
+            quic: Strangers::default(),
+            within: JoinSet::new(),
+            probing: JoinSet::new(),
+            waiting: JoinSet::new(),
+            failures,
+        }
     }
 
-    /// Begins a handshake, in place of another one if there are too many.
+    /// Begins a handshake.
     fn welcome(&mut self, arrival: Arrival) {
-        if self.handles.len() >= MAX_STRANGERS {
-            let victim = random_below(self.handles.len());
-            self.handles.swap_remove(victim).abort();
+        let door = Arc::clone(&self.door);
+        match arrival {
+            // An address that is not proved costs a stranger nothing: it has to answer first.
+            Arrival::Quic(incoming)
+                if self.quic.are_crowded() && !incoming.remote_address_validated() =>
+            {
+                let _ = incoming.retry();
+            }
+            Arrival::Quic(_) => self.quic.welcome(door, arrival),
+            Arrival::Stream(ByteStream::Tcp(_), _) => self.tcp.welcome(door, arrival),
+            // The peer alone gets here. Too many are its own fault, and the newest goes.
+            Arrival::Stream(..) if self.within.len() >= MAX_WITHIN => {}
+            Arrival::Stream(..) => {
+                self.within.spawn(door.open(arrival));
+            }
         }
-        let handle = self.strangers.spawn(Arc::clone(&self.door).open(arrival));
-        self.handles.push(handle);
     }
 
-    /// Waits for a handshake to end. `None` if there is none, or it failed.
+    /// Waits for a handshake to end. `None` if it failed, or has another step to go.
     async fn next(&mut self) -> Option<Channel> {
-        loop {
-            let ended: Result<(Id, _), JoinError> = self.strangers.join_next_with_id().await?;
-            let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
-            self.handles.retain(|handle| handle.id() != id);
-            if let Ok((_, Ok(channel))) = ended {
-                return Some(channel);
+        let proven = tokio::select! {
+            proven = self.tcp.next() => proven,
+            proven = self.quic.next() => proven,
+            Some(ended) = self.within.join_next() => ended.ok().and_then(Result::ok),
+            Some(ended) = self.probing.join_next() => match ended {
+                Ok(Ok(channel)) => return Some(channel),
+                _ => None,
+            },
+        };
+        match proven {
+            Some(proven) => {
+                self.probing.spawn(proven.probed(self.door.max_payload));
             }
-            self.failures.fetch_add(1, Ordering::Relaxed);
+            None => {
+                self.failures.fetch_add(1, Ordering::Relaxed);
+            }
         }
+        None
     }
 
     /// Gives a channel to the engine, and does not wait here if it is busy.
@@ -291,8 +391,12 @@ fn random_below(len: usize) -> usize {
     usize::try_from(u32::from_le_bytes(bytes)).unwrap_or(0).checked_rem(len).unwrap_or(0)
 }
 
-/// How many connections may be unproved at a time.
+/// How many connections of a kind may be unproved at a time.
 const MAX_STRANGERS: usize = 64;
+
+/// The same for those that come inside ssh: as many as there may be streams of the tunnel
+/// in any session (PATH-8).
+const MAX_WITHIN: usize = 1024;
 
 /// How long each of them may take.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -15,7 +15,7 @@ mod byte_stream;
 mod dial;
 mod handshake;
 mod listen;
-mod socket;
+pub(super) mod socket;
 mod stream;
 
 use std::sync::Arc;

@@ -68,7 +68,7 @@ pub(super) fn tune(socket: &SockRef<'_>) -> Result<(), TransportError> {
 
 /// All ports of the range, from a random one on, so that two sessions rarely ask for the same; 0,
 /// which stands for any, if there is no range.
-pub(super) fn ports(range: Option<(u16, u16)>) -> impl Iterator<Item = u16> {
+pub(in crate::transport) fn ports(range: Option<(u16, u16)>) -> impl Iterator<Item = u16> {
     let (low, high) = range.unwrap_or((0, 0));
     let mut start = [0; 4];
     // Without random numbers the search starts at the lowest port, and still finds one.
@@ -145,6 +145,11 @@ fn set_congestion(socket: &Socket, name: &str) -> Result<(), TransportError> {
                 io::ErrorKind::NotFound,
                 format!("this system has no algorithm named {name:?}"),
             ),
+            // Not of that kind: nothing is wrong with the port.
+            io::ErrorKind::PermissionDenied => io::Error::other(format!(
+                "only root may use {name:?} here; sysctl net.ipv4.tcp_allowed_congestion_control lists \
+                 those for everybody"
+            )),
             kind => io::Error::new(kind, format!("{name:?}: {cause}")),
         };
         TransportError::Io { operation: "set the congestion control algorithm", cause }

@@ -18,6 +18,7 @@ use crate::protocol::handshake::{ChannelHello, Side};
 use crate::protocol::message::{Carrier, Secret};
 use crate::protocol::sparse::{Extent, Sparse};
 use crate::protocol::tunnel::Record;
+use crate::transport::join::Meeting;
 use crate::transport::record::{Opener, Sealer};
 use crate::transport::tls;
 use crate::transport::tunnel::Tunnel;
@@ -60,7 +61,10 @@ impl Session {
     }
 
     fn start_with(dialler: ChannelConfig, config: ChannelConfig) -> Self {
-        let openings = Openings { tcp: true, ..Openings::default() };
+        Self::start_open(dialler, config, Openings { tcp: true, ..Openings::default() })
+    }
+
+    fn start_open(dialler: ChannelConfig, config: ChannelConfig, openings: Openings) -> Self {
         let listener = Listener::bind(openings, None, true, config).unwrap();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, listener.port()));
         let failures = listener.failures();
@@ -370,6 +374,54 @@ async fn squatters_do_not_keep_the_peer_out() {
     }
     // After three seconds nobody is left.
     session.failed(80).await;
+}
+
+/// SEC-8: whoever fills the port's places takes none from what comes inside ssh.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn squatters_do_not_drop_what_comes_inside_ssh() {
+    use std::os::linux::net::SocketAddrExt as _;
+    let meeting = Meeting::open([9; 16]).unwrap();
+    let place = std::os::unix::net::SocketAddr::from_abstract_name(meeting.name()).unwrap();
+    let (dialler, config) = configs(true);
+    let openings = Openings { tcp: true, meeting: Some(meeting), ..Openings::default() };
+    let session = Session::start_open(dialler, config, openings);
+    let mut joined = Vec::new();
+    for _ in 0..4 {
+        let stream = std::os::unix::net::UnixStream::connect_addr(&place).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let stream = tokio::net::UnixStream::from_std(stream).unwrap();
+        // The challenge is there: its handshake has begun.
+        stream.readable().await.unwrap();
+        joined.push(stream);
+    }
+    let mut squatters = Vec::new();
+    for _ in 0..400 {
+        squatters.push(TcpStream::connect(session.address).await.unwrap());
+    }
+    session.failed(400 - 64).await;
+    for (channel, stream) in (0..).zip(joined) {
+        let stream = ByteStream::Unix(stream);
+        dial_on(stream, "a further login", slot(channel, 0), &session.dialler).await.unwrap();
+    }
+}
+
+/// PATH-2: ports that are all taken are no reason to give up.
+#[tokio::test]
+async fn a_listener_without_a_port_says_so() {
+    let (dialler, config) = configs(true);
+    let session = Session::start(true);
+    let port = session.address.port();
+    let openings = Openings { tcp: true, ..Openings::default() };
+    let listener = Listener::bind(openings, Some((port, port)), true, config).unwrap();
+    let refusal = listener.refusal().map(ToString::to_string).unwrap();
+    assert_eq!(listener.port(), 0);
+    assert!(refusal.contains(&format!("{port}:{port}")), "{refusal}");
+    let udp = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let openings = Openings { quic: true, ..Openings::default() };
+    let listener = Listener::bind(openings, Some((port, port)), true, dialler).unwrap();
+    assert_eq!((listener.udp_port(), listener.refusal().is_some()), (0, true));
+    drop(udp);
 }
 
 /// The peer listens at the second address; at the first somebody else does, and says nothing.
