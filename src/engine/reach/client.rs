@@ -532,12 +532,13 @@ impl Search {
             None => "ports of a range (--port-range)".to_owned(),
         };
         let host = &self.known.host;
+        let here = self.known.own_name.as_deref().unwrap_or("this host");
         let openings = self.tries.iter().filter_map(|it| match it.way {
             Way::Dialled(carrier) => {
-                Some(format!("{} {ports} of {host} for this host", protocol(carrier)))
+                Some(format!("{} {ports} of {host} for {here}", protocol(carrier)))
             }
             Way::Reversed(carrier) => {
-                Some(format!("{} {ports} of this host for {host}", protocol(carrier)))
+                Some(format!("{} {ports} of {here} for {host}", protocol(carrier)))
             }
             Way::Tunnel => None,
         });
