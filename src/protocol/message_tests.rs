@@ -99,9 +99,9 @@ fn told() -> BoxedStrategy<Told> {
     let complaint = ("[^\0]{0,40}", failure());
     let complaint =
         complaint.prop_map(|(path, failure)| Complaint::new(path.into_bytes(), failure));
-    let counters = any::<([u64; 9], bool)>().prop_map(|(all, walk_done)| {
+    let counters = any::<([u64; 10], bool)>().prop_map(|(all, walk_done)| {
         let [files_found, bytes_found, files_ended, bytes_verified, bytes_skipped, ..] = all;
-        let [.., bytes_resumed, bytes_hashed, bytes_sent, streams] = all;
+        let [.., bytes_resumed, bytes_hashed, bytes_sent, streams, most_streams] = all;
         Counters {
             files_found,
             bytes_found,
@@ -113,6 +113,7 @@ fn told() -> BoxedStrategy<Told> {
             bytes_hashed,
             bytes_sent,
             streams,
+            most_streams,
         }
     });
     prop_oneof![

@@ -147,7 +147,9 @@ pub struct Counters {
     pub bytes_resumed: u64,
     pub bytes_hashed: u64,
     pub bytes_sent: u64,
+    /// Data channels that are up, and how many were at the same time at most.
     pub streams: u64,
+    pub most_streams: u64,
 }
 
 /// How many streams of the tunnel such a session has: the other agent's control channel, and what the

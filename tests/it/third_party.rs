@@ -71,5 +71,9 @@ fn lists_and_retries_work_as_for_a_push() {
     set_mode(&world.path("dst/a"), 0o600);
     let ran = run(&["cp", "-n", "-i"]).exits(0);
     let out = String::from_utf8_lossy(&ran.out);
-    assert!(out.contains("<f...p..... a"), "{out}");
+    assert!(out.contains(".f...p..... a"), "{out}");
+    world.text("src/new", "new");
+    let ran = run(&["cp", "-n", "-i"]).exits(0);
+    let out = String::from_utf8_lossy(&ran.out);
+    assert!(out.contains("<f+++++++++ new"), "{out}");
 }

@@ -71,14 +71,19 @@ pub async fn run<R: AsyncRead + Unpin>(
     let (stop, stopped) = oneshot::channel();
     let mut sending = Box::pin(send(errand, source, tunnel, stopped));
     let end = tokio::select! {
-        end = &mut sending => end?,
+        end = &mut sending => end,
         error = listen(&mut inbox) => {
             let _ = stop.send(());
             let _ = timeout(CLOSING, &mut sending).await;
             return Err(error);
         }
     };
-    let SessionEnd { totals, durable, deletions } = end;
+    // To this peer, what failed between the two agents is said whole, tried addresses included.
+    if let Err(SessionError::Local(failure)) = end {
+        outbox.say(&Message::Abort(failure.clone()))?;
+        return Err(ControlError::Aborted(failure).into());
+    }
+    let SessionEnd { totals, durable, deletions } = end?;
     outbox.say(&Message::ReceiverDone { summary: totals.into(), durable, deletions })?;
     Ok(())
 }
@@ -305,7 +310,14 @@ mod tests {
 
     #[track_caller]
     fn assert_told(error: &SessionError, code: FailureCode, text: &str) {
-        let told = error.to_tell().unwrap_or_else(|| panic!("{error:?}"));
+        let told = match error {
+            // It has been told already.
+            SessionError::Control(told) => match &**told {
+                ControlError::Aborted(failure) => failure.clone(),
+                _ => error.to_tell().unwrap(),
+            },
+            SessionError::Local(failure) => panic!("it is not told whole: {failure}"),
+        };
         assert!(told.code == code && told.text().contains(text), "{told:?}");
     }
 
@@ -314,6 +326,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whatever_a_client_does_is_decided() {
         let violation = FailureCode::Violation;
+        let after = |deed| Box::pin(after(deed));
         assert_told(&after(Deed::OpensAThird).await, violation, "more streams are open");
         assert_told(&after(Deed::SendsNoise).await, violation, "dtn2: it and dtn1 do not");
         let error = after(Deed::EndsTheOther).await;

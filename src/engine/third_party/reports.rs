@@ -256,6 +256,7 @@ fn counters(progress: &Progress) -> Counters {
         bytes_hashed: progress.bytes_hashed.get(),
         bytes_sent: progress.bytes_sent.get(),
         streams: progress.streams.get(),
+        most_streams: progress.most_streams.get(),
     }
 }
 
@@ -363,6 +364,7 @@ fn count(counters: &Counters, progress: &Progress) {
     progress.bytes_hashed.set(counters.bytes_hashed);
     progress.bytes_sent.set(counters.bytes_sent);
     progress.streams.set(counters.streams);
+    progress.most_streams.set(counters.most_streams);
 }
 
 /// How often the client is told how far all has come.
