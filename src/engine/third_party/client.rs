@@ -56,9 +56,16 @@ pub async fn run_session(
     observer: &Observer,
 ) -> Result<SessionEnd, Failed> {
     let early = |error| Failed { error, established: false };
-    let open = open(job, route).map_err(early)?;
+    let mut open = open(job, route).map_err(early)?;
     let launcher = |host, me| Launcher { launch: &job.launch, host: Some(host), me, observer };
     let receiver = launcher(route.host, End::Client(Role::Sender));
+    // Before any agent waits for this end, as looking a name up may take a while.
+    if let Task::SendTo { to, .. } = &mut open.task {
+        to.addresses = tokio::select! {
+            addresses = known_addresses(&receiver) => addresses,
+            () = observer.asked_to_stop() => return Err(early(EngineError::Interrupted)),
+        };
+    }
     // The sending agent first: it can be kept waiting, and the other one hears nothing before the
     // sender's Hello.
     let launched = launcher(route.source_host, End::Relay).launch().await.map_err(early)?;
@@ -145,13 +152,10 @@ struct Relay<'a> {
 impl Relay<'_> {
     async fn run(
         &mut self,
-        mut open: Open,
+        open: Open,
         paths: Option<Vec<Vec<u8>>>,
         receiver: &Launcher<'_>,
     ) -> Result<SessionEnd, Broken> {
-        if let Task::SendTo { to, .. } = &mut open.task {
-            to.addresses = known_addresses(receiver).await;
-        }
         let options = open.options.clone();
         let hello = handshake::hello(here::random()?, Vec::new());
         self.outbox.say_encoded(Message::Hello(hello).encode().map_err(SessionError::bug)?);
