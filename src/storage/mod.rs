@@ -40,12 +40,14 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// Finds every entry and hands it to `found`, parents before their children, with identities
     /// counted from 1. Things that cannot be read become entries too ([`Kind::Unsendable`]).
     ///
+    /// What is found comes in groups, in order, so that the listener is not woken for every entry.
+    ///
     /// Ends early, without an error, when nobody listens any more.
     ///
     /// [`Kind::Unsendable`]: crate::protocol::message::Kind::Unsendable
     fn walk(
         &self,
-        found: flume::Sender<Found>,
+        found: flume::Sender<Vec<Found>>,
     ) -> impl Future<Output = Result<(), StorageError>> + Send;
 
     /// Opens a file, and checks that it still is what the entry says.

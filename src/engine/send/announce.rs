@@ -24,7 +24,7 @@ struct Batch {
 impl<S: Source> Sender<S> {
     /// Announces what the walk finds.
     pub(super) async fn announce_all(self: Arc<Self>) -> Result<(), SessionError> {
-        let (found, finds) = flume::bounded(2048);
+        let (found, finds) = flume::bounded(MAX_GROUPS);
         let source = self.source.clone();
         let walk = async move { source.walk(found).await };
         let announce = async {
@@ -38,7 +38,9 @@ impl<S: Source> Sender<S> {
                     let Ok(next) = finds.recv_async().await else { break };
                     next
                 };
-                self.take(next, &mut batch).await?;
+                for found in next {
+                    self.take(found, &mut batch).await?;
+                }
             }
             self.announce(&mut batch).await
         };
@@ -137,3 +139,6 @@ impl Entry {
 /// How many entries one message announces at the most, and about how long it may get, in bytes.
 const MAX_BATCH_ENTRIES: usize = 512;
 const MAX_BATCH_LEN: usize = 256 << 10;
+
+/// How many groups of finds wait to be announced before the walk does.
+const MAX_GROUPS: usize = 16;

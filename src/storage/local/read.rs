@@ -478,7 +478,7 @@ impl Source for LocalSource {
         blocking(move || entries.iter().map(|entry| inner.remove(entry)).collect()).await
     }
 
-    async fn walk(&self, found: flume::Sender<storage::Found>) -> Result<(), StorageError> {
+    async fn walk(&self, found: flume::Sender<Vec<storage::Found>>) -> Result<(), StorageError> {
         let inner = Arc::clone(&self.inner);
         let mut sink = inner.sink.subscribe();
         let known = sink.wait_for(|sink| *sink != SinkPlace::Awaited).await.map(|sink| *sink);

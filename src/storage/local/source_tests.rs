@@ -75,7 +75,7 @@ impl Walked {
     async fn of(source: LocalSource) -> Self {
         let (sender, receiver) = flume::unbounded();
         let result = source.walk(sender).await;
-        let walked = Self { source, found: receiver.into_iter().collect(), result };
+        let walked = Self { source, found: receiver.into_iter().flatten().collect(), result };
         walked.check();
         walked
     }

@@ -75,7 +75,7 @@ pub async fn walk(paths: &[PathBuf]) -> (LocalSource, Vec<Arc<Entry>>) {
     let source = LocalSource::open(paths, &options(), None).unwrap();
     let (sender, receiver) = flume::unbounded();
     source.walk(sender).await.unwrap();
-    let entries = receiver.into_iter().filter_map(|found| match found {
+    let entries = receiver.into_iter().flatten().filter_map(|found| match found {
         Found::Entry(entry) => Some(Arc::new(entry)),
         _ => None,
     });

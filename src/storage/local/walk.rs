@@ -29,6 +29,11 @@ use crate::storage::{Found, Operation, StorageError};
 /// Room for names that the kernel lists at once, in bytes.
 const LIST_LEN: usize = 64 << 10;
 
+/// How many finds are handed over together: at the least while nothing waits for the listener (but
+/// for the last ones), and at the most.
+const MIN_GROUP: usize = 32;
+const MAX_GROUP: usize = 256;
+
 /// What is to be found, and how.
 #[derive(Debug)]
 pub struct Survey {
@@ -67,13 +72,14 @@ pub fn walk(
     survey: &Survey,
     tree: &Tree<Node>,
     sink: Option<Node>,
-    found: flume::Sender<Found>,
+    found: flume::Sender<Vec<Found>>,
 ) -> Result<(), StorageError> {
     let mut walk = Walk {
         survey,
         tree,
         sink,
         found,
+        group: Vec::new(),
         last: 0,
         origin: 0,
         pending: Vec::new(),
@@ -85,7 +91,7 @@ pub fn walk(
         buffer: Vec::with_capacity(LIST_LEN),
         first_error: None,
     };
-    match walk.run() {
+    match walk.run().and_then(|()| walk.hand_over()) {
         Ok(()) => walk.first_error.map_or(Ok(()), Err),
         Err(Gone) => Ok(()),
     }
@@ -96,7 +102,9 @@ pub struct Walk<'a> {
     pub tree: &'a Tree<Node>,
     /// The directory that everything goes to, if it may be in a source.
     pub sink: Option<Node>,
-    found: flume::Sender<Found>,
+    found: flume::Sender<Vec<Found>>,
+    /// What was found and is not handed over yet.
+    group: Vec<Found>,
     /// The identity that was given last.
     pub last: u64,
     /// The index of the origin that is being walked.
@@ -306,15 +314,31 @@ impl Walk<'_> {
     }
 
     pub fn tell_owners(&mut self, metadata: &Metadata) -> Result<(), Gone> {
-        self.told.learn(metadata).map_or(Ok(()), |owners| self.send(owners))
+        match self.told.learn(metadata) {
+            Some(owners) => self.send(owners),
+            None => Ok(()),
+        }
     }
 
-    pub fn complain(&self, path: Vec<u8>, failure: Failure) -> Result<(), Gone> {
+    pub fn complain(&mut self, path: Vec<u8>, failure: Failure) -> Result<(), Gone> {
         self.send(Found::Complaint(Complaint::new(path, failure)))
     }
 
-    pub fn send(&self, found: Found) -> Result<(), Gone> {
-        self.found.send(found).map_err(|_| Gone)
+    pub fn send(&mut self, found: Found) -> Result<(), Gone> {
+        self.group.push(found);
+        // A listener that waits is not kept waiting for more than it can begin with.
+        let is_full = self.group.len() >= MAX_GROUP;
+        if is_full || (self.group.len() >= MIN_GROUP && self.found.is_empty()) {
+            return self.hand_over();
+        }
+        Ok(())
+    }
+
+    fn hand_over(&mut self) -> Result<(), Gone> {
+        if self.group.is_empty() {
+            return Ok(());
+        }
+        self.found.send(std::mem::take(&mut self.group)).map_err(|_| Gone)
     }
 
     /// Takes note that a directory could not be listed to its end.
