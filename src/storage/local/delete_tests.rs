@@ -415,7 +415,7 @@ async fn a_destination_inside_of_its_source_is_not_found() {
         let (sender, receiver) = flume::unbounded();
         source.walk(sender).await.unwrap();
         let (mut files, mut left_out) = (Vec::new(), 0);
-        for found in receiver {
+        for found in receiver.into_iter().flatten() {
             match found {
                 Found::Entry(entry) if entry.kind == Kind::Unselected => left_out += 1,
                 Found::Entry(entry) if entry.kind != Kind::Directory => {
