@@ -7,11 +7,14 @@ mod error;
 pub mod filter;
 pub mod local;
 mod names;
+pub mod remote;
+mod upload;
 
 use std::sync::Arc;
 
 pub use error::{Operation, StorageError};
 pub use names::NameSet;
+pub use upload::{Left, Receipt, Remembers, Reopened, Token};
 
 use crate::protocol::buffer::{Buffer, Pool};
 use crate::protocol::chunk::{

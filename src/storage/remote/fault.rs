@@ -1,0 +1,59 @@
+//! What can go wrong at an endpoint.
+
+use thiserror::Error;
+
+use super::KeyError;
+
+/// An operation was refused, or could not be carried out. The text is one line: what happened and,
+/// where there is something to do about it, what; never with a secret.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+#[error("{text}")]
+pub struct Fault {
+    pub class: Class,
+    pub text: String,
+}
+
+/// What a fault means for what was asked and for the rest.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Class {
+    /// There is nothing with this key.
+    Missing,
+    /// Something else has this key.
+    Exists,
+    /// It may not be read or written by this user.
+    Denied,
+    /// Who we are was not believed, or is not any more: nothing else will work either.
+    Credentials,
+    /// No room, or a quota is used up: nothing else will fit either.
+    Full,
+    /// The endpoint has too much to do, and still had after all retries.
+    Busy,
+    /// The file is not what it was.
+    Changed,
+    /// The endpoint cannot do this.
+    Unsupported,
+    /// The endpoint cannot have this name.
+    Name,
+    /// The connection was lost, and could not be made again.
+    Disconnected,
+    /// The endpoint says what makes no sense.
+    Violation,
+    Other,
+}
+
+impl Fault {
+    pub fn new(class: Class, text: impl Into<String>) -> Self {
+        Self { class, text: text.into() }
+    }
+
+    /// Whether going on with other files is pointless.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self.class, Class::Credentials | Class::Full | Class::Disconnected)
+    }
+}
+
+impl From<KeyError> for Fault {
+    fn from(error: KeyError) -> Self {
+        Self::new(Class::Name, error.to_string())
+    }
+}

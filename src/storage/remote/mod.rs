@@ -1,0 +1,323 @@
+//! Places without an agent: what each of them can do, and what makes a source and a sink of it.
+//!
+//! An [`Endpoint`] is a small set of operations on keys. Everything that is the same for all of them
+//! is written once above it. What an endpoint can and cannot do is data ([`Properties`]), so that
+//! nobody asks which one it is.
+
+mod fault;
+mod key;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+pub use fault::{Class, Fault};
+pub use key::{Key, KeyError};
+
+use super::{Left, Receipt, Remembers, Token};
+use crate::protocol::chunk::{ByteRange, ChunkData, Digest};
+use crate::protocol::manifest::Timestamp;
+use crate::protocol::message::{Changes, Mode};
+use crate::protocol::sparse::Part;
+
+/// A place that keeps files under keys, and that no program of ours runs at.
+///
+/// A clone is another handle on it. Every operation may be called many times at once. Operations
+/// retry by themselves what is worth it; what they return is final for what was asked.
+pub trait Endpoint: Clone + Send + Sync + 'static {
+    /// A file that is being read. A clone is another handle on it.
+    type Open: Clone + Send + Sync + 'static;
+
+    /// A file that is coming and is not in its place yet. A clone is another handle on it.
+    type Upload: Clone + Send + Sync + 'static;
+
+    fn properties(&self) -> &Properties;
+
+    /// A key for people, as they would write it: `s3://bucket/key`. Never with a secret.
+    fn shown(&self, key: &Key) -> Vec<u8>;
+
+    /// What is there, with all that the endpoint knows about it. Symlinks are not followed.
+    ///
+    /// Where directories are only implied, a key that others begin with is a directory.
+    fn stat(&self, key: &Key) -> impl Future<Output = Answer<Option<Thing>>> + Send;
+
+    /// Tells what is directly in a directory, or, if `deep`, all that is below it, in groups and in
+    /// any order. A directory that is not there is [`Class::Missing`].
+    ///
+    /// Names that are no [`Key`] come as [`Listed::Unusable`]. Ends early, without an error, when
+    /// nobody listens any more. Only a listing that ended well is complete.
+    fn list(
+        &self,
+        directory: &Key,
+        deep: bool,
+        found: flume::Sender<Vec<Listed>>,
+    ) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Opens a file that [`Self::list`] or [`Self::stat`] told of.
+    ///
+    /// # Errors
+    ///
+    /// [`Class::Changed`] if it is known to be another one already; later reads may find out too.
+    fn open(&self, key: &Key, thing: &Thing) -> impl Future<Output = Answer<Self::Open>> + Send;
+
+    /// Reads exactly this much from there on.
+    ///
+    /// # Errors
+    ///
+    /// [`Class::Changed`] if the file ends before, or is not what it was when it was opened.
+    fn read(
+        &self,
+        file: &Self::Open,
+        offset: u64,
+        into: &mut [u8],
+    ) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Whether a file is still what it was when it was opened, to be asked after the last read.
+    fn confirm(&self, file: &Self::Open) -> impl Future<Output = Answer<bool>> + Send;
+
+    /// Writes a whole small file and puts it in its place, replacing what was there as
+    /// [`Properties::replaces`] says.
+    fn put(&self, key: &Key, data: Bytes, kept: &Kept) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Begins a file of this size, which nobody sees under its key before [`Self::finish`].
+    fn begin(
+        &self,
+        key: &Key,
+        size: u64,
+        kept: &Kept,
+    ) -> impl Future<Output = Answer<Self::Upload>> + Send;
+
+    /// What tells this upload from any other, for [`Self::resume`] and [`Self::abandon`] in a later
+    /// process.
+    fn token(&self, upload: &Self::Upload) -> Token;
+
+    /// Takes up what an earlier process began, if it is still there, and says which chunks of those
+    /// that it had written are lost. A chunk's number is its offset divided by the chunk size.
+    fn resume(
+        &self,
+        key: &Key,
+        size: u64,
+        left: &Left,
+    ) -> impl Future<Output = Answer<Option<(Self::Upload, Vec<u64>)>>> + Send;
+
+    /// Writes part of a file, in any order, many parts at once, and the same part again if need be.
+    /// `number` is the part's place in the file, counted from 0; every part but the last has the same
+    /// length.
+    fn write(
+        &self,
+        upload: &Self::Upload,
+        number: u64,
+        range: ByteRange,
+        data: ChunkData,
+    ) -> impl Future<Output = Answer<Receipt>> + Send;
+
+    /// Reads back what was written, if [`Properties::remembers`] is [`Remembers::Reread`].
+    fn reread(
+        &self,
+        upload: &Self::Upload,
+        offset: u64,
+        into: &mut [u8],
+    ) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Waits until what was written is on stable storage, if [`Properties::syncs`].
+    fn sync(&self, upload: &Self::Upload) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Puts a complete file in its place. `receipts` are those of all its parts, by number.
+    fn finish(
+        &self,
+        upload: Self::Upload,
+        key: &Key,
+        receipts: Vec<(u64, Receipt)>,
+        kept: &Kept,
+    ) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Removes what is there of an upload that will not be finished. What is not there is no error.
+    fn abandon(&self, key: &Key, token: &Token) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Makes a directory, whose parent is there. One that is there already is no error. Does nothing
+    /// where directories are only implied.
+    fn make_directory(&self, key: &Key) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Makes a symlink in place of any other symlink.
+    fn make_symlink(&self, key: &Key, target: &[u8]) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Corrects what is kept of a thing beside its data; only `changes` differ.
+    fn set(
+        &self,
+        key: &Key,
+        thing: &Thing,
+        kept: &Kept,
+        changes: Changes,
+    ) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Removes things, directories only if they are empty. The answers are in the order of the keys.
+    fn remove(&self, things: Vec<(Key, ThingKind)>)
+    -> impl Future<Output = Vec<Answer<()>>> + Send;
+
+    /// Copies a whole file within the endpoint, without its data passing through here.
+    ///
+    /// # Errors
+    ///
+    /// [`Class::Unsupported`] where that is not possible.
+    fn copy(
+        &self,
+        from: &Key,
+        thing: &Thing,
+        to: &Key,
+        kept: &Kept,
+    ) -> impl Future<Output = Answer<()>> + Send;
+}
+
+pub type Answer<T> = Result<T, Fault>;
+
+/// What an endpoint can do, as it turned out when it was opened.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Properties {
+    /// How reports name it: `sftp`.
+    pub name: &'static str,
+    pub replaces: Replaces,
+    pub remembers: Remembers,
+    /// What was acknowledged can be made to last across a power cut, or does anyway.
+    pub syncs: bool,
+    pub keeps: Keeps,
+    pub parts: Parts,
+    /// How many requests are worth being made at a time.
+    pub requests: usize,
+    /// A listing tells as much about a thing as a stat of it.
+    pub lists_all: bool,
+    /// Files can be copied within it.
+    pub copies: bool,
+}
+
+/// What becomes of an old file when a new one takes its place.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Replaces {
+    /// At every instant there is the old one or the new one.
+    Atomically,
+    /// The old one is removed first.
+    ByRemoving,
+}
+
+/// What an endpoint keeps beside a file's data.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Keeps {
+    /// Modification times, in steps of this length; `None` if it has its own only.
+    pub times: Option<Duration>,
+    pub modes: bool,
+    pub symlinks: bool,
+    /// Directories are things of their own. Otherwise they are where keys have slashes.
+    pub directories: bool,
+    pub roots: KeepsRoot,
+    /// Names that are not UTF-8.
+    pub any_bytes: bool,
+}
+
+/// Whether a file's BLAKE3 root is kept beside it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum KeepsRoot {
+    Never,
+    /// If it is known when the file is begun.
+    FromTheBeginning,
+    /// Until the file is put in its place.
+    ToTheEnd,
+}
+
+/// What the parts of a large file must be like.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Parts {
+    /// All but the last are at least so long, in bytes.
+    pub min_len: u32,
+    pub max_count: u64,
+}
+
+/// What a listing comes across.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Listed {
+    Thing(Key, Thing),
+    /// It is there, and its name cannot be a path.
+    Unusable {
+        shown: Vec<u8>,
+        reason: KeyError,
+    },
+}
+
+/// Something that is at an endpoint.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Thing {
+    pub kind: ThingKind,
+    /// In bytes; 0 of what is no file.
+    pub size: u64,
+    /// When the file was written at its first place, if the endpoint keeps that.
+    pub mtime: Option<Timestamp>,
+    /// When it was written here.
+    pub modified: Option<Timestamp>,
+    pub mode: Option<Mode>,
+    /// The numbers of user and group.
+    pub owners: Option<(u32, u32)>,
+    /// Another one if the content is another: an ETag, a generation.
+    pub tag: Option<Box<[u8]>>,
+    /// The root that was stored with it. It is a claim.
+    pub root: Option<Digest>,
+    /// Of a symlink.
+    pub target: Option<Box<[u8]>>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ThingKind {
+    File,
+    Directory,
+    Symlink,
+    /// A device, a FIFO, a socket.
+    Other,
+}
+
+/// What is to be kept of a file beside its data; `None` is left to the endpoint.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Kept {
+    pub mtime: Option<Timestamp>,
+    pub mode: Option<Mode>,
+    pub root: Option<Digest>,
+}
+
+/// A chunk's data as it is to be written, zeros for holes, without a copy of it.
+pub fn pieces(range: ByteRange, data: &ChunkData) -> Vec<Bytes> {
+    let mut pieces = Vec::new();
+    match data {
+        ChunkData::Bytes(bytes) => pieces.push(bytes.clone()),
+        ChunkData::Hole => push_zeros(&mut pieces, u64::from(range.len())),
+        ChunkData::Sparse(sparse) => {
+            for part in sparse.parts() {
+                match part {
+                    Part::Hole(len) => push_zeros(&mut pieces, u64::from(len)),
+                    Part::Data(data) => pieces.push(sparse.payload().slice_ref(data)),
+                }
+            }
+        }
+    }
+    pieces
+}
+
+fn push_zeros(pieces: &mut Vec<Bytes>, mut len: u64) {
+    while len > 0 {
+        let take = usize::try_from(len).map_or(ZEROS.len(), |len| len.min(ZEROS.len()));
+        pieces.push(Bytes::from_static(&ZEROS[..take]));
+        len -= take as u64;
+    }
+}
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::chunk::EntryId;
+
+    #[test]
+    fn a_hole_is_written_as_zeros() {
+        let range = ByteRange::new(EntryId(1), 0, 150_000, true).unwrap();
+        let written = pieces(range, &ChunkData::Hole).concat();
+        assert_eq!(written, vec![0; 150_000]);
+        let data = ChunkData::Bytes(Bytes::from_static(b"data"));
+        assert_eq!(pieces(range, &data).concat(), b"data");
+    }
+}
