@@ -13,6 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::protocol::chunk::{ChunkSize, Digest};
 use crate::protocol::manifest::Timestamp;
 use crate::protocol::message::{FileKind, Stamp};
+use crate::storage::{Left, Receipt, Token};
 
 /// An open journal. Records can be appended by many tasks.
 #[derive(Debug)]
@@ -37,12 +38,30 @@ pub struct FileNumber(u32);
 pub struct Begun {
     pub number: FileNumber,
     pub source: SourceIdentity,
-    /// The temporary file's identity.
-    pub temporary: u64,
-    /// The chunks that are written, with their values, in the order in which they were.
-    pub chunks: Vec<(u64, Digest)>,
-    /// The record number of each.
-    records: Vec<u64>,
+    /// What tells the temporary file from another.
+    pub temporary: Token,
+    /// The chunks that are written, in the order in which they were.
+    pub chunks: Vec<Written>,
+}
+
+impl Begun {
+    /// What the sink has to know to take it up.
+    pub fn left(&self) -> Left {
+        let receipts = self.chunks.iter().map(|it| (it.index, it.receipt.clone())).collect();
+        Left { token: self.temporary.clone(), receipts }
+    }
+}
+
+/// A chunk that is written.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Written {
+    pub index: u64,
+    pub value: Digest,
+    pub receipt: Receipt,
+    /// A barrier says that it is on stable storage.
+    pub is_synced: bool,
+    /// The number of its record.
+    record: u64,
 }
 
 /// What must be equal for a partial copy to be of this very source (JRN-6).
@@ -64,7 +83,8 @@ impl SourceIdentity {
 pub struct Purpose {
     pub job: [u8; 16],
     pub chunk_size: ChunkSize,
-    /// This host's boot id: another one means that the page cache was lost in between.
+    /// This host's boot id: another one means that the page cache was lost in between. Zeros where it
+    /// does not matter which host has been booted.
     pub boot: [u8; 16],
 }
 
@@ -75,7 +95,7 @@ pub struct Opened {
     /// By path, as the sink gave it.
     pub begun: HashMap<Vec<u8>, Begun>,
     /// Files of earlier runs that are of no use: only their temporary files are still there.
-    pub stale: Vec<(Vec<u8>, u64)>,
+    pub stale: Vec<(Vec<u8>, Token)>,
 }
 
 impl Journal {
@@ -117,6 +137,7 @@ impl Journal {
             replay.forget_unsynced();
             journal.append(TYPE_BOOT, &purpose.boot)?;
         }
+        replay.note_synced();
         let begun = replay.begun.into_values().collect();
         Ok(Opened { journal, begun, stale })
     }
@@ -126,7 +147,7 @@ impl Journal {
         &self,
         path: &[u8],
         source: &SourceIdentity,
-        temporary: u64,
+        temporary: &Token,
     ) -> io::Result<FileNumber> {
         let mut writer = self.lock();
         let number = writer.next_file;
@@ -137,25 +158,40 @@ impl Journal {
         put_time(&mut body, source.mtime);
         body.extend(source.stamp.inode.to_le_bytes());
         put_time(&mut body, source.stamp.ctime);
-        body.extend(temporary.to_le_bytes());
+        let kind = if let Some(inode) = temporary.number() {
+            body.extend(inode.to_le_bytes());
+            TYPE_BEGIN
+        } else {
+            let token = temporary.as_bytes();
+            body.extend(u32::try_from(token.len()).unwrap_or(u32::MAX).to_le_bytes());
+            body.extend(token);
+            TYPE_UPLOAD
+        };
         body.extend(u32::try_from(path.len()).unwrap_or(u32::MAX).to_le_bytes());
         body.extend(path);
         if body.len() > MAX_BODY {
             // A path this long cannot be resumed; the file is transferred all the same.
             return Ok(FileNumber(number));
         }
-        writer.append(TYPE_BEGIN, &body)?;
+        writer.append(kind, &body)?;
         Ok(FileNumber(number))
     }
 
     /// Records a chunk whose write has returned (JRN-4). One that was copied without being hashed has
     /// the value [`UNHASHED`].
-    pub fn chunk(&self, file: FileNumber, index: u64, value: Digest) -> io::Result<()> {
-        let mut body = [0; 44];
-        body[..4].copy_from_slice(&file.0.to_le_bytes());
-        body[4..12].copy_from_slice(&index.to_le_bytes());
-        body[12..].copy_from_slice(&value.0);
-        self.append(TYPE_CHUNK, &body)
+    pub fn chunk(
+        &self,
+        file: FileNumber,
+        index: u64,
+        value: Digest,
+        receipt: &Receipt,
+    ) -> io::Result<()> {
+        let mut body = Vec::with_capacity(44 + receipt.as_bytes().len());
+        body.extend(file.0.to_le_bytes());
+        body.extend(index.to_le_bytes());
+        body.extend(value.0);
+        body.extend(receipt.as_bytes());
+        self.append(if receipt.is_empty() { TYPE_CHUNK } else { TYPE_PART }, &body)
     }
 
     /// Records that a file is committed, or thrown away.
@@ -247,36 +283,39 @@ impl Replay {
     fn apply(&mut self, kind: u8, body: &[u8]) -> Option<()> {
         let mut fields = Fields(body);
         match kind {
-            TYPE_BEGIN => {
+            TYPE_BEGIN | TYPE_UPLOAD => {
                 let number = fields.u32()?;
                 let source = SourceIdentity {
                     size: fields.u64()?,
                     mtime: fields.time()?,
                     stamp: Stamp { inode: fields.u64()?, ctime: fields.time()? },
                 };
-                let temporary = fields.u64()?;
+                let temporary = if kind == TYPE_BEGIN {
+                    fields.u64()?.into()
+                } else {
+                    let len = fields.u32()? as usize;
+                    Token::new(fields.next(len)?)?
+                };
                 let len = fields.u32()? as usize;
                 let path = fields.rest(len)?.to_vec();
                 // A path begun again had its earlier temporary file replaced.
                 self.begun.retain(|_, (other, _)| *other != path);
-                let begun = Begun {
-                    number: FileNumber(number),
-                    source,
-                    temporary,
-                    chunks: Vec::new(),
-                    records: Vec::new(),
-                };
+                let begun =
+                    Begun { number: FileNumber(number), source, temporary, chunks: Vec::new() };
                 self.begun.insert(number, (path, begun));
                 self.next_file = self.next_file.max(number.wrapping_add(1));
             }
-            TYPE_CHUNK => {
+            TYPE_CHUNK | TYPE_PART => {
                 let number = fields.u32()?;
                 let index = fields.u64()?;
                 let value = Digest(fields.array()?);
-                fields.rest(0)?;
+                let receipt = Receipt::new(fields.0)?;
+                if receipt.is_empty() != (kind == TYPE_CHUNK) {
+                    return None;
+                }
                 if let Some((_, begun)) = self.begun.get_mut(&number) {
-                    begun.chunks.push((index, value));
-                    begun.records.push(self.records);
+                    let record = self.records;
+                    begun.chunks.push(Written { index, value, receipt, is_synced: false, record });
                 }
             }
             TYPE_BARRIER => {
@@ -303,9 +342,16 @@ impl Replay {
     /// After a reboot: what was not behind a barrier may never have reached the disk (JRN-5).
     fn forget_unsynced(&mut self) {
         for (_, begun) in self.begun.values_mut() {
-            let kept = begun.records.partition_point(|record| *record < self.durable);
-            begun.records.truncate(kept);
+            let kept = begun.chunks.partition_point(|written| written.record < self.durable);
             begun.chunks.truncate(kept);
+        }
+    }
+
+    fn note_synced(&mut self) {
+        for (_, begun) in self.begun.values_mut() {
+            for written in &mut begun.chunks {
+                written.is_synced = written.record < self.durable;
+            }
         }
     }
 }
@@ -373,6 +419,12 @@ impl<'a> Fields<'a> {
         Timestamp::new(seconds, self.u32()?)
     }
 
+    fn next(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (front, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(front)
+    }
+
     /// What is left, if it is exactly `len` bytes.
     fn rest(&mut self, len: usize) -> Option<&'a [u8]> {
         (self.0.len() == len).then_some(self.0)
@@ -423,6 +475,8 @@ const TYPE_CHUNK: u8 = 2;
 const TYPE_BARRIER: u8 = 3;
 const TYPE_END: u8 = 4;
 const TYPE_BOOT: u8 = 5;
+const TYPE_UPLOAD: u8 = 6;
+const TYPE_PART: u8 = 7;
 
 #[cfg(test)]
 mod tests {
@@ -442,6 +496,10 @@ mod tests {
         Digest([n; 32])
     }
 
+    fn values(begun: &Begun) -> Vec<(u64, Digest)> {
+        begun.chunks.iter().map(|written| (written.index, written.value)).collect()
+    }
+
     fn open(file: &File, purpose: Purpose) -> Opened {
         Journal::open(file.try_clone().unwrap(), purpose).unwrap()
     }
@@ -450,13 +508,13 @@ mod tests {
     fn written() -> File {
         let file = tempfile::tempfile().unwrap();
         let journal = open(&file, PURPOSE).journal;
-        let a = journal.begin(b"dir/a", &identity(30), 100).unwrap();
-        let b = journal.begin(b"b\n\xff", &identity(40), 101).unwrap();
-        journal.chunk(a, 0, value(0)).unwrap();
-        journal.chunk(a, 1, value(1)).unwrap();
-        journal.chunk(b, 0, value(9)).unwrap();
+        let a = journal.begin(b"dir/a", &identity(30), &100.into()).unwrap();
+        let b = journal.begin(b"b\n\xff", &identity(40), &101.into()).unwrap();
+        journal.chunk(a, 0, value(0), &Receipt::default()).unwrap();
+        journal.chunk(a, 1, value(1), &Receipt::default()).unwrap();
+        journal.chunk(b, 0, value(9), &Receipt::default()).unwrap();
         journal.barrier(journal.records()).unwrap();
-        journal.chunk(a, 2, value(2)).unwrap();
+        journal.chunk(a, 2, value(2), &Receipt::default()).unwrap();
         journal.end(b).unwrap();
         file
     }
@@ -466,8 +524,8 @@ mod tests {
     fn under_the_same_boot_every_record_counts() {
         let opened = open(&written(), PURPOSE);
         let a = &opened.begun[&b"dir/a"[..]];
-        assert_eq!(a.chunks, [(0, value(0)), (1, value(1)), (2, value(2))]);
-        assert_eq!((a.source, a.temporary), (identity(30), 100));
+        assert_eq!(values(a), [(0, value(0)), (1, value(1)), (2, value(2))]);
+        assert_eq!((a.source, a.temporary.number()), (identity(30), Some(100)));
         assert_eq!(opened.begun.len(), 1);
         assert!(opened.stale.is_empty());
     }
@@ -478,13 +536,13 @@ mod tests {
         let file = written();
         let rebooted = Purpose { boot: [3; 16], ..PURPOSE };
         let opened = open(&file, rebooted);
-        assert_eq!(opened.begun[&b"dir/a"[..]].chunks, [(0, value(0)), (1, value(1))]);
+        assert_eq!(values(&opened.begun[&b"dir/a"[..]]), [(0, value(0)), (1, value(1))]);
         opened.journal.barrier(opened.journal.records()).unwrap();
         let again = open(&file, rebooted);
-        assert_eq!(again.begun[&b"dir/a"[..]].chunks, [(0, value(0)), (1, value(1))]);
+        assert_eq!(values(&again.begun[&b"dir/a"[..]]), [(0, value(0)), (1, value(1))]);
         let number = again.begun[&b"dir/a"[..]].number;
-        again.journal.chunk(number, 2, value(7)).unwrap();
-        assert_eq!(open(&file, rebooted).begun[&b"dir/a"[..]].chunks[2], (2, value(7)));
+        again.journal.chunk(number, 2, value(7), &Receipt::default()).unwrap();
+        assert_eq!(values(&open(&file, rebooted).begun[&b"dir/a"[..]])[2], (2, value(7)));
     }
 
     /// JRN-3, T36: cut anywhere, a journal gives a prefix, and can be written on.
@@ -497,10 +555,10 @@ mod tests {
             let opened = open(&file, PURPOSE);
             let chunks = opened.begun.get(&b"dir/a"[..]).map_or(0, |a| a.chunks.len());
             assert!(chunks <= 3, "cut at {cut}");
-            let number = opened.journal.begin(b"new", &identity(1), 5).unwrap();
-            opened.journal.chunk(number, 0, value(5)).unwrap();
+            let number = opened.journal.begin(b"new", &identity(1), &5.into()).unwrap();
+            opened.journal.chunk(number, 0, value(5), &Receipt::default()).unwrap();
             let again = open(&file, PURPOSE);
-            assert_eq!(again.begun[&b"new"[..]].chunks, [(0, value(5))], "cut at {cut}");
+            assert_eq!(values(&again.begun[&b"new"[..]]), [(0, value(5))], "cut at {cut}");
             assert_eq!(again.begun.get(&b"dir/a"[..]).map_or(0, |a| a.chunks.len()), chunks);
         }
     }
@@ -540,24 +598,48 @@ mod tests {
             let bytes = vector(Some(record));
             Digest(bytes[17..49].try_into().unwrap())
         };
-        let number = journal.begin(b"run7/data", &source, 4711).unwrap();
-        journal.chunk(number, 0, chunk("chunk")).unwrap();
+        let number = journal.begin(b"run7/data", &source, &4711.into()).unwrap();
+        journal.chunk(number, 0, chunk("chunk"), &Receipt::default()).unwrap();
         journal.barrier(journal.records()).unwrap();
         journal.append(TYPE_BOOT, &[0xb1; 16]).unwrap();
-        journal.chunk(number, 2, chunk("chunk after boot")).unwrap();
+        journal.chunk(number, 2, chunk("chunk after boot"), &Receipt::default()).unwrap();
         let so_far = read_all(&file);
         let rebooted = Purpose { boot: [0xb1; 16], ..purpose };
         let opened = open(&file, rebooted);
         let found = &opened.begun[&b"run7/data"[..]];
-        assert_eq!((found.source, found.temporary), (source, 4711));
-        assert_eq!(found.chunks, [(0, chunk("chunk")), (2, chunk("chunk after boot"))]);
+        assert_eq!((found.source, found.temporary.number()), (source, Some(4711)));
+        assert_eq!(values(found), [(0, chunk("chunk")), (2, chunk("chunk after boot"))]);
         assert_eq!(read_all(&file), so_far);
         opened.journal.end(number).unwrap();
+        opened.journal.lock().next_file = 6;
+        let token = Token::new(b"upload-12").unwrap();
+        let upload = opened.journal.begin(b"key", &source, &token).unwrap();
+        let receipt = Receipt::new(b"etag").unwrap();
+        opened.journal.chunk(upload, 1, chunk("chunk"), &receipt).unwrap();
         assert_eq!(read_all(&file), vector(None));
         file.seek(SeekFrom::Start(0)).unwrap();
         file.set_len(so_far.len() as u64).unwrap();
         let elsewhere = Purpose { boot: [0xb2; 16], ..purpose };
-        assert_eq!(open(&file, elsewhere).begun[&b"run7/data"[..]].chunks, [(0, chunk("chunk"))]);
+        assert_eq!(values(&open(&file, elsewhere).begun[&b"run7/data"[..]]), [(0, chunk("chunk"))]);
+    }
+
+    /// JRN-12: what a place without an agent said of an upload and its parts comes back as it was, and
+    /// what a barrier covers is told.
+    #[test]
+    fn an_upload_comes_back_with_its_receipts() {
+        let file = tempfile::tempfile().unwrap();
+        let journal = open(&file, PURPOSE).journal;
+        let token = Token::new(&[b'u'; 300]).unwrap();
+        let receipt = |n: u8| Receipt::new(&[n, 0, n]).unwrap();
+        let number = journal.begin(b"key", &identity(3), &token).unwrap();
+        journal.chunk(number, 1, value(1), &receipt(1)).unwrap();
+        journal.barrier(journal.records()).unwrap();
+        journal.chunk(number, 0, value(0), &receipt(9)).unwrap();
+        let opened = open(&file, PURPOSE);
+        let begun = &opened.begun[&b"key"[..]];
+        assert_eq!(begun.left(), Left { token, receipts: vec![(1, receipt(1)), (0, receipt(9))] });
+        assert_eq!(values(begun), [(1, value(1)), (0, value(0))]);
+        assert_eq!(begun.chunks.iter().map(|it| it.is_synced).collect::<Vec<_>>(), [true, false]);
     }
 
     /// JRN-7.
@@ -569,7 +651,7 @@ mod tests {
             let file = written();
             let opened = open(&file, other);
             assert!(opened.begun.is_empty());
-            assert!(opened.stale.contains(&(b"dir/a".to_vec(), 100)));
+            assert!(opened.stale.contains(&(b"dir/a".to_vec(), 100.into())));
             assert!(open(&file, other).stale.is_empty());
         }
     }
@@ -585,8 +667,8 @@ mod tests {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&bytes).unwrap();
             if let Some(a) = open(&file, PURPOSE).begun.get(&b"dir/a"[..]) {
-                for (index, found) in &a.chunks {
-                    prop_assert_eq!(*found, value(u8::try_from(*index).unwrap()));
+                for (index, found) in values(a) {
+                    prop_assert_eq!(found, value(u8::try_from(index).unwrap()));
                 }
             }
         }

@@ -5,6 +5,7 @@ use std::io;
 
 use thiserror::Error;
 
+use super::remote::Fault;
 use crate::protocol::manifest::Escaped;
 use crate::protocol::message::{Complaint, Failure, FailureCode};
 
@@ -42,6 +43,9 @@ pub enum StorageError {
         Escaped(path)
     )]
     EmptySource { path: Vec<u8> },
+    /// An endpoint refused an operation.
+    #[error("cannot {operation} {}: {fault}", Escaped(path))]
+    Endpoint { operation: Operation, path: Vec<u8>, fault: Fault },
     /// The system refused an operation.
     #[error("cannot {operation} {}: {cause}", Escaped(path))]
     Io { operation: Operation, path: Vec<u8>, cause: io::Error },
@@ -64,14 +68,22 @@ impl StorageError {
             | Self::Overlap { path, .. }
             | Self::Attribute { path, .. }
             | Self::EmptySource { path }
+            | Self::Endpoint { path, .. }
             | Self::Io { path, .. } => path,
         }
     }
 
-    /// Whether the destination has no room left, so that going on with other files is pointless.
-    pub fn is_destination_full(&self) -> bool {
-        matches!(self, Self::Io { cause, operation, .. } if *operation != Operation::Read
-            && matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    /// For `map_err`: `endpoint.stat(key).await.map_err(StorageError::at(Operation::Stat, path))`.
+    pub fn at(operation: Operation, path: &[u8]) -> impl FnOnce(Fault) -> Self {
+        move |fault| Self::Endpoint { operation, path: path.to_vec(), fault }
+    }
+
+    /// Whether going on with other files is pointless: there is no room left, or nobody there.
+    pub fn is_fatal(&self) -> bool {
+        match self {
+            Self::Endpoint { fault, .. } => fault.is_fatal(),
+            _ => self.code() == FailureCode::DestinationFull,
+        }
     }
 
     /// The class of this failure, as the wire carries it.
@@ -84,7 +96,12 @@ impl StorageError {
             | Self::Overlap { .. }
             | Self::NoParent { .. }
             | Self::EmptySource { .. } => FailureCode::Conflict,
-            Self::Io { .. } if self.is_destination_full() => FailureCode::DestinationFull,
+            Self::Endpoint { fault, .. } => fault.class.code(),
+            Self::Io { cause, operation, .. }
+                if *operation != Operation::Read && is_full(cause) =>
+            {
+                FailureCode::DestinationFull
+            }
             Self::Io { cause, .. } | Self::Attribute { cause, .. }
                 if cause.kind() == io::ErrorKind::PermissionDenied =>
             {
@@ -103,6 +120,10 @@ impl StorageError {
     pub fn to_failure(&self) -> Failure {
         Failure::new(self.code(), self.to_string())
     }
+}
+
+fn is_full(cause: &io::Error) -> bool {
+    matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// What we were doing, named so that the message reads as a sentence: "cannot sync /a/b".

@@ -184,23 +184,31 @@ pub trait Sink: Clone + Send + Sync + 'static {
     /// What had to go for entries of another type, since the last call; in a dry run, what would.
     fn removed(&self) -> Removed;
 
+    /// How much of what was written a later run may count on.
+    fn remembers(&self) -> Remembers;
+
+    /// Whether what was synced is on stable storage.
+    fn syncs(&self) -> bool;
+
     /// Creates the temporary file for an entry, empty of data and of the entry's size. What an
-    /// earlier run left under that name is removed.
+    /// earlier run left under that name is removed. `root` is what its data amounts to, if that is
+    /// known already.
     fn create(
         &self,
         entry: Arc<Entry>,
+        root: Option<Digest>,
     ) -> impl Future<Output = Result<Self::File, StorageError>> + Send;
 
     /// Opens the temporary file that an earlier run of the job left for an entry, if it is the very
-    /// one (`identity`, see [`Self::identity`]) and has the entry's size.
+    /// one ([`Self::identity`]) and has the entry's size.
     fn reopen(
         &self,
         entry: Arc<Entry>,
-        identity: u64,
-    ) -> impl Future<Output = Result<Option<Self::File>, StorageError>> + Send;
+        left: Left,
+    ) -> impl Future<Output = Result<Option<Reopened<Self::File>>, StorageError>> + Send;
 
-    /// What tells this temporary file from another that took its name: its inode number.
-    fn identity(&self, file: &Self::File) -> u64;
+    /// What tells this temporary file from another that took its name.
+    fn identity(&self, file: &Self::File) -> Token;
 
     /// Hashes a range of a temporary file.
     fn digest(
@@ -215,14 +223,15 @@ pub trait Sink: Clone + Send + Sync + 'static {
         &self,
         file: Self::File,
         chunk: VerifiedChunk,
-    ) -> impl Future<Output = Result<(), StorageError>> + Send;
+    ) -> impl Future<Output = Result<Receipt, StorageError>> + Send;
 
     /// Puts a complete temporary file in its place, with its mode and times. Until the rename that
-    /// ends this, the old file stays whole.
+    /// ends this, the old file stays whole. `root` is what its data amounts to, if that was hashed.
     fn commit(
         &self,
         file: Self::File,
         entry: Arc<Entry>,
+        root: Option<Digest>,
     ) -> impl Future<Output = Result<(), StorageError>> + Send;
 
     /// Removes a temporary file.
@@ -230,7 +239,7 @@ pub trait Sink: Clone + Send + Sync + 'static {
 
     /// Removes the temporary file that an earlier run left for an entry which this run has not
     /// announced. `path` is as [`Self::path`] gave it.
-    fn discard_left_over(&self, path: Vec<u8>, identity: u64) -> impl Future<Output = ()> + Send;
+    fn discard_left_over(&self, path: Vec<u8>, identity: Token) -> impl Future<Output = ()> + Send;
 
     /// Writes whole small files, with their metadata. The answers are in their order.
     fn prepare_files(
@@ -324,10 +333,21 @@ pub enum Placed {
     Settled(Changes),
     /// A file's data is to be sent, and this is different about it.
     Wanted(Changes),
-    /// Whether a file's data is to be sent shows when both ends have hashed what they have.
-    Compare,
+    /// Whether a file's data is to be sent shows when it is known what it amounts to at both ends.
+    Compare(Existing),
     /// The options say that it is left alone.
     Left,
+}
+
+/// How it shows what the file in an entry's place amounts to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Existing {
+    /// It has to be read.
+    Unread,
+    /// It was stored with it.
+    Root(Digest),
+    /// It does not matter: the sink has to know what the new data amounts to before it comes.
+    Replaced,
 }
 
 impl Placed {
@@ -337,7 +357,7 @@ impl Placed {
         match self {
             Self::Settled(changes) => Self::Settled(changes.with(more)),
             Self::Wanted(changes) => Self::Wanted(changes.with(more)),
-            Self::Compare | Self::Left => self,
+            Self::Compare(_) | Self::Left => self,
         }
     }
 }

@@ -17,6 +17,11 @@ impl Token {
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
+
+    /// The number that it was made of, if it may have been.
+    pub fn number(&self) -> Option<u64> {
+        self.0.first_chunk().filter(|_| self.0.len() == 8).map(|bytes| u64::from_le_bytes(*bytes))
+    }
 }
 
 impl From<u64> for Token {
@@ -65,11 +70,12 @@ pub struct Reopened<F> {
 }
 
 /// How much of what a sink acknowledged it still has later.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Remembers {
     /// All of it.
     Always,
     /// All of it until the host boots again; after that, what was synced.
+    #[default]
     UntilBoot,
     /// What was synced. The rest is to be read again before it counts.
     Reread,

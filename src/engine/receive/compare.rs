@@ -16,7 +16,7 @@ use crate::engine::session::SessionError;
 use crate::protocol::chunk::{Digest, EntryId};
 use crate::protocol::message::{Entry, Verdict};
 use crate::protocol::tree::RootBuilder;
-use crate::storage::{Sink, StorageError};
+use crate::storage::{Existing, Sink, StorageError};
 
 /// A file at the destination of which the ranges are being hashed. It is closed when the last task
 /// lets go of this.
@@ -31,12 +31,19 @@ pub struct Hashing<F> {
 
 impl<K: Sink> Receiver<K> {
     /// Begins to hash a file, and asks the sender to do so too.
-    pub fn compare(&self, entry: &Arc<Entry>, version: u16) -> Option<Verdict> {
+    pub fn compare(&self, entry: &Arc<Entry>, version: u16, existing: Existing) -> Option<Verdict> {
         let chunks = self.options.chunk_size.count(entry.size());
         let tree = RootBuilder::new(chunks);
-        let ours = tree.root().map_or(Ours::Coming, Ours::Root);
+        let ours = match existing {
+            Existing::Unread => tree.root().map_or(Ours::Coming, Ours::Root),
+            Existing::Root(root) => Ours::Root(root),
+            Existing::Replaced => Ours::Unreadable,
+        };
         lock(&self.open).at(entry.id, version)?.state =
             State::Comparing(Comparison { ours, theirs: None });
+        if existing != Existing::Unread {
+            return Some(Verdict::Hash);
+        }
         let hashing = Arc::new(Hashing {
             entry: Arc::clone(entry),
             version,

@@ -10,7 +10,7 @@ use crate::protocol::manifest::{Fate, FinalEntry, Totals};
 use crate::protocol::message::{
     Changes, Entry, Failure, FailureCode, Message, Options, Outcome, Summary, Verdict,
 };
-use crate::storage::Placed;
+use crate::storage::{Existing, Placed};
 
 fn different() -> Changes {
     Changes::CONTENT.with(Changes::CHECKSUM)
@@ -18,7 +18,8 @@ fn different() -> Changes {
 
 /// Everything is to be compared, and this is there.
 fn orders(existing: &[(&'static str, Vec<u8>)]) -> Orders {
-    let placed = existing.iter().map(|(name, _)| (*name, Placed::Compare)).collect();
+    let placed =
+        existing.iter().map(|(name, _)| (*name, Placed::Compare(Existing::Unread))).collect();
     Orders { placed, existing: existing.iter().cloned().collect(), ..Orders::default() }
 }
 

@@ -13,7 +13,7 @@ use crate::engine::journal::UNHASHED;
 use crate::engine::plan::lock;
 use crate::engine::session::SessionError;
 use crate::protocol::message::{Changes, Entry};
-use crate::storage::{Sink, StorageError};
+use crate::storage::{Receipt, Sink, StorageError};
 
 /// A small file that is to be copied as a whole.
 pub type SmallCopy = Claimed;
@@ -129,7 +129,7 @@ impl<K: Sink> Receiver<K> {
                 copy.is_whole.store(true, Ordering::Release);
                 break;
             }
-            self.record(|journal| journal.chunk(number, index, UNHASHED))?;
+            self.record(|journal| journal.chunk(number, index, UNHASHED, &Receipt::default()))?;
             copy.bytes.fetch_add(range.len().into(), Ordering::AcqRel);
             self.observer.progress.bytes_verified.add(range.len().into());
             let missing = {

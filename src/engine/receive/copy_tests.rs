@@ -11,6 +11,7 @@ use crate::protocol::manifest::{Fate, FinalEntry, Totals};
 use crate::protocol::message::{
     Changes, Durability, Entry, FailureCode, Kind, Message, Options, Outcome, Resume, Verdict,
 };
+use crate::storage::Receipt;
 
 const DONE: Outcome = Outcome::Done(Changes::CREATED_WITH_CONTENT);
 
@@ -151,9 +152,9 @@ fn left_over(
     let Opened { journal, .. } = Journal::open(file.try_clone().unwrap(), purpose).unwrap();
     let Kind::File(kind) = entry.kind else { panic!() };
     let source = SourceIdentity::new(kind, entry.metadata.mtime);
-    let number = journal.begin(entry.name.as_bytes(), &source, 7).unwrap();
+    let number = journal.begin(entry.name.as_bytes(), &source, &7.into()).unwrap();
     for (index, value) in chunks {
-        journal.chunk(number, *index, *value).unwrap();
+        journal.chunk(number, *index, *value, &Receipt::default()).unwrap();
     }
     drop(journal);
     let Opened { journal, begun, .. } = Journal::open(file, purpose).unwrap();
@@ -176,7 +177,7 @@ async fn a_copy_is_journaled() {
     )));
     hand.over().await.unwrap_err();
     let begun = Journal::open(file_of_journal, purpose).unwrap().begun;
-    let chunks = &begun[&b"f"[..]].chunks;
+    let chunks: Vec<_> = begun[&b"f"[..]].chunks.iter().map(|it| (it.index, it.value)).collect();
     assert!(chunks.contains(&(0, UNHASHED)) && chunks.len() <= 2, "{chunks:?}");
     assert!(!chunks.iter().any(|(index, _)| *index == 2));
     let _ = EntryId(1);

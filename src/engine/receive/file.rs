@@ -36,17 +36,17 @@ impl<K: Sink> Receiver<K> {
         let value = verified.digest();
         let written = async {
             let temporary = self.temporary(&file).await?;
-            self.sink.write(temporary.file.clone(), verified).await?;
-            Ok(temporary.number)
+            let receipt = self.sink.write(temporary.file.clone(), verified).await?;
+            Ok((temporary.number, receipt))
         };
-        let number = match written.await {
-            Ok(number) => number,
+        let (number, receipt) = match written.await {
+            Ok(written) => written,
             Err(error) => {
                 lock(&file.claimed).remove(&index);
                 return self.fail(&file, &error).await;
             }
         };
-        self.record(|journal| journal.chunk(number, index, value))?;
+        self.record(|journal| journal.chunk(number, index, value, &receipt))?;
         lock(&file.tree).insert(index, value);
         lock(&file.claimed).remove(&index);
         self.observer.progress.bytes_verified.add(range.len().into());
@@ -100,7 +100,7 @@ impl<K: Sink> Receiver<K> {
             if file.is_abandoned.load(Ordering::Acquire) {
                 return Err(StorageError::Vanished { path });
             }
-            let made = self.sink.create(Arc::clone(entry)).await?;
+            let made = self.sink.create(Arc::clone(entry), file.compared).await?;
             let Kind::File(kind) = entry.kind else {
                 return Err(StorageError::Vanished { path });
             };
@@ -108,7 +108,7 @@ impl<K: Sink> Receiver<K> {
             let identity = self.sink.identity(&made);
             let number = match &self.journal {
                 Some(journal) => journal
-                    .begin(&path, &source, identity)
+                    .begin(&path, &source, &identity)
                     .map_err(StorageError::io(Operation::Write, b"the journal"))?,
                 None => FileNumber::default(),
             };
@@ -167,7 +167,7 @@ impl<K: Sink> Receiver<K> {
             if self.options.durability != Durability::None {
                 self.sink.sync_files(vec![temporary.file.clone()]).await?;
             }
-            self.sink.commit(temporary.file, Arc::clone(&file.entry)).await?;
+            self.sink.commit(temporary.file, Arc::clone(&file.entry), root).await?;
             if self.options.durability == Durability::File {
                 self.sink.sync_name(Arc::clone(&file.entry)).await?;
             }

@@ -13,12 +13,12 @@ use crate::engine::journal::Journal;
 use crate::engine::plan::lock;
 use crate::engine::session::SessionError;
 use crate::protocol::message::{Deletions, Durability, Message, Summary};
-use crate::storage::Sink;
+use crate::storage::{Remembers, Sink};
 
 impl<K: Sink> Receiver<K> {
     /// Makes what was written hold across a reboot, now and then (JRN-5).
     pub async fn keep_barriers(self: Arc<Self>) -> Result<(), SessionError> {
-        if self.journal.is_none() || self.options.durability == Durability::None {
+        if self.journal.is_none() || !self.has_barriers() {
             return std::future::pending().await;
         }
         let mut last = 0;
@@ -34,10 +34,19 @@ impl<K: Sink> Receiver<K> {
 
     /// A last barrier before the session is given up.
     pub async fn checkpoint(self: &Arc<Self>) -> Result<(), SessionError> {
-        if self.journal.is_none() || self.options.durability == Durability::None {
+        if self.journal.is_none() || !self.has_barriers() {
             return Ok(());
         }
         self.barrier().await
+    }
+
+    /// Whether it makes a difference that something was synced.
+    fn has_barriers(&self) -> bool {
+        let may_forget = match self.sink.remembers() {
+            Remembers::UntilBoot | Remembers::Reread => self.sink.syncs(),
+            Remembers::Always | Remembers::Nothing => false,
+        };
+        may_forget && self.options.durability != Durability::None
     }
 
     /// Syncs every file that has chunks in the journal, and only then says so in it.
@@ -46,6 +55,9 @@ impl<K: Sink> Receiver<K> {
         let files = lock(&self.open).incomplete();
         if !self.earlier_synced.load(Ordering::Acquire) {
             // What earlier runs wrote is in files that this one may not have opened yet.
+            if self.sink.remembers() == Remembers::Reread && !lock(&self.begun).is_empty() {
+                return Ok(());
+            }
             if let Err(error) = self.sink.sync_all().await {
                 return self.check_fatal(&error);
             }
@@ -84,7 +96,7 @@ impl<K: Sink> Receiver<K> {
             return Ok((false, deletions));
         }
         self.sink.sync_all().await.map_err(|error| SessionError::Local(error.to_failure()))?;
-        Ok((true, deletions))
+        Ok((self.sink.syncs(), deletions))
     }
 
     /// Everything has come: puts the last things in order and compares counts (END-2, END-3).

@@ -204,7 +204,7 @@ impl<K: Sink> Receiver<K> {
                 Ok(Placed::Left) => Outcome::Left,
                 Ok(Placed::Settled(changes)) if self.options.dry_run => Outcome::Would(changes),
                 Ok(Placed::Settled(changes)) => Outcome::Done(changes),
-                Ok(Placed::Wanted(_) | Placed::Compare) => {
+                Ok(Placed::Wanted(_) | Placed::Compare(_)) => {
                     return Err(SessionError::bug("the sink asks for the data of a link"));
                 }
                 Err(error) => {

@@ -69,7 +69,7 @@ use crate::protocol::manifest::{Fate, FinalEntry, Totals};
 use crate::protocol::message::{
     Changes, Deletions, Durability, Entry, Kind, Message, Options, Outcome,
 };
-use crate::storage::{Operation, Sink, StorageError};
+use crate::storage::{Operation, Sink, StorageError, Token};
 use crate::transport::FrameReceiver;
 use compare::Hashing;
 use complain::Complaints;
@@ -134,7 +134,7 @@ pub struct Destination<K> {
     pub journal: Option<Journal>,
     pub begun: HashMap<Vec<u8>, Begun>,
     /// Temporary files of no use, by path and identity.
-    pub stale: Vec<(Vec<u8>, u64)>,
+    pub stale: Vec<(Vec<u8>, Token)>,
 }
 
 /// How a receiver's session stands when the sender has agreed to its summary: all that is left is to
@@ -243,7 +243,7 @@ impl<K: Sink> Receiver<K> {
     fn begin(
         self: &Arc<Self>,
         tasks: &mut JoinSet<Result<(), SessionError>>,
-        stale: Vec<(Vec<u8>, u64)>,
+        stale: Vec<(Vec<u8>, Token)>,
     ) {
         tasks.spawn(Arc::clone(self).place_all(stale));
         tasks.spawn(Arc::clone(self).keep_barriers());
@@ -354,9 +354,9 @@ impl<K: Sink> Receiver<K> {
         })
     }
 
-    /// A destination that is full ends the session: the next file would not fit either.
+    /// A destination that is full, or gone, ends the session: the next file would not fit either.
     fn check_fatal(&self, error: &StorageError) -> Result<(), SessionError> {
-        if error.is_destination_full() {
+        if error.is_fatal() {
             let error = SessionError::Local(error.to_failure());
             self.fatal.push(error.clone());
             return Err(error);

@@ -62,7 +62,7 @@ pub struct Comparison {
 pub enum Ours {
     #[default]
     Coming,
-    /// It cannot be read, and so is no equal of anything.
+    /// It cannot be read, or need not be, and so is no equal of anything.
     Unreadable,
     Root(Digest),
 }
@@ -73,6 +73,8 @@ pub struct Incomplete<F> {
     pub version: u16,
     /// What is different about it at the destination.
     pub changes: Changes,
+    /// What the sender says that its data amounts to, if it was asked before.
+    pub compared: Option<Digest>,
     /// Made with the first chunk, so that files that wait hold nothing open.
     pub temporary: OnceCell<Temporary<F>>,
     /// For a copy it only counts chunks, of which nobody knows the values.

@@ -11,7 +11,7 @@ use crate::protocol::manifest::Escaped;
 use crate::protocol::message::{
     Changes, Entry, Failure, FailureCode, FileKind, Kind, Message, Outcome, Owner, Special, Verdict,
 };
-use crate::storage::{Placed, Sink, StorageError};
+use crate::storage::{Placed, Sink, StorageError, Token};
 
 /// What the sink is to do, in the order in which the sender said it.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl<K: Sink> Receiver<K> {
     /// Lets the sink look at announced entries, batch by batch, and answers with verdicts.
     pub async fn place_all(
         self: Arc<Self>,
-        stale: Vec<(Vec<u8>, u64)>,
+        stale: Vec<(Vec<u8>, Token)>,
     ) -> Result<(), SessionError> {
         self.discard_stale(stale).await;
         loop {
@@ -87,7 +87,7 @@ impl<K: Sink> Receiver<K> {
             return Ok(());
         }
         let placed = self.sink.place_compared(Arc::clone(&entry), is_equal).await;
-        if matches!(placed, Ok(Placed::Compare)) {
+        if matches!(placed, Ok(Placed::Compare(_))) {
             return Err(SessionError::bug("the sink wants to compare what was compared"));
         }
         self.pass_on_complaints()?;
@@ -157,10 +157,10 @@ impl<K: Sink> Receiver<K> {
             (Kind::File(file), Ok(Placed::Wanted(changes))) => {
                 return self.want(entry, version, *file, changes).await;
             }
-            (Kind::File(_), Ok(Placed::Compare)) => {
-                return Ok(self.compare(entry, version));
+            (Kind::File(_), Ok(Placed::Compare(existing))) => {
+                return Ok(self.compare(entry, version, existing));
             }
-            (_, Ok(Placed::Wanted(_) | Placed::Compare)) => {
+            (_, Ok(Placed::Wanted(_) | Placed::Compare(_))) => {
                 return Err(SessionError::bug("the sink asks for data of what has none"));
             }
         };

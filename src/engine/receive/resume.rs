@@ -8,13 +8,13 @@ use tokio::sync::OnceCell;
 
 use super::Receiver;
 use super::open::{Incomplete, Temporary};
-use crate::engine::journal::{Begun, SourceIdentity, UNHASHED};
+use crate::engine::journal::{Begun, SourceIdentity, UNHASHED, Written};
 use crate::engine::plan::lock;
 use crate::engine::session::SessionError;
 use crate::protocol::chunk::Digest;
 use crate::protocol::message::{Changes, Entry, Kind, Message, Resume, Verdict};
 use crate::protocol::tree::RootBuilder;
-use crate::storage::Sink;
+use crate::storage::{Remembers, Reopened, Sink, Token};
 
 impl<K: Sink> Receiver<K> {
     /// Prepares for a file in chunks, and tells the sender what is there of it.
@@ -43,10 +43,13 @@ impl<K: Sink> Receiver<K> {
         let count = self.options.chunk_size.count(entry.size());
         let mut tree = RootBuilder::new(count);
         let (temporary, mut taken) = (OnceCell::new(), None);
+        let compared = lock(&self.open).at(entry.id, version).and_then(|it| it.compared);
         let begun = lock(&self.begun).remove(&self.sink.path(entry));
-        if let Some(begun) = begun
-            && let Some(file) = self.take_up(entry, &begun).await?
+        if let Some(mut begun) = begun
+            && let Some(Reopened { file, lost }) = self.take_up(entry, &begun).await?
         {
+            let lost: HashSet<u64> = lost.into_iter().collect();
+            begun.chunks.retain(|written| !lost.contains(&written.index));
             let kept = self.kept_chunks(entry, &file, begun.chunks).await;
             let mut bytes = 0;
             for (index, value) in &kept {
@@ -62,6 +65,7 @@ impl<K: Sink> Receiver<K> {
             entry: Arc::clone(entry),
             version,
             changes,
+            compared,
             temporary,
             tree: Mutex::new(tree),
             claimed: Mutex::new(HashSet::new()),
@@ -76,16 +80,16 @@ impl<K: Sink> Receiver<K> {
         &self,
         entry: &Arc<Entry>,
         begun: &Begun,
-    ) -> Result<Option<K::File>, SessionError> {
+    ) -> Result<Option<Reopened<K::File>>, SessionError> {
         let Kind::File(kind) = entry.kind else { return Ok(None) };
         if begun.source == SourceIdentity::new(kind, entry.metadata.mtime) {
             // Whatever is wrong with it, the file can be sent anew.
-            let reopened = self.sink.reopen(Arc::clone(entry), begun.temporary).await;
-            if let Ok(Some(file)) = reopened {
-                return Ok(Some(file));
+            let reopened = self.sink.reopen(Arc::clone(entry), begun.left()).await;
+            if let Ok(Some(reopened)) = reopened {
+                return Ok(Some(reopened));
             }
         }
-        self.sink.discard_left_over(self.sink.path(entry), begun.temporary).await;
+        self.sink.discard_left_over(self.sink.path(entry), begun.temporary.clone()).await;
         self.record(|journal| journal.end(begun.number))?;
         Ok(None)
     }
@@ -95,22 +99,25 @@ impl<K: Sink> Receiver<K> {
         &self,
         entry: &Arc<Entry>,
         file: &K::File,
-        chunks: Vec<(u64, Digest)>,
+        chunks: Vec<Written>,
     ) -> Vec<(u64, Digest)> {
         let count = self.options.chunk_size.count(entry.size());
         // What is written in place may have been edited since.
         let is_checked = self.options.resume == Resume::Verify || self.options.update.in_place;
         // What was copied without being hashed proves nothing to anybody else.
         let needs_value = is_checked || !self.sink.can_copy();
-        let by_index: BTreeMap<u64, Digest> = chunks
+        let may_be_lost = self.sink.remembers() == Remembers::Reread;
+        let by_index: BTreeMap<u64, (Digest, bool)> = chunks
             .into_iter()
-            .filter(|(index, value)| *index < count && !(needs_value && *value == UNHASHED))
+            .filter(|it| it.index < count && !(needs_value && it.value == UNHASHED))
+            .map(|it| (it.index, (it.value, is_checked || may_be_lost && !it.is_synced)))
             .collect();
-        if !is_checked {
-            return by_index.into_iter().collect();
-        }
         let mut kept = Vec::new();
-        for (index, value) in by_index {
+        for (index, (value, is_checked)) in by_index {
+            if !is_checked {
+                kept.push((index, value));
+                continue;
+            }
             let Some(range) = self.options.chunk_size.range(entry.id, index, entry.size()) else {
                 continue;
             };
@@ -123,7 +130,7 @@ impl<K: Sink> Receiver<K> {
     }
 
     /// Removes temporary files that are of no use.
-    pub async fn discard_stale(&self, stale: Vec<(Vec<u8>, u64)>) {
+    pub async fn discard_stale(&self, stale: Vec<(Vec<u8>, Token)>) {
         for (path, identity) in stale {
             self.sink.discard_left_over(path, identity).await;
         }

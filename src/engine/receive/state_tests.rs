@@ -9,7 +9,7 @@ use crate::protocol::message::{
     Attribute, Changes, Durability, Entry, Failure, FailureCode, Kind, Message, Metadata, Options,
     Outcome, Owner, Special, Verdict,
 };
-use crate::storage::Placed;
+use crate::storage::{Existing, Placed};
 
 /// How far the file with id 1 is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -99,7 +99,7 @@ impl Stage {
         match self {
             Self::Placing => orders.held = vec!["place"],
             Self::Comparing => {
-                orders.placed = [("f", Placed::Compare)].into();
+                orders.placed = [("f", Placed::Compare(Existing::Unread))].into();
                 orders.held = vec!["open"];
             }
             Self::CopyingSmall | Self::CopyingLarge => {

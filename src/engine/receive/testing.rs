@@ -25,7 +25,10 @@ use crate::protocol::message::{
     Outcome, Owner, Summary, Verdict,
 };
 use crate::protocol::session::{End, Role};
-use crate::storage::{NameSet, Operation, Placed, Removed, Sink, StorageError};
+use crate::storage::{
+    Left, NameSet, Operation, Placed, Receipt, Remembers, Removed, Reopened, Sink, StorageError,
+    Token,
+};
 use crate::transport::FrameSender as _;
 use crate::transport::memory::{self, MemoryReceiver, MemorySender};
 
@@ -59,6 +62,10 @@ pub struct Orders {
     pub source: HashMap<&'static str, Vec<u8>>,
     /// A copy of the first range is a copy of all.
     pub copies_whole: bool,
+    /// What a later run may count on.
+    pub remembers: Remembers,
+    /// The chunks that a file has lost when it is reopened.
+    pub lost: Vec<u64>,
     /// Calls that fail, by what they would be logged as.
     pub failing: Vec<&'static str>,
     /// Calls that wait for a permit of the gate, likewise.
@@ -217,20 +224,33 @@ impl Sink for TestSink {
         std::mem::take(&mut *lock(&self.complaints))
     }
 
-    async fn create(&self, entry: Arc<Entry>) -> Result<TestFile, StorageError> {
+    fn remembers(&self) -> Remembers {
+        self.orders.remembers
+    }
+
+    fn syncs(&self) -> bool {
+        true
+    }
+
+    async fn create(&self, entry: Arc<Entry>, _: Option<Digest>) -> Result<TestFile, StorageError> {
         self.call(format!("create {}", name(&entry))).await?;
         let data = vec![0; usize::try_from(entry.size()).unwrap()];
         let data = Arc::new(Mutex::new(data));
         Ok(TestFile { name: name(&entry), data })
     }
 
-    async fn reopen(&self, entry: Arc<Entry>, _: u64) -> Result<Option<TestFile>, StorageError> {
-        self.call(format!("reopen {}", name(&entry))).await?;
-        self.create(entry).await.map(Some)
+    async fn reopen(
+        &self,
+        entry: Arc<Entry>,
+        left: Left,
+    ) -> Result<Option<Reopened<TestFile>>, StorageError> {
+        self.call(format!("reopen {} {}", name(&entry), left.receipts.len())).await?;
+        let lost = self.orders.lost.clone();
+        self.create(entry, None).await.map(|file| Some(Reopened { file, lost }))
     }
 
-    fn identity(&self, _: &TestFile) -> u64 {
-        7
+    fn identity(&self, _: &TestFile) -> Token {
+        7.into()
     }
 
     async fn digest(
@@ -248,16 +268,21 @@ impl Sink for TestSink {
         hasher.finish().map_err(|_| broken("short"))
     }
 
-    async fn write(&self, file: TestFile, chunk: VerifiedChunk) -> Result<(), StorageError> {
+    async fn write(&self, file: TestFile, chunk: VerifiedChunk) -> Result<Receipt, StorageError> {
         self.call(format!("write {}", file.name)).await?;
         let start = usize::try_from(chunk.range().offset()).unwrap();
         if let ChunkData::Bytes(data) = chunk.data() {
             lock(&file.data)[start..start + data.len()].copy_from_slice(data);
         }
-        Ok(())
+        Ok(Receipt::default())
     }
 
-    async fn commit(&self, file: TestFile, entry: Arc<Entry>) -> Result<(), StorageError> {
+    async fn commit(
+        &self,
+        file: TestFile,
+        entry: Arc<Entry>,
+        _: Option<Digest>,
+    ) -> Result<(), StorageError> {
         self.call(format!("commit {}", file.name)).await?;
         self.put(&entry, lock(&file.data).clone());
         Ok(())
@@ -267,7 +292,7 @@ impl Sink for TestSink {
         self.call(format!("discard {}", file.name)).await
     }
 
-    async fn discard_left_over(&self, path: Vec<u8>, _: u64) {
+    async fn discard_left_over(&self, path: Vec<u8>, _: Token) {
         self.note(format!("left over {}", String::from_utf8_lossy(&path)));
     }
 

@@ -23,7 +23,7 @@ async fn commit(sink: &LocalSink, entries: &[Arc<Entry>]) -> Vec<Result<(), Stor
 }
 
 async fn copy_large(sink: &LocalSink, entry: &Arc<Entry>) -> Result<bool, StorageError> {
-    let file = sink.create(Arc::clone(entry)).await?;
+    let file = sink.create(Arc::clone(entry), None).await?;
     let (size, chunks) = (size(entry).unwrap(), ChunkSize::from_bytes(1 << 20).unwrap());
     let mut is_cloned = false;
     for index in 0..chunks.count(size) {
@@ -34,7 +34,7 @@ async fn copy_large(sink: &LocalSink, entry: &Arc<Entry>) -> Result<bool, Storag
         }
     }
     sink.confirm_copy(file.clone()).await?;
-    sink.commit(file, Arc::clone(entry)).await?;
+    sink.commit(file, Arc::clone(entry), None).await?;
     Ok(is_cloned)
 }
 
@@ -140,7 +140,7 @@ async fn a_source_that_changed_is_not_copied() {
     assert!(matches!(copied[1], Err(StorageError::Vanished { .. })), "{copied:?}");
     assert!(copied[2].is_ok());
 
-    let file = sink.create(named("large")).await.unwrap();
+    let file = sink.create(named("large"), None).await.unwrap();
     let large = ChunkSize::DEFAULT.range(named("large").id, 0, 5_000_001).unwrap();
     sink.copy_range(file.clone(), large).await.unwrap();
     let opened = fs::OpenOptions::new().append(true).open(from.join("dir/large")).unwrap();

@@ -386,8 +386,8 @@ async fn a_source_stays() {
     let complaints = sink.complaints();
     assert!(complaints[0].to_string().contains("a source of this run"), "{complaints:?}");
     let file = entry(1, 0, b"src", file_kind(1));
-    let placed = sink.create(Arc::clone(&file)).await.unwrap();
-    let made = sink.commit(placed, file).await;
+    let placed = sink.create(Arc::clone(&file), None).await.unwrap();
+    let made = sink.commit(placed, file, None).await;
     assert!(matches!(made, Err(StorageError::Conflict { .. })), "it does not give way: {made:?}");
     // What the source has under its own name comes into the source itself.
     let sink = sink_with(root, &all).beside(&source);
@@ -448,8 +448,8 @@ async fn the_limit_is_one_for_all() {
     let update = Update { make_room: MakeRoom::All, ..Update::default() };
     let sink = sink_with(root, &Options { delete: Some(limit), update, ..options() });
     let file = entry(1, 0, b"x", file_kind(1));
-    let made = sink.create(Arc::clone(&file)).await.unwrap();
-    sink.commit(made, file).await.unwrap();
+    let made = sink.create(Arc::clone(&file), None).await.unwrap();
+    sink.commit(made, file, None).await.unwrap();
     let names = announce(&sink, &[], &[(0, "x")]).await;
     let (done, told) = delete(&sink, &[0], &names).await;
     assert_eq!(done.unwrap(), Deletions { done: 1, over_limit: 2 });

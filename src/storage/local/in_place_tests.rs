@@ -9,10 +9,10 @@ use rustix::fs::{FileType, Mode as FsMode};
 use super::testing::{
     entry, file_kind, options, pool, sink_with, tree, verified_chunk, verified_file, write_files,
 };
-use super::write::LocalSink;
+use super::write::{LocalSink, SinkFile};
 use crate::protocol::chunk::{ByteRange, Chunk, ChunkSize, Digest};
 use crate::protocol::message::{Backup, Entry, Options, Update};
-use crate::storage::{Sink as _, StorageError};
+use crate::storage::{Left, Sink as _, StorageError, Token};
 
 fn in_place(backup: Option<Backup>) -> Options {
     Options { update: Update { in_place: true, backup, ..Update::default() }, ..options() }
@@ -20,6 +20,11 @@ fn in_place(backup: Option<Backup>) -> Options {
 
 fn chunk(entry: &Entry, index: u64) -> ByteRange {
     ChunkSize::from_bytes(1 << 20).unwrap().range(entry.id, index, entry.size()).unwrap()
+}
+
+async fn reopen(sink: &LocalSink, entry: &Arc<Entry>, token: impl Into<Token>) -> Option<SinkFile> {
+    let left = Left { token: token.into(), receipts: Vec::new() };
+    sink.reopen(Arc::clone(entry), left).await.unwrap().map(|reopened| reopened.file)
 }
 
 async fn write(sink: &LocalSink, entry: &Arc<Entry>, data: &[u8]) -> Result<(), StorageError> {
@@ -36,18 +41,18 @@ async fn chunks_go_into_the_file_itself() {
     let inode = fs::metadata(&path).unwrap().ino();
     let sink = sink_with(temp.path(), &in_place(None));
     let entry = entry(1, 0, b"file", file_kind(3 << 20));
-    let file = sink.create(Arc::clone(&entry)).await.unwrap();
-    assert_eq!(sink.identity(&file), inode);
+    let file = sink.create(Arc::clone(&entry), None).await.unwrap();
+    assert_eq!(sink.identity(&file).number(), Some(inode));
     sink.write(file.clone(), verified_chunk(chunk(&entry, 0), &vec![2; 1 << 20])).await.unwrap();
     let hole = Chunk::hole(chunk(&entry, 1), 0).verify().unwrap();
     sink.write(file.clone(), hole).await.unwrap();
     sink.discard(file).await.unwrap();
     assert_eq!(tree(temp.path()), ["file", "second"], "it is not ours to remove");
 
-    assert!(sink.reopen(Arc::clone(&entry), inode + 1).await.unwrap().is_none());
-    let file = sink.reopen(Arc::clone(&entry), inode).await.unwrap().unwrap();
+    assert!(reopen(&sink, &entry, inode + 1).await.is_none());
+    let file = reopen(&sink, &entry, inode).await.unwrap();
     sink.write(file.clone(), verified_chunk(chunk(&entry, 2), &vec![3; 1 << 20])).await.unwrap();
-    sink.commit(file, entry).await.unwrap();
+    sink.commit(file, entry, None).await.unwrap();
     let expected = [vec![2; 1 << 20], vec![0; 1 << 20], vec![3; 1 << 20]].concat();
     assert!(fs::read(temp.path().join("second")).unwrap() == expected, "written through");
     let data = fs::metadata(&path).unwrap();
@@ -60,7 +65,7 @@ async fn a_file_that_is_shorter_gets_its_size_in_the_end() {
     fs::write(temp.path().join("file"), b"").unwrap();
     let sink = sink_with(temp.path(), &in_place(None));
     let entry = entry(1, 0, b"file", file_kind(2 << 20));
-    let file = sink.create(Arc::clone(&entry)).await.unwrap();
+    let file = sink.create(Arc::clone(&entry), None).await.unwrap();
     assert_eq!(fs::metadata(temp.path().join("file")).unwrap().len(), 0);
     sink.write(file.clone(), verified_chunk(chunk(&entry, 0), &vec![2; 1 << 20])).await.unwrap();
     let hole = Chunk::hole(chunk(&entry, 1), 0).verify().unwrap();
@@ -68,7 +73,7 @@ async fn a_file_that_is_shorter_gets_its_size_in_the_end() {
     sink.write(file.clone(), hole).await.unwrap();
     let digest: Digest = sink.digest(file.clone(), chunk(&entry, 1), &pool()).await.unwrap();
     assert_eq!(digest, expected);
-    sink.commit(file, entry).await.unwrap();
+    sink.commit(file, entry, None).await.unwrap();
     let content = fs::read(temp.path().join("file")).unwrap();
     assert!(content == [vec![2; 1 << 20], vec![0; 1 << 20]].concat());
 }
@@ -79,16 +84,16 @@ async fn a_new_file_gets_its_name_when_it_is_whole() {
     let temp = tempfile::tempdir().unwrap();
     let sink = sink_with(temp.path(), &in_place(None));
     let entry = entry(1, 0, b"file", file_kind(1 << 20));
-    let file = sink.create(Arc::clone(&entry)).await.unwrap();
+    let file = sink.create(Arc::clone(&entry), None).await.unwrap();
     sink.write(file.clone(), verified_chunk(chunk(&entry, 0), &vec![2; 1 << 20])).await.unwrap();
     assert!(!temp.path().join("file").exists());
     let identity = sink.identity(&file);
     drop(file);
-    let file = sink.reopen(Arc::clone(&entry), identity).await.unwrap().unwrap();
-    sink.commit(file, Arc::clone(&entry)).await.unwrap();
+    let file = reopen(&sink, &entry, identity.clone()).await.unwrap();
+    sink.commit(file, Arc::clone(&entry), None).await.unwrap();
     assert_eq!(tree(temp.path()), ["file"]);
     assert_eq!(fs::metadata(temp.path().join("file")).unwrap().len(), 1 << 20);
-    let file = sink.reopen(entry, identity).await.unwrap();
+    let file = reopen(&sink, &entry, identity.clone()).await;
     assert!(file.is_some_and(|file| sink.identity(&file) == identity), "it has its name now");
 }
 
@@ -124,9 +129,9 @@ async fn symlinks_and_special_files_are_replaced_and_not_written_into() {
             if is_small {
                 write(&sink, &entry, b"new").await.unwrap();
             } else {
-                let file = sink.create(Arc::clone(&entry)).await.unwrap();
+                let file = sink.create(Arc::clone(&entry), None).await.unwrap();
                 sink.write(file.clone(), verified_chunk(chunk(&entry, 0), b"new")).await.unwrap();
-                sink.commit(file, entry).await.unwrap();
+                sink.commit(file, entry, None).await.unwrap();
             }
         }
         for name in ["link", "fifo"] {
@@ -148,9 +153,9 @@ async fn a_backup_is_copied_before_anything_is_written() {
     write(&sink, &entry(1, 0, b"file", file_kind(5)), b"newer").await.unwrap();
     assert_eq!(fs::read(temp.path().join("file~")).unwrap(), b"old");
     let large = entry(2, 0, b"file", file_kind(1 << 20));
-    let file = sink.create(Arc::clone(&large)).await.unwrap();
+    let file = sink.create(Arc::clone(&large), None).await.unwrap();
     sink.write(file.clone(), verified_chunk(chunk(&large, 0), &vec![5; 1 << 20])).await.unwrap();
-    sink.commit(file, large).await.unwrap();
+    sink.commit(file, large, None).await.unwrap();
     assert_eq!(fs::read(temp.path().join("file~")).unwrap(), b"newer");
     assert_eq!(tree(temp.path()), ["file", "file~"]);
 }

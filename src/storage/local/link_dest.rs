@@ -15,7 +15,7 @@ use super::write::Inner;
 use super::{Look, beneath, mtime};
 use crate::protocol::chunk::EntryId;
 use crate::protocol::message::{Changes, Compare, Entry, FileKind};
-use crate::storage::{Operation, Placed, StorageError};
+use crate::storage::{Existing, Operation, Placed, StorageError};
 
 /// The directories, in the operator's order.
 #[derive(Debug, Default)]
@@ -76,9 +76,9 @@ impl Inner {
     pub fn place_absent(&self, file: FileKind, entry: &Entry) -> Result<Placed, StorageError> {
         match self.update.compare {
             Compare::Always => Ok(created(entry)),
-            Compare::Checksum => {
-                Ok(self.candidate(file, entry).map_or(created(entry), |_| Placed::Compare))
-            }
+            Compare::Checksum => Ok(self
+                .candidate(file, entry)
+                .map_or(created(entry), |_| Placed::Compare(Existing::Unread))),
             Compare::Quick | Compare::SizeOnly => self.link_equal(file, entry),
         }
     }

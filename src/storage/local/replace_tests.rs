@@ -119,7 +119,7 @@ async fn what_a_killed_run_left_under_the_temporary_name_does_not_matter() {
     let left = temp.path().join(std::str::from_utf8(&left).unwrap());
     let file = entry(1, 0, b"file", file_kind(3));
     fs::create_dir_all(left.join("old/dir")).unwrap();
-    let made = sink.create(Arc::clone(&file)).await.unwrap();
+    let made = sink.create(Arc::clone(&file), None).await.unwrap();
     sink.discard(made).await.unwrap();
     fs::write(temp.path().join("file"), b"old").unwrap();
     fs::create_dir(&left).unwrap();
@@ -127,7 +127,7 @@ async fn what_a_killed_run_left_under_the_temporary_name_does_not_matter() {
     assert_eq!(tree(temp.path()), ["file"]);
     let cautious = sink_with(temp.path(), &with(MakeRoom::Files, None));
     fs::create_dir_all(left.join("full")).unwrap();
-    let made = cautious.create(Arc::clone(&file)).await.unwrap();
+    let made = cautious.create(Arc::clone(&file), None).await.unwrap();
     cautious.discard(made).await.unwrap();
     let link = entry(2, 0, b"file", Kind::Symlink { target: b"target".to_vec() });
     fs::create_dir_all(left.join("full")).unwrap();

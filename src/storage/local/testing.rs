@@ -160,7 +160,7 @@ pub async fn copy_file(
     entry: &Arc<Entry>,
 ) -> Result<(), StorageError> {
     let from = source.open(Arc::clone(entry)).await?;
-    let to = sink.create(Arc::clone(entry)).await?;
+    let to = sink.create(Arc::clone(entry), None).await?;
     let (size, chunks) = (size(entry).unwrap(), ChunkSize::from_bytes(1 << 20).unwrap());
     for index in 0..chunks.count(size) {
         let range = chunks.range(entry.id, index, size).unwrap();
@@ -168,7 +168,7 @@ pub async fn copy_file(
         sink.write(to.clone(), chunk.verify().unwrap()).await?;
     }
     source.confirm(from).await?;
-    sink.commit(to, Arc::clone(entry)).await
+    sink.commit(to, Arc::clone(entry), None).await
 }
 
 /// Copies everything below these paths: small files in packs, others in chunks.

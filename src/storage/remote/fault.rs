@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use super::KeyError;
+use crate::protocol::message::FailureCode;
 
 /// An operation was refused, or could not be carried out. The text is one line: what happened and,
 /// where there is something to do about it, what; never with a secret.
@@ -39,6 +40,22 @@ pub enum Class {
     /// The endpoint says what makes no sense.
     Violation,
     Other,
+}
+
+impl Class {
+    /// The class of failure of an entry to which this happens.
+    pub fn code(self) -> FailureCode {
+        match self {
+            Self::Missing => FailureCode::Vanished,
+            Self::Exists => FailureCode::Conflict,
+            Self::Denied | Self::Credentials => FailureCode::Permission,
+            Self::Full => FailureCode::DestinationFull,
+            Self::Changed => FailureCode::Changed,
+            Self::Unsupported | Self::Name => FailureCode::Unsupported,
+            Self::Disconnected => FailureCode::Disconnected,
+            Self::Busy | Self::Violation | Self::Other => FailureCode::Io,
+        }
+    }
 }
 
 impl Fault {

@@ -18,7 +18,7 @@ use super::metadata::{Subject, Target, open_looked_at};
 use super::write::{Inner, Step};
 use super::{Look, mtime};
 use crate::protocol::message::{Changes, Compare, Entry, FileKind, Kind};
-use crate::storage::{Operation, Placed, StorageError};
+use crate::storage::{Existing, Operation, Placed, StorageError};
 
 impl Inner {
     /// Looks at what is there for an entry, and makes what is not a file.
@@ -122,7 +122,7 @@ impl Inner {
             && match self.update.compare {
                 Compare::Quick => self.is_same_time(existing, wanted),
                 Compare::SizeOnly => true,
-                Compare::Checksum => return Ok(Placed::Compare),
+                Compare::Checksum => return Ok(Placed::Compare(Existing::Unread)),
                 Compare::Always => false,
             };
         if is_equal {

@@ -21,7 +21,7 @@ use crate::protocol::manifest::Timestamp;
 use crate::protocol::message::{
     Attribute, Keep, Links, MakeRoom, Metadata, Mode, Options, Owner, Preserve, Special, Update,
 };
-use crate::storage::Sink as _;
+use crate::storage::{Existing, Sink as _};
 
 /// A destination, and a place beside it.
 struct World {
@@ -194,7 +194,7 @@ async fn the_options_say_which_files_are_wanted() {
         (updating(plain), 5, usual(), Placed::Wanted(content.with(Changes::SIZE))),
         (updating(compare(Compare::SizeOnly)), 4, usual(), settled(Changes::NONE)),
         (updating(compare(Compare::Always)), 4, usual(), Placed::Wanted(content)),
-        (updating(compare(Compare::Checksum)), 4, old, Placed::Compare),
+        (updating(compare(Compare::Checksum)), 4, old, Placed::Compare(Existing::Unread)),
         (updating(compare(Compare::Checksum)), 5, old, Placed::Wanted(both.with(checksum))),
         (updating(newer), 4, new, Placed::Left),
         (updating(newer), 4, old, Placed::Wanted(time)),
@@ -268,7 +268,7 @@ async fn data_is_compared_before_it_is_wanted() {
     let file = entry(1, 0, b"file", file_kind(4));
     let options = updating(|update| update.compare = Compare::Checksum);
     let sink = world.sink(&options);
-    assert_eq!(world.place(&options, &file).await, Placed::Compare);
+    assert_eq!(world.place(&options, &file).await, Placed::Compare(Existing::Unread));
     let open = sink.open_existing(Arc::clone(&file)).await.unwrap();
     let range = ByteRange::new(EntryId(1), 0, 4, true).unwrap();
     let digest = sink.digest(open, range, &super::super::testing::pool()).await.unwrap();
@@ -655,7 +655,7 @@ async fn equal_files_of_earlier_copies_are_linked() {
     options.update.compare = Compare::Checksum;
     for (is_equal, expected) in [(false, Placed::Wanted(CREATED)), (true, linked)] {
         let (placed, sink) = place(&options, false).await;
-        assert_eq!(placed, Placed::Compare);
+        assert_eq!(placed, Placed::Compare(Existing::Unread));
         sink.open_existing(Arc::clone(&entries[1])).await.unwrap();
         let placed = sink.place_compared(Arc::clone(&entries[1]), is_equal).await.unwrap();
         assert_eq!(placed, expected);

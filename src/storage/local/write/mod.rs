@@ -42,7 +42,10 @@ use crate::protocol::message::{
     Preserve, SourceKind, SourceNode, Update, Whereabouts,
 };
 use crate::storage::filter::Rules;
-use crate::storage::{NameSet, Operation, Placed, Removed, Sink, Source, StorageError};
+use crate::storage::{
+    Left, NameSet, Operation, Placed, Receipt, Remembers, Removed, Reopened, Sink, Source,
+    StorageError, Token,
+};
 
 /// A directory of the local file system, as a [`Sink`].
 #[derive(Clone, Debug)]
@@ -421,7 +424,15 @@ impl Sink for LocalSink {
         blocking(move || entries.iter().map(|entry| inner.place(entry)).collect()).await
     }
 
-    async fn create(&self, entry: Arc<Entry>) -> Result<SinkFile, StorageError> {
+    fn remembers(&self) -> Remembers {
+        Remembers::UntilBoot
+    }
+
+    fn syncs(&self) -> bool {
+        true
+    }
+
+    async fn create(&self, entry: Arc<Entry>, _: Option<Digest>) -> Result<SinkFile, StorageError> {
         let inner = Arc::clone(&self.inner);
         blocking(move || inner.create(entry)).await
     }
@@ -429,14 +440,16 @@ impl Sink for LocalSink {
     async fn reopen(
         &self,
         entry: Arc<Entry>,
-        identity: u64,
-    ) -> Result<Option<SinkFile>, StorageError> {
+        left: Left,
+    ) -> Result<Option<Reopened<SinkFile>>, StorageError> {
+        let Some(inode) = left.token.number() else { return Ok(None) };
         let inner = Arc::clone(&self.inner);
-        blocking(move || inner.reopen(entry, identity)).await
+        let reopened = blocking(move || inner.reopen(entry, inode)).await?;
+        Ok(reopened.map(|file| Reopened { file, lost: Vec::new() }))
     }
 
-    fn identity(&self, file: &SinkFile) -> u64 {
-        file.inner.inode
+    fn identity(&self, file: &SinkFile) -> Token {
+        file.inner.inode.into()
     }
 
     async fn digest(
@@ -453,12 +466,17 @@ impl Sink for LocalSink {
         blocking(move || inner.digest(&file.inner, range, &mut piece)).await
     }
 
-    async fn write(&self, file: SinkFile, chunk: VerifiedChunk) -> Result<(), StorageError> {
+    async fn write(&self, file: SinkFile, chunk: VerifiedChunk) -> Result<Receipt, StorageError> {
         let inner = Arc::clone(&self.inner);
-        blocking(move || inner.write(&file.inner, &chunk)).await
+        blocking(move || inner.write(&file.inner, &chunk)).await.map(|()| Receipt::default())
     }
 
-    async fn commit(&self, file: SinkFile, entry: Arc<Entry>) -> Result<(), StorageError> {
+    async fn commit(
+        &self,
+        file: SinkFile,
+        entry: Arc<Entry>,
+        _: Option<Digest>,
+    ) -> Result<(), StorageError> {
         let inner = Arc::clone(&self.inner);
         blocking(move || inner.commit(&file.inner, &entry)).await
     }
@@ -468,10 +486,11 @@ impl Sink for LocalSink {
         blocking(move || inner.discard(&file.inner)).await
     }
 
-    async fn discard_left_over(&self, path: Vec<u8>, identity: u64) {
+    async fn discard_left_over(&self, path: Vec<u8>, identity: Token) {
+        let Some(inode) = identity.number() else { return };
         let inner = Arc::clone(&self.inner);
         // What is not there, or not ours, stays as it is.
-        let _ = blocking(move || inner.discard_left_over(&path, identity)).await;
+        let _ = blocking(move || inner.discard_left_over(&path, inode)).await;
     }
 
     async fn prepare_files(

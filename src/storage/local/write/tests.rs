@@ -78,13 +78,13 @@ async fn the_old_file_is_whole_until_the_rename() {
     fs::write(&path, b"old").unwrap();
     let entry = entry(1, 0, b"file", file_kind(3));
     assert!(matches!(sink.place(vec![Arc::clone(&entry)]).await[0], Ok(Placed::Wanted(_))));
-    let file = sink.create(Arc::clone(&entry)).await.unwrap();
+    let file = sink.create(Arc::clone(&entry), None).await.unwrap();
     sink.write(file.clone(), verified_chunk(whole(&entry, 3), b"new")).await.unwrap();
     let digest = sink.digest(file.clone(), whole(&entry, 3), &pool()).await.unwrap();
     assert_eq!(digest, Digest::of(b"new"));
     sink.sync_files(vec![file.clone()]).await.unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"old");
-    sink.commit(file, Arc::clone(&entry)).await.unwrap();
+    sink.commit(file, Arc::clone(&entry), None).await.unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"new");
     let files = vec![(verified_file(entry.id, b"small"), entry)];
     write_files(&sink, files).await.remove(0).unwrap();
@@ -98,11 +98,15 @@ async fn only_the_very_temporary_file_is_reopened() {
     let temp = tempfile::tempdir().unwrap();
     let sink = sink(temp.path());
     let entry = entry(1, 0, b"file", file_kind(5));
-    let identity = sink.identity(&sink.create(Arc::clone(&entry)).await.unwrap());
+    let identity = sink.identity(&sink.create(Arc::clone(&entry), None).await.unwrap());
     let path = temp.path().join(&names(temp.path())[0]);
-    let reopen = async || sink.reopen(Arc::clone(&entry), identity).await.unwrap();
+    let left = |token: &Token| Left { token: token.clone(), receipts: Vec::new() };
+    let reopen = async || sink.reopen(Arc::clone(&entry), left(&identity)).await.unwrap();
     assert!(reopen().await.is_some());
-    assert!(sink.reopen(Arc::clone(&entry), identity + 1).await.unwrap().is_none());
+    let others = [(identity.number().unwrap() + 1).into(), Token::new(b"inode").unwrap()];
+    for other in others {
+        assert!(sink.reopen(Arc::clone(&entry), left(&other)).await.unwrap().is_none());
+    }
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4).unwrap();
     assert!(reopen().await.is_none(), "another size");
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(5).unwrap();
@@ -112,9 +116,9 @@ async fn only_the_very_temporary_file_is_reopened() {
     fs::remove_file(&path).unwrap();
     symlink("canary", &path).unwrap();
     assert!(reopen().await.is_none(), "a symlink");
-    sink.discard_left_over(b"file".to_vec(), identity).await;
+    sink.discard_left_over(b"file".to_vec(), identity.clone()).await;
     assert!(path.is_symlink(), "it is not ours to remove");
-    let file = sink.create(Arc::clone(&entry)).await.unwrap();
+    let file = sink.create(Arc::clone(&entry), None).await.unwrap();
     assert_eq!(fs::read(temp.path().join("canary")).unwrap(), [0; 5]);
     sink.discard_left_over(b"../x/file".to_vec(), sink.identity(&file)).await;
     assert_eq!(names(temp.path()).len(), 2);
@@ -128,11 +132,11 @@ async fn a_temporary_file_that_was_swapped_is_not_committed() {
     let temp = tempfile::tempdir().unwrap();
     let sink = sink(temp.path());
     let entry = entry(1, 0, b"file", file_kind(5));
-    let file = sink.create(Arc::clone(&entry)).await.unwrap();
+    let file = sink.create(Arc::clone(&entry), None).await.unwrap();
     let path = temp.path().join(&names(temp.path())[0]);
     fs::rename(&path, temp.path().join("kept")).unwrap();
     fs::write(&path, b"other").unwrap();
-    assert!(sink.commit(file, entry).await.is_err());
+    assert!(sink.commit(file, entry, None).await.is_err());
     assert!(!temp.path().join("file").exists());
 }
 
@@ -177,7 +181,7 @@ async fn holes_in_a_chunk_remove_what_an_earlier_version_wrote() {
     let sink = sink(temp.path());
     let size: u32 = 1 << 20;
     let entry = entry(1, 0, b"file", file_kind(size.into()));
-    let file = sink.create(Arc::clone(&entry)).await.unwrap();
+    let file = sink.create(Arc::clone(&entry), None).await.unwrap();
     let range = whole(&entry, size.into());
     sink.write(file.clone(), verified_chunk(range, &vec![1; 1 << 20])).await.unwrap();
     let extents = [(8192, 4096), (40_960, 8192)].map(|(start, len)| Extent { start, len });
@@ -188,7 +192,7 @@ async fn holes_in_a_chunk_remove_what_an_earlier_version_wrote() {
     Sparse::write_table(size, Digest::of(&expected), &extents, &mut payload);
     let chunk = Chunk::sparse(range, 1, payload.into()).unwrap();
     sink.write(file.clone(), chunk.verify().unwrap()).await.unwrap();
-    sink.commit(file, entry).await.unwrap();
+    sink.commit(file, entry, None).await.unwrap();
     let path = temp.path().join("file");
     assert!(fs::read(&path).unwrap() == expected);
     fs::File::open(&path).unwrap().sync_all().unwrap();
@@ -201,12 +205,12 @@ async fn a_hole_removes_what_an_earlier_version_wrote() {
     let sink = sink(temp.path());
     let size = 1 << 20;
     let entry = entry(1, 0, b"file", file_kind(size));
-    let file = sink.create(Arc::clone(&entry)).await.unwrap();
+    let file = sink.create(Arc::clone(&entry), None).await.unwrap();
     let range = whole(&entry, size);
     sink.write(file.clone(), verified_chunk(range, &vec![1; 1 << 20])).await.unwrap();
     let hole = Chunk::hole(range, 1).verify().unwrap();
     sink.write(file.clone(), hole).await.unwrap();
-    sink.commit(file, entry).await.unwrap();
+    sink.commit(file, entry, None).await.unwrap();
     assert_eq!(fs::read(temp.path().join("file")).unwrap(), vec![0; 1 << 20]);
 }
 
@@ -233,7 +237,7 @@ async fn a_directory_swapped_for_a_symlink_is_not_followed() {
     entries.clear();
     for parent in 1..=3 {
         let file = entry(10 + parent, parent, b"file", file_kind(4));
-        assert!(sink.create(Arc::clone(&file)).await.is_err());
+        assert!(sink.create(Arc::clone(&file), None).await.is_err());
         let small = vec![(verified_file(file.id, b"data"), Arc::clone(&file))];
         assert!(write_files(&sink, small).await[0].is_err());
         entries.push(file);
@@ -282,8 +286,8 @@ async fn swapping_a_directory_all_the_time_does_not_help() {
         let [.., file] = entries;
         let small = vec![(verified_file(file.id, b"data"), Arc::clone(&file))];
         write_files(&sink, small).await;
-        if let Ok(open) = sink.create(Arc::clone(&file)).await {
-            let _ = sink.commit(open, file).await;
+        if let Ok(open) = sink.create(Arc::clone(&file), None).await {
+            let _ = sink.commit(open, file, None).await;
         }
         sink.finish().await;
     }
