@@ -191,14 +191,25 @@ impl Ways {
         let (proven, accepted) = flume::unbounded();
         self.listening.spawn(listener.run(proven));
         let dial = Dial { carrier, port, addresses: self.known.own.clone() };
-        self.outbox.say(&Message::Dial(dial)).map_err(|error| error.to_string())?;
+        self.outbox.say(&Message::Dial(dial.clone())).map_err(|error| error.to_string())?;
         let mut came: HashMap<u16, Channel> = HashMap::new();
         let own = self.known.own.join(", ");
         let mut why = format!("no answer from the other host, which was told {own}, port {port}");
         let all = usize::from(self.config.channels);
+        // A channel of the way that was tried before may reach the agent after these words, which it
+        // then takes for the way that works; it is told once more.
+        let mut tell_again = std::pin::pin!(tokio::time::sleep(PATIENCE / 3));
+        let mut is_told = false;
+        let outbox = &self.outbox;
         let waiting = async {
             while came.len() < all {
                 tokio::select! {
+                    () = &mut tell_again, if !is_told => {
+                        is_told = true;
+                        if came.is_empty() && outbox.say(&Message::Dial(dial.clone())).is_err() {
+                            return;
+                        }
+                    }
                     Ok(channel) = accepted.recv_async() => {
                         came.insert(channel.slot.channel, channel);
                     }
