@@ -254,7 +254,7 @@ pub struct Thing {
     pub mode: Option<Mode>,
     /// The numbers of user and group.
     pub owners: Option<(u32, u32)>,
-    /// Another one if the content is another: an ETag, a generation.
+    /// Another one if the content is another: an `ETag`, a generation.
     pub tag: Option<Box<[u8]>>,
     /// The root that was stored with it. It is a claim.
     pub root: Option<Digest>,
