@@ -24,7 +24,18 @@ const LAYERS: &[Layer] = &[
     Layer {
         name: "storage",
         below: &["protocol"],
-        outside: &["blake3", "bytes", "flume", "ignore", "memmap2", "rustix", "thiserror", "tokio"],
+        outside: &[
+            "blake3",
+            "bytes",
+            "flume",
+            "futures_util",
+            "ignore",
+            "memmap2",
+            "rustix",
+            "serde_json",
+            "thiserror",
+            "tokio",
+        ],
     },
     Layer {
         name: "transport",

@@ -256,6 +256,9 @@ pub struct Connecting {
     /// Store nothing on the other host, and use nothing that was stored there
     #[arg(long, conflicts_with_all = ["bootstrap", "agent_binary"], help_heading = "Transfer")]
     pub no_bootstrap: bool,
+    /// Where no fastsync can be started on the other host, do not go on by SFTP
+    #[arg(long, help_heading = "Transfer")]
+    pub no_fallback: bool,
     #[command(flatten)]
     pub ssh: Ssh,
 }

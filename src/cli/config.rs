@@ -132,6 +132,13 @@ fn default_path() -> Option<PathBuf> {
     Some(strategy.config_dir().join("fastsync").join("config.toml"))
 }
 
+/// `~/.local/state/fastsync`, or below `$XDG_STATE_HOME`: what is to be remembered of transfers to places
+/// that have no room for it.
+pub fn state_directory() -> Option<PathBuf> {
+    let strategy = etcetera::base_strategy::choose_base_strategy().ok()?;
+    Some(strategy.state_dir()?.join("fastsync"))
+}
+
 /// A default file that is not there; a parent that is a file counts too.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)

@@ -17,7 +17,8 @@ use super::rules::Files;
 use super::settings::{Environment, Settings};
 use super::units::{ProgressMode, ResumeMode, Switch};
 use crate::engine::job::{
-    Bootstrap, Direction, Host, Job, Launch, Place, Ssh as SshClient, TransferConfig,
+    At, Bootstrap, Direction, Host, Job, Launch, Place, Site, Sources, Ssh as SshClient,
+    TransferConfig,
 };
 use crate::protocol::message::Resume;
 
@@ -109,7 +110,9 @@ pub fn job(
     if connecting.no_bootstrap {
         launch.bootstrap = Bootstrap::Forbidden;
     }
-    let config: TransferConfig = settings.to_config();
+    let mut config: TransferConfig = settings.to_config();
+    config.state_directory = super::config::state_directory();
+    config.fallback = !connecting.no_fallback;
     Ok(Job { direction, paths: None, launch, config })
 }
 
@@ -122,6 +125,10 @@ pub fn direction(verb: Verb, typed: &[OsString]) -> Result<Direction, UsageError
     };
     let sources: Result<Vec<_>, _> = sources.iter().map(|typed| Location::parse(typed)).collect();
     let (sources, destination) = (sources?, Location::parse(destination)?);
+    let is_at_store = |location: &Location| matches!(location, Location::Endpoint { .. });
+    if sources.iter().any(is_at_store) || is_at_store(&destination) {
+        return with_store(verb, sources, destination);
+    }
     let is_remote = |location: &Location| matches!(location, Location::Remote { .. });
     let (far_source, far_destination) = (sources.iter().any(is_remote), is_remote(&destination));
     if far_source && far_destination {
@@ -141,12 +148,58 @@ pub fn direction(verb: Verb, typed: &[OsString]) -> Result<Direction, UsageError
 fn copy(sources: Vec<Location>, destination: Location) -> Direction {
     let path = |location| match location {
         Location::Local(path) => path,
-        Location::Remote { path, .. } => OsString::from_vec(path).into(),
+        Location::Remote { path, .. } | Location::Endpoint { path, .. } => {
+            OsString::from_vec(path).into()
+        }
     };
     Direction::Copy {
-        sources: sources.into_iter().map(path).collect(),
-        destination: path(destination),
+        sources: Sources::Local(sources.into_iter().map(path).collect()),
+        destination: Site::Local(path(destination)),
     }
+}
+
+/// A location is at an endpoint.
+fn with_store(
+    verb: Verb,
+    sources: Vec<Location>,
+    destination: Location,
+) -> Result<Direction, UsageError> {
+    if matches!(verb, Verb::Push | Verb::Pull) {
+        let text = "push and pull need a fastsync at the other end; where none can run it is \
+                    `fastsync cp` or `fastsync sync`";
+        return Err(UsageError::new(text));
+    }
+    let destination = match destination {
+        Location::Local(path) => Site::Local(path),
+        Location::Endpoint { store, path } => Site::Endpoint { store, path },
+        Location::Remote { host, path } => {
+            let destination = Place::Remote { host, path };
+            return Ok(Direction::Push { sources: here_or_at_store(sources)?, destination });
+        }
+    };
+    if sources.iter().any(|source| matches!(source, Location::Remote { .. })) {
+        let (sources, host) = on_one_host(sources, Path::new("/"))?;
+        return Ok(Direction::Pull { sources, host, destination });
+    }
+    Ok(Direction::Copy { sources: here_or_at_store(sources)?, destination })
+}
+
+/// Sources that this process reads itself.
+fn here_or_at_store(sources: Vec<Location>) -> Result<Sources, UsageError> {
+    let (mut local, mut stored) = (Vec::new(), Vec::new());
+    for source in sources {
+        match source {
+            Location::Local(path) => local.push(path),
+            Location::Endpoint { store, path } => stored.push((store, path)),
+            Location::Remote { .. } => return Err(UsageError::new(ONE_PLACE)),
+        }
+    }
+    let Some((store, _)) = stored.first().cloned() else { return Ok(Sources::Local(local)) };
+    if !local.is_empty() || stored.iter().any(|(other, _)| *other != store) {
+        return Err(UsageError::new(ONE_PLACE));
+    }
+    let paths = stored.into_iter().map(|(_, path)| path).collect();
+    Ok(Sources::Endpoint { store, paths })
 }
 
 /// The destination is on another host, and so is a source.
@@ -181,11 +234,13 @@ fn push(
              ./{}:... if it is a file here",
             host.name, host.name
         ))),
+        Location::Endpoint { .. } => Err(UsageError::new(ONE_PLACE)),
     };
-    let sources = sources.into_iter().map(local).collect::<Result<_, _>>()?;
+    let sources = Sources::Local(sources.into_iter().map(local).collect::<Result<_, _>>()?);
     let destination = match destination {
-        Location::Local(path) => Place::Local(absolute(current, &path)),
         Location::Remote { host, path } => Place::Remote { host, path },
+        Location::Local(path) => Place::Local(absolute(current, &path)),
+        Location::Endpoint { .. } => return Err(UsageError::new(ONE_PLACE)),
     };
     Ok(Direction::Push { sources, destination })
 }
@@ -196,7 +251,8 @@ fn pull(
     current: &Path,
 ) -> Result<Direction, UsageError> {
     let destination = match destination {
-        Location::Local(path) => path,
+        Location::Local(path) => Site::Local(path),
+        Location::Endpoint { store, path } => Site::Endpoint { store, path },
         Location::Remote { host, .. } => {
             return Err(UsageError::new(format!(
                 "pull copies to this machine, and the destination is on {}; use `fastsync push`",
@@ -219,14 +275,13 @@ fn on_one_host(
         let (host, path) = match source {
             Location::Local(path) => (None, absolute(current, &path).into_os_string().into_vec()),
             Location::Remote { host, path } => (Some(host), path),
+            Location::Endpoint { .. } => return Err(UsageError::new(ONE_PLACE)),
         };
         hosts.push(host);
         paths.push(path);
     }
     if hosts.windows(2).any(|pair| pair[0] != pair[1]) {
-        return Err(UsageError::new(
-            "all sources are on one host, written alike; run one command for each host",
-        ));
+        return Err(UsageError::new(ONE_PLACE));
     }
     Ok((paths, hosts.into_iter().next().flatten()))
 }
@@ -234,7 +289,12 @@ fn on_one_host(
 /// The only source stands for what is in it, however it is written.
 pub fn take_contents(direction: &mut Direction) {
     match direction {
-        Direction::Push { sources, .. } | Direction::Copy { sources, .. } => {
+        Direction::Push { sources: Sources::Endpoint { paths, .. }, .. }
+        | Direction::Copy { sources: Sources::Endpoint { paths, .. }, .. } => {
+            paths.iter_mut().for_each(end_with_slash);
+        }
+        Direction::Push { sources: Sources::Local(sources), .. }
+        | Direction::Copy { sources: Sources::Local(sources), .. } => {
             for source in sources {
                 let mut path = std::mem::take(source).into_os_string().into_vec();
                 end_with_slash(&mut path);
@@ -261,23 +321,23 @@ pub fn end_with_slash(path: &mut Vec<u8>) {
 fn host(direction: &Direction) -> Option<&Host> {
     match direction {
         Direction::Push { destination: Place::Remote { host, .. }, .. }
-        | Direction::Between { host, .. } => Some(host),
-        Direction::Push { destination: Place::Local(_), .. } | Direction::Copy { .. } => None,
-        Direction::Pull { host, .. }
-        | Direction::Inventory { host, .. }
-        | Direction::Measure { host, .. } => host.as_ref(),
+        | Direction::Between { host, .. }
+        | Direction::Inventory { at: At::Host(host), .. } => Some(host),
+        Direction::Push { destination: Place::Local(_), .. }
+        | Direction::Copy { .. }
+        | Direction::Inventory { .. } => None,
+        Direction::Pull { host, .. } | Direction::Measure { host, .. } => host.as_ref(),
     }
 }
 
 /// The port is given to ssh once: by the URL or by the flag.
 fn join_port(direction: &mut Direction, ssh: &Ssh) -> Result<(), UsageError> {
     let hosts = match direction {
-        Direction::Push { destination: Place::Remote { host, .. }, .. } => vec![host],
+        Direction::Push { destination: Place::Remote { host, .. }, .. }
+        | Direction::Inventory { at: At::Host(host), .. } => vec![host],
         Direction::Between { source_host, host, .. } => vec![source_host, host],
-        Direction::Pull { host, .. }
-        | Direction::Inventory { host, .. }
-        | Direction::Measure { host, .. } => host.iter_mut().collect(),
-        Direction::Push { .. } | Direction::Copy { .. } => Vec::new(),
+        Direction::Pull { host, .. } | Direction::Measure { host, .. } => host.iter_mut().collect(),
+        Direction::Push { .. } | Direction::Copy { .. } | Direction::Inventory { .. } => Vec::new(),
     };
     for host in hosts {
         let (Some(flag), Some(port)) = (ssh.port, host.port) else { continue };
@@ -366,6 +426,9 @@ fn tell(display: &mut Display, telling: &Telling, job: &Job) {
     display.stats = telling.stats;
 }
 
+const ONE_PLACE: &str =
+    "all sources are on one host or at one endpoint, written alike; run one command for each";
+
 fn mapping(locations: &[OsString], contents: bool) -> Option<Mapping> {
     let (destination, sources) = locations.split_last()?;
     Some(Mapping::new(sources, destination, contents))
@@ -405,7 +468,10 @@ mod tests {
     #[test]
     fn a_push_to_a_host() {
         let plan = planned(&["push", "a/", "/b", "u@h:/x"], &[]).unwrap();
-        let Direction::Push { sources, destination } = plan.job.direction else { panic!() };
+        let Direction::Push { sources: Sources::Local(sources), destination } = plan.job.direction
+        else {
+            panic!()
+        };
         assert_eq!(sources, [PathBuf::from("a/"), "/b".into()]);
         let host = Host { name: "h".into(), user: Some("u".into()), port: None };
         assert_eq!(destination, Place::Remote { host, path: b"/x".to_vec() });
@@ -416,7 +482,7 @@ mod tests {
         let plan = planned(&["pull", "h:a", "h:/b/", "d"], &[]).unwrap();
         let Direction::Pull { sources, host, destination } = plan.job.direction else { panic!() };
         assert_eq!(sources, [b"a".to_vec(), b"/b/".to_vec()]);
-        assert_eq!((host.unwrap().name, destination), ("h".into(), "d".into()));
+        assert_eq!((host.unwrap().name, destination), ("h".into(), Site::Local("d".into())));
         let plan = planned(&["pull", "a", "/b/", "d"], &[]).unwrap();
         let Direction::Pull { sources, host, .. } = plan.job.direction else { panic!() };
         assert!(host.is_none() && sources[0].starts_with(b"/") && sources[0].ends_with(b"/a"));
@@ -431,7 +497,8 @@ mod tests {
             let Direction::Copy { sources, destination } = direction(&["a/", "b", "c"]) else {
                 panic!("no copy");
             };
-            assert_eq!((sources, destination), (vec!["a/".into(), "b".into()], "c".into()));
+            assert_eq!(sources, Sources::Local(vec!["a/".into(), "b".into()]));
+            assert_eq!(destination, Site::Local("c".into()));
             assert!(matches!(direction(&["a", "h:b"]), Direction::Push { .. }));
             assert!(matches!(direction(&["h:a", "b"]), Direction::Pull { .. }));
             let Direction::Between { sources, source_host, host, destination } =
@@ -453,7 +520,10 @@ mod tests {
     fn a_list_of_files_is_of_what_is_in_the_source() {
         for (typed, wanted) in [("a", "a/"), ("a/", "a/"), (".", "./")] {
             let plan = planned(&["cp", "--files-from=/dev/null", typed, "b"], &[]).unwrap();
-            let Direction::Copy { sources, .. } = plan.job.direction else { panic!("no copy") };
+            let Direction::Copy { sources: Sources::Local(sources), .. } = plan.job.direction
+            else {
+                panic!("no copy")
+            };
             assert_eq!(sources[0].as_os_str(), wanted);
             assert_eq!(plan.job.paths, Some(Vec::new()));
         }

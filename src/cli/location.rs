@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 
 use super::UsageError;
-use crate::engine::job::Host;
+use crate::engine::job::{Host, Store};
 use crate::protocol::manifest::Escaped;
 
 /// Where something is.
@@ -19,6 +19,11 @@ pub enum Location {
     /// A path on another host; relative paths begin at the user's home directory.
     Remote {
         host: Host,
+        path: Vec<u8>,
+    },
+    /// A path at a place where no fastsync runs.
+    Endpoint {
+        store: Store,
         path: Vec<u8>,
     },
 }
@@ -52,11 +57,12 @@ impl Location {
     }
 
     fn parse_url(typed: &[u8], scheme: &[u8], rest: &[u8]) -> Result<Self, UsageError> {
-        if !scheme.eq_ignore_ascii_case(b"ssh") {
+        let is_sftp = scheme.eq_ignore_ascii_case(b"sftp");
+        if !is_sftp && !scheme.eq_ignore_ascii_case(b"ssh") {
             let scheme = Escaped(scheme);
             let text = format!(
-                "{scheme}:// locations are not supported yet; write a path, [user@]host:path or \
-                 ssh://user@host:port/path"
+                "{scheme}:// locations are not supported yet; write a path, [user@]host:path, \
+                 ssh://user@host:port/path or sftp://user@host:port/path"
             );
             return Err(UsageError::new(text));
         }
@@ -70,6 +76,11 @@ impl Location {
                 "a password has no place on a command line; ssh asks for it",
             ));
         }
+        // Nothing behind the colon is no port, as in scp's way to write a path.
+        let name_and_port = match name_and_port.strip_suffix(b":") {
+            Some(name) if is_sftp => name,
+            _ => name_and_port,
+        };
         let (name, port) = split_port(typed, name_and_port)?;
         let host =
             Host { name: host_name(typed, name)?, user: user_name(typed, user.as_deref())?, port };
@@ -81,6 +92,9 @@ impl Location {
         };
         if path.contains(&0) {
             return Err(refuse(typed, "a path has no zero bytes"));
+        }
+        if is_sftp {
+            return Ok(Self::Endpoint { store: Store::Sftp(host), path });
         }
         Ok(Self::Remote { host, path })
     }

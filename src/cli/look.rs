@@ -12,7 +12,7 @@ use super::mapping::last_name;
 use super::meaning;
 use super::rules::Files;
 use super::settings::Environment;
-use crate::engine::job::{Direction, Job};
+use crate::engine::job::{At, Direction, Job};
 
 /// Puts the job of `check A B` together: a dry run that would make B like A.
 pub fn plan_check(check: &Check, environment: &Environment<'_>) -> Result<Plan, UsageError> {
@@ -35,7 +35,9 @@ pub fn plan_check(check: &Check, environment: &Environment<'_>) -> Result<Plan, 
 fn is_compared_by_contents(a: &OsStr, b: &OsStr) -> bool {
     match (Location::parse(a), Location::parse(b)) {
         (Ok(Location::Local(path)), _) => path.is_dir(),
-        (Ok(Location::Remote { .. }), Ok(Location::Local(path))) => !path.exists() || path.is_dir(),
+        (Ok(Location::Remote { .. } | Location::Endpoint { .. }), Ok(Location::Local(path))) => {
+            !path.exists() || path.is_dir()
+        }
         _ => false,
     }
 }
@@ -60,21 +62,25 @@ pub fn plan_inventory(
     environment: &Environment<'_>,
     files: &mut Files,
 ) -> Result<Inventory, UsageError> {
-    let (host, source, prefix) = match Location::parse(location)? {
+    let (at, source, prefix) = match Location::parse(location)? {
         Location::Local(path) => {
             let is_directory = path.is_dir();
             let mut path = path.into_os_string().into_vec();
             if is_directory {
                 end_with_slash(&mut path);
             }
-            (None, path, None)
+            (At::Here, path, None)
         }
         Location::Remote { host, path } => {
             let prefix = last_name(&path).map(<[u8]>::to_vec);
-            (Some(host), path, prefix)
+            (At::Host(host), path, prefix)
+        }
+        Location::Endpoint { store, path } => {
+            let prefix = last_name(&path).map(<[u8]>::to_vec);
+            (At::Store(store), path, prefix)
         }
     };
-    let direction = Direction::Inventory { sources: vec![source], host, hash };
+    let direction = Direction::Inventory { sources: vec![source], at, hash };
     let mut job = job(direction, connecting, None, environment)?;
     let config = &mut job.config;
     config.select = meaning::select(choosing, files)?;
@@ -91,6 +97,7 @@ pub fn plan_inventory(
 mod tests {
     use super::*;
     use crate::cli::args::{Arguments, Command};
+    use crate::engine::job::Sources;
     use crate::protocol::message::Compare;
     use clap::Parser as _;
     use std::ffi::OsString;
@@ -116,7 +123,9 @@ mod tests {
         let plan = planned(&["check", "--checksum", here, "b"]);
         assert!(plan.job.config.dry_run && plan.job.config.delete.is_some());
         assert_eq!(plan.job.config.update.compare, Compare::Checksum);
-        let Direction::Copy { sources, .. } = plan.job.direction else { panic!("no copy") };
+        let Direction::Copy { sources: Sources::Local(sources), .. } = plan.job.direction else {
+            panic!("no copy")
+        };
         assert_eq!(sources[0].as_os_str().as_bytes(), format!("{here}/").as_bytes());
         let plan = planned(&["check", "h:a", here]);
         assert!(

@@ -88,7 +88,7 @@ impl Argument {
     fn new(typed: &OsStr) -> Self {
         let (path, is_local) = match Location::parse(typed) {
             Ok(Location::Local(path)) => (path.into_os_string().as_bytes().to_vec(), true),
-            Ok(Location::Remote { path, .. }) => (path, false),
+            Ok(Location::Remote { path, .. } | Location::Endpoint { path, .. }) => (path, false),
             Err(_) => (typed.as_bytes().to_vec(), true),
         };
         let name = last_name(&path).map(<[u8]>::to_vec);

@@ -279,7 +279,9 @@ fn manifest_content(location: &OsStr, file: &OsStr) -> Result<Option<impl BufRea
     (&content).take(manifest::HEAD_LEN).read_to_end(&mut head).map_err(unreadable)?;
     let is_directory = match Location::parse(location)? {
         Location::Local(path) => path.is_dir(),
-        Location::Remote { path, .. } => mapping::last_name(&path).is_none(),
+        Location::Remote { path, .. } | Location::Endpoint { path, .. } => {
+            mapping::last_name(&path).is_none()
+        }
     };
     if manifest::is_manifest(&head) || is_directory && head.is_empty() {
         return Ok(Some(BufReader::new(io::Cursor::new(head).chain(content))));

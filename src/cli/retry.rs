@@ -19,7 +19,7 @@ use super::report::{About, CommandLine, ReportError, ReportFile};
 use super::rules::Files;
 use super::settings::Environment;
 use super::text::from_hex;
-use crate::engine::job::Direction;
+use crate::engine::job::{Direction, Sources};
 
 /// What a report tells.
 #[derive(Debug)]
@@ -249,7 +249,12 @@ fn bytes(text: Option<String>, hex: Option<&str>) -> Option<Vec<u8>> {
 fn names(direction: &Direction) -> Option<Vec<Vec<u8>>> {
     let name = |path: &[u8]| last_name(path).map(<[u8]>::to_vec);
     match direction {
-        Direction::Push { sources, .. } | Direction::Copy { sources, .. } => {
+        Direction::Push { sources: Sources::Endpoint { paths, .. }, .. }
+        | Direction::Copy { sources: Sources::Endpoint { paths, .. }, .. } => {
+            paths.iter().map(|path| name(path)).collect()
+        }
+        Direction::Push { sources: Sources::Local(sources), .. }
+        | Direction::Copy { sources: Sources::Local(sources), .. } => {
             sources.iter().map(|path| name(path.as_os_str().as_bytes())).collect()
         }
         Direction::Pull { sources, .. }
@@ -266,7 +271,7 @@ fn unreadable() -> UsageError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::job::Direction;
+    use crate::engine::job::{Direction, Sources};
     use crate::protocol::message::MakeRoom;
 
     fn report(arguments: &str, lines: &str) -> String {
@@ -303,7 +308,9 @@ mod tests {
         assert!(job.config.select.has_paths && job.config.select.whole_directories);
         assert_eq!((job.config.delete, report), (None, None));
         assert_eq!(job.config.update.make_room, MakeRoom::All);
-        let Direction::Copy { sources, .. } = job.direction else { panic!("no copy") };
+        let Direction::Copy { sources: Sources::Local(sources), .. } = job.direction else {
+            panic!("no copy")
+        };
         assert_eq!(sources[0].as_os_str().as_encoded_bytes(), b"\xff/");
     }
 

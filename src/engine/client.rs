@@ -11,8 +11,9 @@ use tokio::io::AsyncRead;
 use tokio::task::JoinSet;
 
 use super::control::{Aside, ControlError, Inbox, Outbox, Word, outbox_with};
+use super::endpoint::{self, AnyDestination, AnySource};
 use super::event::Event;
-use super::job::{Direction, Host, Job, Place, Reach, Transport};
+use super::job::{At, Direction, Host, Job, Place, Reach, Transport};
 use super::launch::{self, AgentGreeting, Launched, Launcher};
 use super::measure::{Finding, Measurement};
 use super::reach::client::{Known, own_addresses};
@@ -20,14 +21,14 @@ use super::reach::lanes::Lanes;
 use super::receive::ReceiverEnd;
 use super::send::SenderEnd;
 use super::session::{Observer, SessionError};
-use super::{EngineError, here, inventory, measure, reach, receive, send};
+use super::{EngineError, here, inventory, measure, reach, receive};
 use crate::protocol::handshake::{self, ChannelKeys, transcript};
 use crate::protocol::manifest::{Escaped, Totals};
 use crate::protocol::message::{Accept, Deletions, Message, Open, Options, Secret, Task};
 use crate::protocol::session::{End, Role};
 use crate::protocol::tunnel;
 use crate::ssh::Login;
-use crate::storage::local::{LocalSource, is_confined};
+use crate::storage::local::is_confined;
 use crate::transport::channel::{Channel, ChannelConfig};
 use crate::transport::quic::has_congestion;
 use crate::transport::tls::Identity;
@@ -52,7 +53,7 @@ pub struct Failed {
 /// Runs one session of a job.
 pub async fn run_session(job: &Job, observer: &Observer) -> Result<SessionEnd, Failed> {
     let early = |error| Failed { error, established: false };
-    let plan = Plan::new(job).map_err(early)?;
+    let plan = Plan::new(job, observer).await.map_err(early)?;
     let (host, me) = (plan.host.as_ref(), plan.end());
     let begun = Instant::now();
     let launched = Launcher { launch: &job.launch, host, me, observer }.launch().await;
@@ -140,8 +141,8 @@ pub struct Relayed {
 
 #[derive(Debug)]
 pub enum LocalEnd {
-    Source(LocalSource),
-    Destination(PathBuf),
+    Source(AnySource),
+    Destination(AnyDestination),
     /// Nothing is received.
     Inventory {
         hash: bool,
@@ -151,23 +152,22 @@ pub enum LocalEnd {
 }
 
 impl Plan {
-    fn new(job: &Job) -> Result<Self, EngineError> {
+    async fn new(job: &Job, observer: &Observer) -> Result<Self, EngineError> {
         let mut options = job.config.to_options(false);
         options.select.has_paths = job.paths.is_some();
+        if endpoint::is_involved(&job.direction) {
+            endpoint::fit(&mut options, observer);
+        }
         let (host, local, task, names) = match &job.direction {
             Direction::Push { sources, destination } => {
                 options.check().map_err(|text| EngineError::Usage(text.to_owned()))?;
-                let source = LocalSource::open(sources, &options, job.paths.clone())
-                    .map_err(EngineError::Source)?;
+                let source = AnySource::open(sources, &options, job, observer).await?;
                 let (host, path) = match destination {
                     Place::Local(path) => (None, absolute(path).as_os_str().as_bytes().to_vec()),
                     Place::Remote { host, path } => (Some(host.clone()), path.clone()),
                 };
-                let names: Vec<Vec<u8>> = sources
-                    .iter()
-                    .map(|path| absolute(path).as_os_str().as_bytes().to_vec())
-                    .chain([path.clone()])
-                    .collect();
+                let mut names = endpoint::names_of_sources(sources);
+                names.push(path.clone());
                 (host, LocalEnd::Source(source), Task::Receive { destination: path }, names)
             }
             Direction::Pull { sources, host, destination } => {
@@ -176,17 +176,19 @@ impl Plan {
                     None => sources.iter().map(|path| absolute_bytes(path)).collect(),
                 };
                 let from = host.as_ref().map_or("", |host| &host.name).as_bytes().to_vec();
-                let names = sources
-                    .iter()
-                    .cloned()
-                    .chain([from, absolute(destination).as_os_str().as_bytes().to_vec()]);
-                let names = names.collect();
-                let local = LocalEnd::Destination(destination.clone());
+                let names = sources.iter().cloned();
+                let names = names.chain([from, endpoint::name_of_site(destination)]).collect();
+                let local = AnyDestination::open(destination, job, observer).await?;
+                let local = LocalEnd::Destination(local);
                 (host.clone(), local, Task::Send { sources }, names)
             }
-            Direction::Inventory { sources, host, hash } => {
+            Direction::Inventory { sources, at, hash } => {
                 let (local, sources) = (LocalEnd::Inventory { hash: *hash }, sources.clone());
-                (host.clone(), local, Task::Send { sources }, Vec::new())
+                let host = match at {
+                    At::Host(host) => Some(host.clone()),
+                    At::Here | At::Store(_) => None,
+                };
+                (host, local, Task::Send { sources }, Vec::new())
             }
             Direction::Measure { host, directory, measurement } => {
                 measurement.adjust(&mut options);
@@ -380,35 +382,20 @@ impl<R: AsyncRead + Unpin + Send> Session<R> {
                 let take = Channel::into_sender;
                 let (channels, dialling) =
                     reach::client::channels(known, config, words, says, tells, take);
-                let source = source.clone();
-                let sending = send::run(
-                    source,
-                    &mut self.inbox,
-                    outbox,
-                    channels,
-                    options,
-                    max_open_entries,
-                    observer,
-                );
+                let inbox = &mut self.inbox;
+                let sending =
+                    source.send(inbox, outbox, channels, options, max_open_entries, observer);
                 let end = alongside(sending, dialling).await?;
                 let SenderEnd { totals, durable, deletions } = end;
                 Ok(SessionEnd { totals, durable, deletions })
             }
-            LocalEnd::Destination(path) => {
+            LocalEnd::Destination(destination) => {
                 let take = Channel::into_receiver;
                 let (channels, dialling) =
                     reach::client::channels(known, config, words, says, tells, take);
-                let path = path.as_os_str().as_bytes();
-                let receiving = here::receive_into(
-                    path,
-                    self.plan.job,
-                    &mut self.inbox,
-                    outbox,
-                    channels,
-                    options,
-                    observer,
-                    None,
-                );
+                let (inbox, job) = (&mut self.inbox, self.plan.job);
+                let receiving =
+                    destination.clone().receive(job, inbox, outbox, channels, options, observer);
                 let end = alongside(receiving, dialling).await?;
                 let ReceiverEnd { totals, durable, deletions } = end;
                 Ok(SessionEnd { totals, durable, deletions })

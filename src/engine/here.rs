@@ -16,7 +16,7 @@ use crate::protocol::message::{
     Changes, FailureCode, Message, Metadata, Options, Outcome, Resume, Whereabouts,
 };
 use crate::storage::local::{LocalSink, LocalSource, StateDir, boot_id};
-use crate::storage::{Operation, Sink as _, StorageError};
+use crate::storage::{Operation, Sink, StorageError};
 use crate::transport::FrameReceiver;
 
 /// A source in this process.
@@ -39,7 +39,7 @@ pub async fn receive_into<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     observer: Observer,
     near: Option<Near>,
 ) -> Result<ReceiverEnd, SessionError> {
-    let (single_file, root, whereabouts) = sources(inbox).await?;
+    let Told { single_file, root, whereabouts } = sources(inbox).await?;
     let mut sink = LocalSink::open(path, single_file, job, &options).map_err(startup)?;
     if let Some(Near { source, copies }) = near {
         sink = sink.beside(&source);
@@ -49,16 +49,43 @@ pub async fn receive_into<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     } else {
         sink = sink.apart_from(whereabouts).map_err(startup)?;
     }
+    let state =
+        if options.dry_run { None } else { Some(open_state(sink.open_state(), inbox).await?) };
+    let ready = Ready { sink, root, state, boot: boot_id() };
+    receive(ready, job, inbox, outbox, channels, options, observer).await
+}
+
+/// A sink that is open, and all that belongs to it.
+pub struct Ready<K> {
+    pub sink: K,
+    /// What the destination's own directory is to be like.
+    pub root: Option<Metadata>,
+    /// Where the journal is; without it, nothing can be resumed.
+    pub state: Option<StateDir>,
+    /// See [`Purpose::boot`].
+    pub boot: [u8; 16],
+}
+
+/// Receives into an open sink, to the very end of the session.
+pub async fn receive<K: Sink, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
+    ready: Ready<K>,
+    job: [u8; 16],
+    inbox: &mut Inbox<R>,
+    outbox: Outbox,
+    channels: Channels<C>,
+    options: Options,
+    observer: Observer,
+) -> Result<ReceiverEnd, SessionError> {
+    let Ready { sink, root, state, boot } = ready;
     if let Some(root) = root {
         root.check().map_err(SessionError::violation)?;
         let changes = sink.keep_root(root.clone());
         tell_of_root(root, changes, options.dry_run, &outbox, &observer)?;
     }
-    let state = if options.dry_run { None } else { Some(open_state(&sink, inbox).await?) };
     let mut destination =
         Destination { sink, journal: None, begun: HashMap::default(), stale: Vec::new() };
     if let Some(state) = &state {
-        let purpose = Purpose { job, chunk_size: options.chunk_size, boot: boot_id() };
+        let purpose = Purpose { job, chunk_size: options.chunk_size, boot };
         let file = state.journal().try_clone();
         let opened = file.and_then(|file| Journal::open(file, purpose));
         let opened = opened.map_err(StorageError::io(Operation::Open, b"the journal"));
@@ -98,14 +125,19 @@ fn tell_of_root(
     Ok(())
 }
 
+/// What a sender says of its sources.
+pub struct Told {
+    pub single_file: bool,
+    pub root: Option<Metadata>,
+    pub whereabouts: Whereabouts,
+}
+
 /// The sender's first word of its sources (ENTRY-1).
-async fn sources<R: AsyncRead + Unpin>(
-    inbox: &mut Inbox<R>,
-) -> Result<(bool, Option<Metadata>, Whereabouts), SessionError> {
+pub async fn sources<R: AsyncRead + Unpin>(inbox: &mut Inbox<R>) -> Result<Told, SessionError> {
     loop {
         match inbox.next().await? {
             Message::Sources { single_file, root, whereabouts } => {
-                return Ok((single_file, root, whereabouts));
+                return Ok(Told { single_file, root, whereabouts });
             }
             Message::Ping => {}
             Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
@@ -118,8 +150,10 @@ async fn sources<R: AsyncRead + Unpin>(
 }
 
 /// Waits for the job's lock; meanwhile the peer is not read, and must not count as silent.
-async fn open_state<R>(sink: &LocalSink, inbox: &Inbox<R>) -> Result<StateDir, SessionError> {
-    let opening = sink.open_state();
+pub async fn open_state<R>(
+    opening: impl Future<Output = Result<StateDir, StorageError>>,
+    inbox: &Inbox<R>,
+) -> Result<StateDir, SessionError> {
     let mut opening = std::pin::pin!(opening);
     loop {
         tokio::select! {
@@ -133,7 +167,9 @@ async fn open_state<R>(sink: &LocalSink, inbox: &Inbox<R>) -> Result<StateDir, S
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub fn startup(error: StorageError) -> SessionError {
     match error.code() {
-        FailureCode::DestinationFull => SessionError::Local(error.to_failure()),
+        FailureCode::DestinationFull | FailureCode::Disconnected => {
+            SessionError::Local(error.to_failure())
+        }
         _ => SessionError::local(FailureCode::Startup, error.to_string()),
     }
 }

@@ -13,26 +13,43 @@ use tokio::task::JoinSet;
 
 use super::client::{Failed, SessionEnd, absolute, job_name};
 use super::control::{Inbox, Outbox, Pulse, outbox};
-use super::event::{Connection, Event, Progress};
-use super::job::{Direction, Job};
+use super::endpoint::{self, AnyDestination, AnySource};
+use super::event::{Connection, Progress};
+use super::job::{At, Direction, Job, Site, Sources};
 use super::receive::ReceiverEnd;
 use super::session::{Channels, Observer, SessionError};
-use super::{EngineError, here, inventory, send};
+use super::{EngineError, here, inventory};
 use crate::protocol::handshake::ChannelSlot;
 use crate::protocol::message::{Failure, FailureCode, MAX_OPEN_ENTRIES, Message, Options};
 use crate::protocol::session::Role;
 use crate::storage::local::LocalSource;
 use crate::transport::memory::{self, MemoryReceiver, MemorySender};
 
-/// Copies files within this machine.
+/// Copies files within this machine, and between it and endpoints.
 pub async fn copy(
+    job: &Job,
+    sources: &Sources,
+    destination: &Site,
+    observer: &Observer,
+) -> Result<SessionEnd, Failed> {
+    match (sources, destination) {
+        (Sources::Local(sources), Site::Local(destination)) => {
+            copy_locally(job, sources, destination, observer).await
+        }
+        _ => carry(job, sources, destination, observer).await,
+    }
+}
+
+/// Copies files within this machine, where the kernel can do it.
+async fn copy_locally(
     job: &Job,
     sources: &[PathBuf],
     destination: &Path,
     observer: &Observer,
 ) -> Result<SessionEnd, Failed> {
     let options = options(job)?;
-    let source = open(sources, &options, job)?.awaiting_sink();
+    let source = LocalSource::open(sources, &options, job.paths.clone());
+    let source = source.map_err(|error| early(EngineError::Source(error)))?.awaiting_sink();
     let destination = absolute(destination);
     // What the kernel copied is in the journal without values, and of no use to another kind of job.
     let kind = if job.config.verify { "verified copy" } else { "copy" };
@@ -42,15 +59,16 @@ pub async fn copy(
         .chain([destination.as_os_str().as_bytes().to_vec()]);
     let name = job_name(&names.collect::<Vec<_>>());
     let near = here::Near { source: source.clone(), copies: !job.config.verify };
-    observer.tell(Event::Connected(Connection {
+    observer.connected(Connection {
         transport: TRANSPORT,
         streams: options.streams,
         peer: "this machine".to_owned(),
         encrypted: false,
         dialler: "",
         reason: String::new(),
-    }));
+    });
     let receiving = options.clone();
+    let source = AnySource::Local(source);
     let end = both(source, options, observer, async |inbox, outbox, channels, observer| {
         let path = destination.as_os_str().as_bytes();
         here::receive_into(path, name, inbox, outbox, channels, receiving, observer, Some(near))
@@ -60,17 +78,44 @@ pub async fn copy(
     Ok(SessionEnd { totals, durable, deletions })
 }
 
-/// Tells what there is on this machine.
+/// Copies files from or to an endpoint.
+async fn carry(
+    job: &Job,
+    sources: &Sources,
+    destination: &Site,
+    observer: &Observer,
+) -> Result<SessionEnd, Failed> {
+    let mut options = options(job)?;
+    endpoint::fit(&mut options, observer);
+    let names = endpoint::names_of_sources(sources).into_iter();
+    let name = job_name(&names.chain([endpoint::name_of_site(destination)]).collect::<Vec<_>>());
+    let source = AnySource::open(sources, &options, job, observer).await.map_err(early)?;
+    let destination = AnyDestination::open(destination, job, observer).await.map_err(early)?;
+    observer.connected(endpoint::connection(&source, &destination));
+    let receiving = options.clone();
+    let end = both(source, options, observer, async |inbox, outbox, channels, observer| {
+        destination.receive(name, inbox, outbox, channels, receiving, observer).await
+    });
+    let ReceiverEnd { totals, durable, deletions } = end.await?;
+    Ok(SessionEnd { totals, durable, deletions })
+}
+
+/// Tells what there is on this machine, or at an endpoint.
 pub async fn look(
     job: &Job,
     sources: &[Vec<u8>],
+    at: &At,
     hash: bool,
     observer: &Observer,
 ) -> Result<SessionEnd, Failed> {
     let options = options(job)?;
-    let sources: Vec<PathBuf> =
-        sources.iter().map(|path| std::ffi::OsStr::from_bytes(path).into()).collect();
-    let source = open(&sources, &options, job)?;
+    let sources = match at {
+        At::Store(store) => Sources::Endpoint { store: store.clone(), paths: sources.to_vec() },
+        At::Here | At::Host(_) => Sources::Local(
+            sources.iter().map(|path| std::ffi::OsStr::from_bytes(path).into()).collect(),
+        ),
+    };
+    let source = AnySource::open(&sources, &options, job, observer).await.map_err(early)?;
     both(source, options, observer, async |inbox, outbox, _channels, observer| {
         inventory::run(hash, inbox, outbox, observer).await
     })
@@ -92,14 +137,9 @@ fn options(job: &Job) -> Result<Options, Failed> {
     Ok(options)
 }
 
-fn open(sources: &[PathBuf], options: &Options, job: &Job) -> Result<LocalSource, Failed> {
-    LocalSource::open(sources, options, job.paths.clone())
-        .map_err(|error| early(EngineError::Source(error)))
-}
-
 /// Runs the sender and a receiver against each other. The receiver is the one that is observed.
 async fn both<T>(
-    source: LocalSource,
+    source: AnySource,
     options: Options,
     observer: &Observer,
     receive: impl AsyncFnOnce(
@@ -114,7 +154,7 @@ async fn both<T>(
     let (sending, receiving) = channels(options.streams);
     let quiet = Observer::new(Arc::new(Progress::default()), None);
     let send = sender.run(async |inbox, outbox| {
-        send::run(source, inbox, outbox, sending, options, MAX_OPEN_ENTRIES, quiet).await
+        source.send(inbox, outbox, sending, options, MAX_OPEN_ENTRIES, quiet).await
     });
     let observer = observer.clone();
     let receive =
@@ -132,6 +172,10 @@ fn explain(error: SessionError) -> EngineError {
     match error {
         SessionError::Local(failure) if failure.code == FailureCode::Interrupted => {
             EngineError::Interrupted
+        }
+        SessionError::Local(failure) if failure.code == FailureCode::Disconnected => {
+            let (host, cause) = ("the other end".to_owned(), failure.text().to_owned());
+            EngineError::Disconnected { host, cause }
         }
         SessionError::Local(failure) => EngineError::Session(failure),
         SessionError::Control(error) => {
@@ -201,7 +245,7 @@ mod tests {
 
     use super::*;
     use crate::engine::Watch;
-    use crate::engine::event::EntryReport;
+    use crate::engine::event::{EntryReport, Event};
     use crate::engine::job::Direction;
     use crate::protocol::chunk::Digest;
     use crate::protocol::message::Outcome;
@@ -257,7 +301,7 @@ mod tests {
         plant(temp.path());
         let source = temp.path().join("src/").as_os_str().as_bytes().to_vec();
         let inventory = |hash| Job {
-            direction: Direction::Inventory { sources: vec![source.clone()], host: None, hash },
+            direction: Direction::Inventory { sources: vec![source.clone()], at: At::Here, hash },
             ..Job::copy(Vec::new(), PathBuf::new())
         };
         let (report, ended) = run(inventory(true)).await;

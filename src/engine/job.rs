@@ -1,6 +1,7 @@
 //! What is to be done: everything that the user meant, with every default filled in.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,19 +33,18 @@ pub struct Job {
 /// Which way the data goes.
 #[derive(Clone, Debug)]
 pub enum Direction {
-    /// From this machine.
-    Push { sources: Vec<PathBuf>, destination: Place },
-    /// To this machine. All sources are on the one host of `launch`.
-    Pull { sources: Vec<Vec<u8>>, host: Option<Host>, destination: PathBuf },
+    /// From this machine, or through it from an endpoint.
+    Push { sources: Sources, destination: Place },
+    /// To this machine, or through it to an endpoint. All sources are on the one host of `launch`.
+    Pull { sources: Vec<Vec<u8>>, host: Option<Host>, destination: Site },
     /// From one host to another, while this machine only watches. They may be the same.
     Between { sources: Vec<Vec<u8>>, source_host: Host, host: Host, destination: Vec<u8> },
-    /// On this machine, in this process.
-    Copy { sources: Vec<PathBuf>, destination: PathBuf },
-    /// Nowhere: every entry is told, and nothing is received. All sources are on one host, or on
-    /// this machine.
+    /// In this process: on this machine, and between it and endpoints.
+    Copy { sources: Sources, destination: Site },
+    /// Nowhere: every entry is told, and nothing is received.
     Inventory {
         sources: Vec<Vec<u8>>,
-        host: Option<Host>,
+        at: At,
         /// Tell the BLAKE3 root of each file too.
         hash: bool,
     },
@@ -55,6 +55,48 @@ pub enum Direction {
         directory: Vec<u8>,
         measurement: Measurement,
     },
+}
+
+/// What this process reads itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Sources {
+    Local(Vec<PathBuf>),
+    /// At one endpoint.
+    Endpoint {
+        store: Store,
+        paths: Vec<Vec<u8>>,
+    },
+}
+
+/// Where this process writes itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Site {
+    Local(PathBuf),
+    Endpoint { store: Store, path: Vec<u8> },
+}
+
+/// A place without an agent, which this process reaches by itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Store {
+    /// An SFTP server, by ssh. Relative paths begin where it says.
+    Sftp(Host),
+}
+
+impl Store {
+    /// What its locations begin with, as a user writes them.
+    pub fn prefix(&self) -> String {
+        match self {
+            Self::Sftp(host) => format!("sftp://{host}"),
+        }
+    }
+}
+
+/// Where something is that is only looked at.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum At {
+    Here,
+    Host(Host),
+    Store(Store),
 }
 
 /// Where the other end of a push is.
@@ -82,6 +124,23 @@ pub struct Host {
     pub name: String,
     pub user: Option<String>,
     pub port: Option<u16>,
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(user) = &self.user {
+            write!(f, "{user}@")?;
+        }
+        if self.name.contains(':') {
+            write!(f, "[{}]", self.name)?;
+        } else {
+            f.write_str(&self.name)?;
+        }
+        match self.port {
+            Some(port) => write!(f, ":{port}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// How the agent is started.
@@ -163,6 +222,11 @@ pub struct TransferConfig {
     pub reach: Reach,
     /// How often a lost connection is made again without progress in between.
     pub retries: u32,
+    /// Where this process keeps what it has to remember of transfers to endpoints; nothing is if `None`,
+    /// and they cannot be resumed.
+    pub state_directory: Option<PathBuf>,
+    /// Where no agent can be started, go on by SFTP.
+    pub fallback: bool,
     /// The first pause before that; it doubles each time.
     pub retry_pause: Duration,
 }
@@ -215,6 +279,8 @@ impl Default for TransferConfig {
             sockets: SocketOptions::default(),
             reach: Reach::default(),
             retries: 5,
+            state_directory: None,
+            fallback: true,
             retry_pause: Duration::from_secs(1),
         }
     }
@@ -310,7 +376,7 @@ impl Job {
     /// A push of local sources, with everything else at its default.
     pub fn push(sources: Vec<PathBuf>, destination: Place) -> Self {
         Self {
-            direction: Direction::Push { sources, destination },
+            direction: Direction::Push { sources: Sources::Local(sources), destination },
             paths: None,
             launch: Launch::default(),
             config: TransferConfig::default(),
@@ -320,7 +386,7 @@ impl Job {
     /// A pull from a host, or from this machine if there is none.
     pub fn pull(host: Option<Host>, sources: Vec<Vec<u8>>, destination: PathBuf) -> Self {
         Self {
-            direction: Direction::Pull { sources, host, destination },
+            direction: Direction::Pull { sources, host, destination: Site::Local(destination) },
             paths: None,
             launch: Launch::default(),
             config: TransferConfig::default(),
@@ -330,7 +396,10 @@ impl Job {
     /// A copy within this machine.
     pub fn copy(sources: Vec<PathBuf>, destination: PathBuf) -> Self {
         Self {
-            direction: Direction::Copy { sources, destination },
+            direction: Direction::Copy {
+                sources: Sources::Local(sources),
+                destination: Site::Local(destination),
+            },
             paths: None,
             launch: Launch::default(),
             config: TransferConfig::default(),

@@ -21,7 +21,7 @@ use crate::protocol::handshake::{VERSIONS, common_version};
 use crate::protocol::manifest::Escaped;
 use crate::protocol::message::{Failure, FailureCode, Hello, Message};
 use crate::protocol::session::End;
-use crate::ssh::{self, Client, Input, Login, Output, Process};
+use crate::ssh::{self, Client, Input, Login, Output, Process, Started};
 
 /// What it takes to start an agent.
 #[derive(Debug)]
@@ -187,7 +187,7 @@ impl Launcher<'_> {
         };
         let login = self.login(host);
         let command = program.map_or_else(|| self.agent_command(), Program::remote_command);
-        let process = login.start(&command).map_err(|cause| {
+        let process = login.start(Started::Command(&command)).map_err(|cause| {
             let Client::Program(program) = &login.client else {
                 return not_startable(cause.to_string());
             };
@@ -198,31 +198,12 @@ impl Launcher<'_> {
     }
 
     fn login(&self, host: &Host) -> Login {
-        Login {
-            client: self.client(),
-            arguments: self.launch.ssh_arguments.clone(),
-            host: host.name.clone(),
-            user: host.user.clone(),
-            port: host.port,
-        }
+        login(self.launch, host, self.observer)
     }
 
     /// What ssh's configuration says that the host is called, where that means something here.
     pub async fn resolved_host(&self) -> Option<String> {
         self.login(self.host?).resolved_host().await
-    }
-
-    fn client(&self) -> Client {
-        match &self.launch.ssh {
-            Ssh::Program(program) => Client::Program(program.clone().into()),
-            Ssh::Builtin => Client::Builtin,
-            Ssh::Auto if !ssh::is_installed("ssh") => {
-                let text = "there is no ssh program here; the built-in one logs in";
-                self.observer.tell(Event::Note(text.to_owned()));
-                Client::Builtin
-            }
-            Ssh::Auto | Ssh::System => Client::Program(OsString::from("ssh")),
-        }
     }
 
     /// Waits for an agent's greeting, and does what the other host needs for one.
@@ -326,6 +307,33 @@ impl Launcher<'_> {
     fn host_name(&self) -> String {
         self.host.map_or_else(|| "this machine".to_owned(), |host| host.name.clone())
     }
+}
+
+/// How to log in to a host.
+pub fn login(launch: &Launch, host: &Host, observer: &Observer) -> Login {
+    let client = match &launch.ssh {
+        Ssh::Program(program) => Client::Program(program.clone().into()),
+        Ssh::Builtin => Client::Builtin,
+        Ssh::Auto if !ssh::is_installed("ssh") => {
+            let text = "there is no ssh program here; the built-in one logs in";
+            observer.tell(Event::Note(text.to_owned()));
+            Client::Builtin
+        }
+        Ssh::Auto | Ssh::System => Client::Program(OsString::from("ssh")),
+    };
+    Login {
+        client,
+        arguments: launch.ssh_arguments.clone(),
+        host: host.name.clone(),
+        user: host.user.clone(),
+        port: host.port,
+    }
+}
+
+/// Whether ssh's complaints say that it could not log in.
+pub fn is_refused(complaints: &str) -> bool {
+    let refusals = ["Permission denied", "Host key verification failed", "Too many authentication"];
+    refusals.iter().any(|text| complaints.contains(text))
 }
 
 /// What was stored on the other host.
@@ -437,11 +445,8 @@ fn explain_no_agent(
     complaints: &str,
 ) -> EngineError {
     let said = Escaped(complaints.as_bytes()).to_string();
-    let refusals = ["Permission denied", "Host key verification failed", "Too many authentication"];
     match exit {
-        Some(255) if refusals.iter().any(|text| complaints.contains(text)) => {
-            EngineError::Authentication { host, cause: said }
-        }
+        Some(255) if is_refused(complaints) => EngineError::Authentication { host, cause: said },
         Some(255) => EngineError::Disconnected { host, cause: said },
         exit if is_not_found(exit, complaints) => {
             let text = format!("{said}; install fastsync there, or name it with --agent-path");

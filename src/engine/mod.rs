@@ -3,6 +3,7 @@
 pub mod agent;
 mod client;
 mod control;
+mod endpoint;
 pub mod event;
 mod here;
 mod inside;
@@ -35,7 +36,7 @@ pub use crate::storage::local::chmod;
 use crate::protocol::message::{Failure, Resume};
 use crate::storage;
 use event::{Event, Progress, Report};
-use job::{Direction, Job};
+use job::{At, Direction, Job};
 use session::Observer;
 
 /// Why a transfer as a whole did not succeed. Single entries that failed are in the [`Report`].
@@ -88,14 +89,16 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
     let mut reconnects = 0;
     let mut tries_left = job.config.retries;
     let mut pause = job.config.retry_pause;
+    // Why there is no agent, as long as it is not known whether there is an SFTP server.
+    let mut agentless = None;
     let end = loop {
         observer.begin_session();
         let result = match &job.direction {
             Direction::Copy { sources, destination } => {
                 Box::pin(inside::copy(&job, sources, destination, &observer)).await
             }
-            Direction::Inventory { sources, host: None, hash } => {
-                Box::pin(inside::look(&job, sources, *hash, &observer)).await
+            Direction::Inventory { sources, at: at @ (At::Here | At::Store(_)), hash } => {
+                Box::pin(inside::look(&job, sources, at, *hash, &observer)).await
             }
             Direction::Between { sources, source_host, host, destination } => {
                 let route = third_party::client::Route { sources, source_host, host, destination };
@@ -111,8 +114,9 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
         bytes_resumed.get_or_insert(watch.progress.bytes_resumed.get());
         let failed = match result {
             Ok(end) => break end,
-            Err(failed) => failed,
+            Err(failed) => without_agent(failed, &mut agentless, &mut job, &observer)?,
         };
+        let Some(failed) = failed else { continue };
         if watch.progress.bytes_verified.get() > 0 {
             (tries_left, pause) = (job.config.retries, job.config.retry_pause);
             if job.config.resume == Resume::Never {
@@ -164,10 +168,7 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
         streams: connection
             .as_ref()
             .map_or(job.config.streams, |it| it.used(watch.progress.most_streams.get())),
-        transport: match job.direction {
-            Direction::Copy { .. } => inside::TRANSPORT,
-            _ => connection.as_ref().map_or("none", |it| it.transport),
-        },
+        transport: connection.as_ref().map_or("none", |it| it.transport),
         dialler: connection.as_ref().map_or("", |it| it.dialler),
         encrypted: connection.as_ref().is_some_and(|it| it.encrypted),
         reason: connection.map(|it| it.reason).unwrap_or_default(),
@@ -176,6 +177,35 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
         reconnects,
         elapsed: started.elapsed(),
     })
+}
+
+/// Goes on by SFTP where there is no agent, if that is why a session failed; else returns why it did.
+/// `agentless` is why there is no agent, as long as it is not known whether there is an SFTP server.
+fn without_agent(
+    failed: client::Failed,
+    agentless: &mut Option<EngineError>,
+    job: &mut Job,
+    observer: &Observer,
+) -> Result<Option<client::Failed>, EngineError> {
+    match agentless.take() {
+        // Nobody who has no agent in mind wants to hear of SFTP alone.
+        Some(EngineError::AgentNotStartable { host, cause }) if !failed.established => {
+            let cause = format!("{cause}; nor is there SFTP: {}", failed.error);
+            Err(EngineError::AgentNotStartable { host, cause })
+        }
+        _ => {
+            let Some(direction) = endpoint::fallback(job, &failed) else {
+                return Ok(Some(failed));
+            };
+            observer.tell(Event::Note(format!(
+                "{}; going on by SFTP, which only this end verifies (--no-fallback forbids it)",
+                failed.error
+            )));
+            job.direction = direction;
+            *agentless = Some(failed.error);
+            Ok(None)
+        }
+    }
 }
 
 /// Waits; `true` if the user asked to stop meanwhile.

@@ -28,7 +28,16 @@ pub enum Client {
     Builtin,
 }
 
-/// How to start a command on another host.
+/// What is to be started on another host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Started<'a> {
+    /// A command line, which the login shell parses.
+    Command(&'a str),
+    /// What the server knows by this name, such as `sftp` (RFC 4254, section 6.5).
+    Subsystem(&'a str),
+}
+
+/// How to start something on another host.
 #[derive(Clone, Debug)]
 pub struct Login {
     pub client: Client,
@@ -40,21 +49,21 @@ pub struct Login {
 }
 
 impl Login {
-    /// Starts `remote_command`, which the login shell of the other host parses.
+    /// Logs in and starts something.
     ///
     /// # Errors
     ///
     /// If the ssh program cannot be started; whether it can log in shows later.
-    pub fn start(&self, remote_command: &str) -> io::Result<Process> {
+    pub fn start(&self, started: Started<'_>) -> io::Result<Process> {
         match &self.client {
             Client::Program(program) => {
-                Self::finish(self.complete(Command::new(program)), &self.host, remote_command)
+                Self::finish(self.complete(Command::new(program)), &self.host, started)
             }
-            Client::Builtin => Ok(builtin::start(self.clone(), remote_command, false)),
+            Client::Builtin => Ok(builtin::start(self.clone(), started, false)),
         }
     }
 
-    fn finish(mut command: Command, host: &str, remote_command: &str) -> io::Result<Process> {
+    fn finish(mut command: Command, host: &str, started: Started<'_>) -> io::Result<Process> {
         command.args(["-T", "-x", "-a", "-e", "none"]);
         // Whatever the user's configuration says about these, a session needs a plain byte stream.
         for option in
@@ -62,20 +71,27 @@ impl Login {
         {
             command.arg("-o").arg(option);
         }
-        command.arg("--").arg(host).arg(remote_command);
+        let last = match started {
+            Started::Command(line) => line,
+            Started::Subsystem(name) => {
+                command.arg("-s");
+                name
+            }
+        };
+        command.arg("--").arg(host).arg(last);
         Process::start(command)
     }
 
-    /// Logs in once more and starts `remote_command`, without asking anybody anything and on a
-    /// connection of its own.
+    /// Logs in once more and starts something, without asking anybody anything and on a connection of
+    /// its own.
     ///
     /// # Errors
     ///
     /// If the ssh program cannot be started; whether it can log in shows later.
-    pub fn start_further(&self, remote_command: &str) -> io::Result<Process> {
+    pub fn start_further(&self, started: Started<'_>) -> io::Result<Process> {
         let program = match &self.client {
             Client::Program(program) => program,
-            Client::Builtin => return Ok(builtin::start(self.clone(), remote_command, true)),
+            Client::Builtin => return Ok(builtin::start(self.clone(), started, true)),
         };
         let mut command = Command::new(program);
         // Before the user's own: of each option, ssh takes the first value that it is given.
@@ -85,7 +101,7 @@ impl Login {
         let mut command = self.complete(command);
         // A jump host is another ssh process, which does not know of BatchMode: whom it asks says nothing.
         command.env("SSH_ASKPASS_REQUIRE", "force").env("SSH_ASKPASS", "/bin/false");
-        Self::finish(command, &self.host, remote_command)
+        Self::finish(command, &self.host, started)
     }
 
     /// The name or address that ssh connects to, as its configuration resolves the host.

@@ -18,6 +18,12 @@ pub enum StorageError {
     /// The source is gone.
     #[error("{} vanished before it could be read", Escaped(path))]
     Vanished { path: Vec<u8> },
+    /// What was read is not what was stored as the file's root.
+    #[error(
+        "{} is not what its stored BLAKE3 root says; it was damaged where it is",
+        Escaped(path)
+    )]
+    Corrupt { path: Vec<u8> },
     /// Something of another type has the name, and is not replaced.
     #[error(
         "cannot replace {}: {existing} is in the way; move it away or choose another destination",
@@ -62,6 +68,7 @@ impl StorageError {
         match self {
             Self::Changed { path }
             | Self::Vanished { path }
+            | Self::Corrupt { path }
             | Self::Conflict { path, .. }
             | Self::NoParent { path }
             | Self::SameFile { path }
@@ -91,6 +98,7 @@ impl StorageError {
         match self {
             Self::Changed { .. } => FailureCode::Changed,
             Self::Vanished { .. } => FailureCode::Vanished,
+            Self::Corrupt { .. } => FailureCode::Verification,
             Self::Conflict { .. }
             | Self::SameFile { .. }
             | Self::Overlap { .. }

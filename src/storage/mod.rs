@@ -8,6 +8,8 @@ pub mod filter;
 pub mod local;
 mod names;
 pub mod remote;
+mod select;
+pub mod sftp;
 mod upload;
 
 use std::sync::Arc;
@@ -78,6 +80,11 @@ pub trait Source: Clone + Send + Sync + 'static {
     ///
     /// [`StorageError::Changed`] if it is not.
     fn confirm(&self, file: Self::File) -> impl Future<Output = Result<(), StorageError>> + Send;
+
+    /// What is stored with an open file as its root: a claim, to be held against what was read.
+    fn known_root(&self, _: &Self::File) -> Option<Digest> {
+        None
+    }
 
     /// Reads whole small files into one pack. Each is opened, read, and checked for changes.
     ///
@@ -187,8 +194,11 @@ pub trait Sink: Clone + Send + Sync + 'static {
     /// How much of what was written a later run may count on.
     fn remembers(&self) -> Remembers;
 
-    /// Whether what was synced is on stable storage.
+    /// Whether [`Self::sync_files`] makes a difference.
     fn syncs(&self) -> bool;
+
+    /// Whether all that was put in its place is on stable storage after [`Self::sync_all`].
+    fn lasts(&self) -> bool;
 
     /// Creates the temporary file for an entry, empty of data and of the entry's size. What an
     /// earlier run left under that name is removed. `root` is what its data amounts to, if that is

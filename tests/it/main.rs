@@ -15,6 +15,7 @@ mod measure;
 mod restricted;
 mod resume;
 mod retry;
+mod sftp;
 mod ssh;
 mod sshd;
 mod support;

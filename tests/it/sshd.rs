@@ -26,11 +26,17 @@ pub struct Sshd {
 /// The server, which the first call starts.
 pub fn sshd() -> &'static Sshd {
     static SSHD: OnceLock<Sshd> = OnceLock::new();
-    SSHD.get_or_init(Sshd::start)
+    SSHD.get_or_init(|| Sshd::start("sshd", ""))
+}
+
+/// Another one, which serves files by SFTP too.
+pub fn sftp_server() -> &'static Sshd {
+    static SSHD: OnceLock<Sshd> = OnceLock::new();
+    SSHD.get_or_init(|| Sshd::start("sftp", "Subsystem sftp /usr/lib/openssh/sftp-server\n"))
 }
 
 impl Sshd {
-    fn start() -> Self {
+    fn start(name: &str, settings: &str) -> Self {
         for program in [SERVER, "/usr/bin/ssh", "/usr/bin/ssh-keygen"] {
             let found = Path::new(program).is_file();
             assert!(found, "{program} is missing; scripts/test installs OpenSSH before the tests");
@@ -39,11 +45,13 @@ impl Sshd {
             fs::create_dir_all("/run/sshd").expect("sshd needs /run/sshd; see scripts/test");
         }
         // Somebody else may take the port between our choice and the server's start.
-        (0..5).find_map(Self::try_start).expect("the last attempt panics")
+        (0..5)
+            .find_map(|attempt| Self::try_start(name, settings, attempt))
+            .expect("the last attempt panics")
     }
 
-    fn try_start(attempt: u32) -> Option<Self> {
-        let name = format!("sshd-{}-{attempt}", std::process::id());
+    fn try_start(name: &str, settings: &str, attempt: u32) -> Option<Self> {
+        let name = format!("{name}-{}-{attempt}", std::process::id());
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         fs::create_dir_all(dir.join("home/bin")).unwrap();
         fs::create_dir(dir.join("bin")).unwrap();
@@ -56,7 +64,7 @@ impl Sshd {
         assert!(certified.unwrap().success(), "ssh-keygen failed");
         fs::copy(dir.join("user.pub"), dir.join("authorized_keys")).unwrap();
         let port = free_port();
-        write_configurations(&dir, port);
+        write_configurations(&dir, port, settings);
         let mut keeper = keep(&dir);
         let mut is_over = || keeper.try_wait().unwrap().is_some();
         until(Duration::from_secs(20), || answers(port) || is_over());
@@ -143,13 +151,13 @@ fn make_key(path: &Path) {
     assert!(command.status().unwrap().success(), "ssh-keygen failed");
 }
 
-fn write_configurations(dir: &Path, port: u16) {
+fn write_configurations(dir: &Path, port: u16, settings: &str) {
     let at = dir.display();
     let server = format!(
         "ListenAddress 127.0.0.1\nPort {port}\nHostKey {at}/host\nHostCertificate {at}/host-cert.pub\nPidFile {at}/pid\n\
          AuthorizedKeysFile {at}/authorized_keys\nStrictModes no\nUsePAM no\n\
          PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-         MaxStartups 100:30:200\nLogLevel ERROR\n\
+         MaxStartups 100:30:200\nLogLevel ERROR\n{settings}\
          SetEnv HOME={at}/home PATH={at}/bin:/usr/bin:/bin\n"
     );
     fs::write(dir.join("sshd_config"), server).unwrap();

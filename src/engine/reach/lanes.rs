@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::protocol::handshake::MagicScanner;
-use crate::ssh::Login;
+use crate::ssh::{Login, Started};
 use crate::transport::channel::{ByteStream, Pipe};
 use crate::transport::join;
 
@@ -59,8 +59,10 @@ impl Lanes {
     }
 
     async fn log_in(&self) -> Result<ByteStream, String> {
-        let mut process =
-            self.login.start_further(&self.command).map_err(|error| error.to_string())?;
+        let mut process = self
+            .login
+            .start_further(Started::Command(&self.command))
+            .map_err(|error| error.to_string())?;
         let (mut stdin, mut stdout) = process.take_streams().ok_or("it has no input")?;
         let mut scanner = MagicScanner::default();
         let rest = loop {

@@ -96,7 +96,7 @@ impl<K: Sink> Receiver<K> {
             return Ok((false, deletions));
         }
         self.sink.sync_all().await.map_err(|error| SessionError::Local(error.to_failure()))?;
-        Ok((self.sink.syncs(), deletions))
+        Ok((self.sink.lasts(), deletions))
     }
 
     /// Everything has come: puts the last things in order and compares counts (END-2, END-3).

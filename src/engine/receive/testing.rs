@@ -232,6 +232,10 @@ impl Sink for TestSink {
         true
     }
 
+    fn lasts(&self) -> bool {
+        true
+    }
+
     async fn create(&self, entry: Arc<Entry>, _: Option<Digest>) -> Result<TestFile, StorageError> {
         self.call(format!("create {}", name(&entry))).await?;
         let data = vec![0; usize::try_from(entry.size()).unwrap()];

@@ -14,6 +14,7 @@ use super::reports::{Gate, Paced, tell};
 use crate::engine::agent::paths;
 use crate::engine::client::{LAST_WORDS, LocalEnd, Plan, Relayed, Session, SessionEnd};
 use crate::engine::control::{Aside, ControlError, Inbox, Outbox, Pulse, outbox_with};
+use crate::engine::endpoint::AnySource;
 use crate::engine::event::Progress;
 use crate::engine::job::{Host, Reach, Transport};
 use crate::engine::launch::{AGENT_SILENCE, AgentGreeting, check_version};
@@ -170,7 +171,7 @@ fn plan(errand: Errand, source: LocalSource) -> Plan {
     };
     Plan {
         host: Some(Host { name: to.host, user: None, port: None }),
-        local: LocalEnd::Source(source),
+        local: LocalEnd::Source(AnySource::Local(source)),
         task: Task::Receive { destination: to.destination },
         job,
         options,

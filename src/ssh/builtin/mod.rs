@@ -22,18 +22,21 @@ use std::sync::PoisonError;
 use russh::{ChannelMsg, Disconnect};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
-use super::Login;
 use super::process::{Complaints, Ends, Process};
+use super::{Login, Started};
 use connect::{Connection, connect};
 use error::Error;
 use server::Farewell;
 use settings::Settings;
 
-/// Logs in and runs a command. In a batch, nobody is asked anything.
-pub fn start(login: Login, remote_command: &str, is_batch: bool) -> Process {
-    let command = remote_command.to_owned();
+/// Logs in and starts something. In a batch, nobody is asked anything.
+pub fn start(login: Login, started: Started<'_>, is_batch: bool) -> Process {
+    let wanted = match started {
+        Started::Command(line) => Wanted::Command(line.to_owned()),
+        Started::Subsystem(name) => Wanted::Subsystem(name.to_owned()),
+    };
     Process::start_task(|mut ends| async move {
-        match run(&login, command, is_batch, &mut ends).await {
+        match run(&login, wanted, is_batch, &mut ends).await {
             Ok(code) => code,
             Err(error) => {
                 ends.complaints.add(format!("{error}\n").as_bytes());
@@ -43,6 +46,12 @@ pub fn start(login: Login, remote_command: &str, is_batch: bool) -> Process {
     })
 }
 
+/// What is to be started, for a task.
+enum Wanted {
+    Command(String),
+    Subsystem(String),
+}
+
 /// The name or address that a host's settings lead to, where that means something here.
 pub async fn resolved_host(login: &Login) -> Option<String> {
     let settings = Settings::of(login).await.ok()?;
@@ -50,7 +59,7 @@ pub async fn resolved_host(login: &Login) -> Option<String> {
     (!is_proxied).then(|| settings.host())
 }
 
-async fn run(login: &Login, command: String, is_batch: bool, ends: &mut Ends) -> Result<u8, Error> {
+async fn run(login: &Login, wanted: Wanted, is_batch: bool, ends: &mut Ends) -> Result<u8, Error> {
     let connecting = connect(login, is_batch, &ends.complaints, 0);
     let mut early = Vec::new();
     let connection = tokio::select! {
@@ -58,7 +67,7 @@ async fn run(login: &Login, command: String, is_batch: bool, ends: &mut Ends) ->
         // Nobody waits for it any more: a prompt that is on the screen goes too.
         () = caller_gone(&mut ends.input, &mut early) => return Ok(LOST),
     };
-    let code = carry(&connection, command, early, ends).await?;
+    let code = carry(&connection, wanted, early, ends).await?;
     let farewell = connection.handle.disconnect(Disconnect::ByApplication, "", "");
     let _ = farewell.await;
     Ok(code)
@@ -77,12 +86,15 @@ async fn caller_gone(input: &mut DuplexStream, early: &mut Vec<u8>) {
 /// Carries a command's streams until it has ended.
 async fn carry(
     connection: &Connection,
-    command: String,
+    wanted: Wanted,
     early: Vec<u8>,
     ends: &mut Ends,
 ) -> Result<u8, Error> {
     let channel = connection.handle.channel_open_session().await?;
-    channel.exec(true, command).await?;
+    match wanted {
+        Wanted::Command(line) => channel.exec(true, line).await?,
+        Wanted::Subsystem(name) => channel.request_subsystem(true, name).await?,
+    }
     let (mut from, to) = channel.split();
     let Ends { input, output, complaints } = ends;
     let sending = async {
@@ -113,7 +125,7 @@ async fn carry(
                     code = Some(LOST);
                 }
                 ChannelMsg::Failure => {
-                    tell(complaints, "the server does not run the command");
+                    tell(complaints, "the server does not start what was asked for");
                     code = Some(LOST);
                     break;
                 }

@@ -9,11 +9,11 @@ use rustix::io::Errno;
 
 use super::examine::Refusal;
 use super::origin::Origin;
-use super::select::{Paths, components};
 use super::visit::{Aim, Spot, Visit};
 use super::walk::{Directory, Gone, Walk};
 use crate::protocol::chunk::EntryId;
 use crate::protocol::manifest::Name;
+use crate::storage::select::{Paths, components};
 use crate::storage::{Found, Operation, StorageError};
 
 /// The directories on the way to the path that was looked for last.

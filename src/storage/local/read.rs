@@ -16,7 +16,6 @@ use tokio::sync::watch;
 use super::examine::{Examiner, Target};
 use super::origin::Origin;
 use super::remove::Unlinked;
-use super::select::Selection;
 use super::tree::Tree;
 use super::walk::{self, Node, Survey};
 use super::{Look, beneath, blocking, origin, source_error};
@@ -27,6 +26,7 @@ use crate::protocol::message::{
     Entry, Failure, FailureCode, Kind, MAX_SOURCE_NODES, Metadata, Options, Whereabouts,
 };
 use crate::protocol::sparse::{Extent, Sparse};
+use crate::storage::select::Selection;
 use crate::storage::{self, Operation, PackRead, Source, StorageError};
 
 /// How much is read and then hashed at a time, in bytes.

@@ -4,9 +4,11 @@
 //! have at the same time. It lies at `.fastsync/<job>/journal` below the root, and nothing of it is
 //! left when a job is done.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +28,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 /// How often to try meanwhile.
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);
 
+/// What the directory of all jobs is called where it is the client's own.
+const CLIENT_NAME: &[u8] = b"jobs";
+
 const JOURNAL: &[u8] = b"journal";
 
 /// A job's own directory below the destination, locked for as long as this value lives.
@@ -34,6 +39,8 @@ pub struct StateDir {
     root: Arc<OwnedFd>,
     all_jobs: OwnedFd,
     dir: OwnedFd,
+    /// What the directory of all jobs is called in the root.
+    name: &'static [u8],
     job: String,
     journal: File,
     /// For messages.
@@ -57,26 +64,48 @@ impl StateDir {
         root_path: &Path,
         job: [u8; 16],
     ) -> Result<Self, StorageError> {
-        Self::open_within(root, root_path, job, LOCK_PATIENCE).await
+        let Some(root) = root else {
+            let path = root_path.as_os_str().as_bytes();
+            return Err(StorageError::io(Operation::Open, path)(Errno::NOENT));
+        };
+        Self::open_within(root, root_path, STATE_NAME, job, LOCK_PATIENCE).await
+    }
+
+    /// The directory of a job whose destination has no place for one: below `base`, which is made if
+    /// it is missing, in `jobs`.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be made or read, or another process keeps its lock.
+    pub async fn of_client(base: PathBuf, job: [u8; 16]) -> Result<Self, StorageError> {
+        let path = base.clone();
+        let root = blocking(move || -> Result<OwnedFd, StorageError> {
+            let shown = path.as_os_str().as_bytes();
+            let mut builder = std::fs::DirBuilder::new();
+            let made = builder.recursive(true).mode(0o700).create(&path);
+            made.map_err(StorageError::io(Operation::Create, shown))?;
+            let opened = beneath::open_operator(&path, OFlags::RDONLY);
+            opened.map_err(StorageError::io(Operation::Open, shown))
+        });
+        let root = Arc::new(root.await?);
+        Self::open_within(&root, &base, CLIENT_NAME, job, LOCK_PATIENCE).await
     }
 
     async fn open_within(
-        root: Option<&Arc<OwnedFd>>,
+        root: &Arc<OwnedFd>,
         root_path: &Path,
+        name: &'static [u8],
         job: [u8; 16],
         patience: Duration,
     ) -> Result<Self, StorageError> {
         let job = format!("{:032x}", u128::from_be_bytes(job));
-        let path = root_path.join(".fastsync").join(&job).join("journal");
+        let path = root_path.join(OsStr::from_bytes(name)).join(&job).join("journal");
         let path = path.as_os_str().as_bytes();
-        let Some(root) = root else {
-            return Err(StorageError::io(Operation::Open, path)(Errno::NOENT));
-        };
         let deadline = Instant::now() + patience;
         loop {
             let (root, job) = (Arc::clone(root), job.clone());
             let for_messages = path.to_vec();
-            match blocking(move || Self::try_open(root, job, for_messages)).await {
+            match blocking(move || Self::try_open(root, name, job, for_messages)).await {
                 Ok(state) => return Ok(state),
                 Err(Refusal::Busy) if Instant::now() < deadline => {
                     tokio::time::sleep(LOCK_INTERVAL).await;
@@ -86,10 +115,15 @@ impl StateDir {
         }
     }
 
-    fn try_open(root: Arc<OwnedFd>, job: String, path: Vec<u8>) -> Result<Self, Refusal> {
+    fn try_open(
+        root: Arc<OwnedFd>,
+        name: &'static [u8],
+        job: String,
+        path: Vec<u8>,
+    ) -> Result<Self, Refusal> {
         let look = || rustix::fs::fstat(&root).map(|stat| mtime(&stat)).ok();
         let before = look();
-        let all_jobs = own_directory(root.as_fd(), STATE_NAME)?;
+        let all_jobs = own_directory(root.as_fd(), name)?;
         let touched = before.zip(look()).filter(|(before, after)| before != after);
         let dir = own_directory(all_jobs.as_fd(), job.as_bytes())?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK;
@@ -113,7 +147,7 @@ impl StateDir {
         if !is_ours {
             return Err(Refusal::Foreign);
         }
-        Ok(Self { root, all_jobs, dir, job, journal: File::from(journal), path, touched })
+        Ok(Self { root, all_jobs, dir, name, job, journal: File::from(journal), path, touched })
     }
 
     /// The journal, open for reading and writing.
@@ -132,7 +166,7 @@ impl StateDir {
         rustix::fs::unlinkat(&self.dir, JOURNAL, AtFlags::empty()).map_err(failed)?;
         remove_if_empty(self.all_jobs.as_fd(), self.job.as_bytes()).map_err(failed)?;
         let looked = rustix::fs::fstat(&self.root);
-        remove_if_empty(self.root.as_fd(), STATE_NAME).map_err(failed)?;
+        remove_if_empty(self.root.as_fd(), self.name).map_err(failed)?;
         if let Ok(stat) = looked {
             // The destination's own times are set already; where nothing but this directory has come
             // and gone, they are as if it had not. Whose they are not to set keeps them.
@@ -208,7 +242,7 @@ mod tests {
 
     async fn open(path: &Path, job: u8) -> Result<StateDir, StorageError> {
         let patience = Duration::from_millis(300);
-        StateDir::open_within(Some(&root(path)), path, [job; 16], patience).await
+        StateDir::open_within(&root(path), path, STATE_NAME, [job; 16], patience).await
     }
 
     /// JRN-9.
@@ -230,6 +264,19 @@ mod tests {
         assert!(job.join("journal").exists());
         other.remove().unwrap();
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
+    }
+
+    /// JRN-12.
+    #[tokio::test]
+    async fn a_clients_own_jobs_have_a_directory_of_their_own() {
+        let temp = tempfile::tempdir().unwrap();
+        let base = temp.path().join("state/fastsync");
+        let state = StateDir::of_client(base.clone(), [1; 16]).await.unwrap();
+        assert!(base.join("jobs").join("01".repeat(16)).join("journal").exists());
+        state.remove().unwrap();
+        assert_eq!(fs::read_dir(&base).unwrap().count(), 0);
+        fs::write(temp.path().join("file"), b"x").unwrap();
+        assert!(StateDir::of_client(temp.path().join("file/below"), [1; 16]).await.is_err());
     }
 
     /// JRN-9: the lock is worth nothing on a file that has lost its name.

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::examine::Examiner;
 use super::links::HardLinks;
 use super::origin::{Missing, Origin};
-use super::select::{self, Selection};
+use super::rules;
 use super::told::Told;
 use super::tree::Tree;
 use super::visit::{Aim, Spot, Visit};
@@ -24,6 +24,7 @@ use crate::protocol::chunk::EntryId;
 use crate::protocol::manifest::{Escaped, Name};
 use crate::protocol::message::{Complaint, Entry, Failure, FailureCode, Kind, Metadata, Preserve};
 use crate::storage::filter::Scope;
+use crate::storage::select::Selection;
 use crate::storage::{Found, Operation, StorageError};
 
 /// Room for names that the kernel lists at once, in bytes.
@@ -244,7 +245,7 @@ impl Walk<'_> {
     ) -> Result<bool, Gone> {
         let Some(scope) = &at.scope else { return Ok(true) };
         let path = prefix.strip_suffix(b"/").unwrap_or(prefix);
-        match select::enter(scope, dir, path) {
+        match rules::enter(scope, dir, path) {
             Ok(scope) => at.scope = Some(scope),
             Err(error) => {
                 let cause = io::Error::other(error);

@@ -6,13 +6,21 @@
 
 mod fault;
 mod key;
+mod place;
+mod sink;
+mod source;
+mod walk;
 
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 
 pub use fault::{Class, Fault};
 pub use key::{Key, KeyError};
+pub use sink::RemoteSink;
+pub use source::RemoteSource;
+pub use walk::OWN_PREFIX;
 
 use super::{Left, Receipt, Remembers, Token};
 use crate::protocol::chunk::{ByteRange, ChunkData, Digest};
@@ -139,7 +147,12 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
     fn make_directory(&self, key: &Key) -> impl Future<Output = Answer<()>> + Send;
 
     /// Makes a symlink in place of any other symlink.
-    fn make_symlink(&self, key: &Key, target: &[u8]) -> impl Future<Output = Answer<()>> + Send;
+    fn make_symlink(
+        &self,
+        key: &Key,
+        target: &[u8],
+        kept: &Kept,
+    ) -> impl Future<Output = Answer<()>> + Send;
 
     /// Corrects what is kept of a thing beside its data; only `changes` differ.
     fn set(
@@ -177,8 +190,10 @@ pub struct Properties {
     pub name: &'static str,
     pub replaces: Replaces,
     pub remembers: Remembers,
-    /// What was acknowledged can be made to last across a power cut, or does anyway.
+    /// What was written of a large file can be made to last across a power cut, or does anyway.
     pub syncs: bool,
+    /// Whatever is in its place lasts across a power cut.
+    pub lasts: bool,
     pub keeps: Keeps,
     pub parts: Parts,
     /// How many requests are worth being made at a time.
@@ -203,6 +218,8 @@ pub enum Replaces {
 pub struct Keeps {
     /// Modification times, in steps of this length; `None` if it has its own only.
     pub times: Option<Duration>,
+    /// The first and the last that it can keep, in seconds since 1970.
+    pub time_range: (i64, i64),
     pub modes: bool,
     pub symlinks: bool,
     /// Directories are things of their own. Otherwise they are where keys have slashes.
@@ -277,6 +294,17 @@ pub struct Kept {
     pub mtime: Option<Timestamp>,
     pub mode: Option<Mode>,
     pub root: Option<Digest>,
+}
+
+/// Does many things, at most so many at a time; the answers are in their order.
+pub async fn all<F: Future>(futures: Vec<F>, limit: usize) -> Vec<F::Output> {
+    let numbered = futures.into_iter().enumerate();
+    let numbered = numbered.map(async |(number, future)| (number, future.await));
+    let numbered: Vec<_> = numbered.collect();
+    let answers = futures_util::stream::iter(numbered).buffer_unordered(limit.max(1));
+    let mut answers: Vec<(usize, F::Output)> = answers.collect().await;
+    answers.sort_unstable_by_key(|(number, _)| *number);
+    answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
 /// A chunk's data as it is to be written, zeros for holes, without a copy of it.

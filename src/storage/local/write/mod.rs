@@ -432,6 +432,10 @@ impl Sink for LocalSink {
         true
     }
 
+    fn lasts(&self) -> bool {
+        true
+    }
+
     async fn create(&self, entry: Arc<Entry>, _: Option<Digest>) -> Result<SinkFile, StorageError> {
         let inner = Arc::clone(&self.inner);
         blocking(move || inner.create(entry)).await

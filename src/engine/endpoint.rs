@@ -1,0 +1,362 @@
+//! Places without an agent, as this process reads and writes them: from a store's name to a source or
+//! a sink.
+//!
+//! A session is the same whatever is at its ends. Its two halves run in this process, or one of them
+//! at an agent, and the data passes through here.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::AsyncRead;
+
+use super::client::{Failed, absolute};
+use super::control::{Inbox, Outbox};
+use super::event::{Connection, Event};
+use super::here::{self, Ready, Told};
+use super::job::{At, Direction, Host, Job, Place, Site, Sources, Store};
+use super::launch;
+use super::plan::lock;
+use super::receive::ReceiverEnd;
+use super::send::{self, SenderEnd};
+use super::session::{Channels, Observer, SessionError};
+use super::{EngineError, inside};
+use crate::protocol::manifest::Escaped;
+use crate::protocol::message::{Durability, Failure, FailureCode, Keep, Options};
+use crate::ssh::{Process, Started};
+use crate::storage::local::{LocalSource, StateDir};
+use crate::storage::remote::{Class, Endpoint as _, Fault, Key, RemoteSink, RemoteSource};
+use crate::storage::sftp::{Dial, SftpEndpoint, Which, Wire};
+use crate::storage::{Operation, StorageError};
+use crate::transport::{FrameReceiver, FrameSender};
+
+/// What this process reads.
+#[derive(Debug)]
+pub enum AnySource {
+    Local(LocalSource),
+    Sftp(RemoteSource<SftpEndpoint>),
+}
+
+/// Where this process writes.
+#[derive(Clone, Debug)]
+pub enum AnyDestination {
+    Local(PathBuf),
+    Sftp(Destination<SftpEndpoint>),
+}
+
+/// A place at an endpoint.
+#[derive(Clone, Debug)]
+pub struct Destination<E> {
+    endpoint: E,
+    key: Key,
+    /// It was written as a directory.
+    is_directory: bool,
+    /// Where this end remembers what it has begun.
+    state: Option<PathBuf>,
+}
+
+impl AnySource {
+    /// Opens what is to be read.
+    pub async fn open(
+        sources: &Sources,
+        options: &Options,
+        job: &Job,
+        observer: &Observer,
+    ) -> Result<Self, EngineError> {
+        match sources {
+            Sources::Local(paths) => LocalSource::open(paths, options, job.paths.clone())
+                .map(Self::Local)
+                .map_err(EngineError::Source),
+            Sources::Endpoint { store: store @ Store::Sftp(host), paths } => {
+                let endpoint = sftp(host, job, observer).await?;
+                let mut keys = Vec::with_capacity(paths.len());
+                for path in paths {
+                    let is_contents = means_contents(path);
+                    let resolved = endpoint.resolve(path, is_contents).await;
+                    keys.push((resolved.map_err(at_store(store, path))?, is_contents));
+                }
+                let source = RemoteSource::open(endpoint, keys, options, job.paths.clone()).await;
+                source.map(Self::Sftp).map_err(explain)
+            }
+        }
+    }
+
+    /// Sends all of it, to the very end of the session.
+    pub async fn send<R: AsyncRead + Unpin + Send, C: FrameSender>(
+        &self,
+        inbox: &mut Inbox<R>,
+        outbox: Outbox,
+        channels: Channels<C>,
+        options: Options,
+        max_open_entries: u32,
+        observer: Observer,
+    ) -> Result<SenderEnd, SessionError> {
+        match self {
+            Self::Local(source) => {
+                let source = source.clone();
+                let sending =
+                    send::run(source, inbox, outbox, channels, options, max_open_entries, observer);
+                Box::pin(sending).await
+            }
+            Self::Sftp(source) => {
+                let source = source.clone();
+                let sending =
+                    send::run(source, inbox, outbox, channels, options, max_open_entries, observer);
+                Box::pin(sending).await
+            }
+        }
+    }
+}
+
+impl AnyDestination {
+    /// Connects to where it is to be written.
+    pub async fn open(site: &Site, job: &Job, observer: &Observer) -> Result<Self, EngineError> {
+        match site {
+            Site::Local(path) => Ok(Self::Local(path.clone())),
+            Site::Endpoint { store: store @ Store::Sftp(host), path } => {
+                let endpoint = sftp(host, job, observer).await?;
+                let is_directory = means_contents(path);
+                let key = endpoint.resolve(path, is_directory).await;
+                let key = key.map_err(at_store(store, path))?;
+                let state = job.config.state_directory.clone();
+                Ok(Self::Sftp(Destination { endpoint, key, is_directory, state }))
+            }
+        }
+    }
+
+    /// Receives there, to the very end of the session.
+    pub async fn receive<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
+        self,
+        job: [u8; 16],
+        inbox: &mut Inbox<R>,
+        outbox: Outbox,
+        channels: Channels<C>,
+        options: Options,
+        observer: Observer,
+    ) -> Result<ReceiverEnd, SessionError> {
+        match self {
+            Self::Local(path) => {
+                let path = path.as_os_str().as_bytes();
+                let receiving =
+                    here::receive_into(path, job, inbox, outbox, channels, options, observer, None);
+                Box::pin(receiving).await
+            }
+            Self::Sftp(destination) => {
+                let receiving =
+                    receive_at(destination, job, inbox, outbox, channels, options, observer);
+                Box::pin(receiving).await
+            }
+        }
+    }
+}
+
+/// Receives at an endpoint.
+async fn receive_at<E, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
+    destination: Destination<E>,
+    job: [u8; 16],
+    inbox: &mut Inbox<R>,
+    outbox: Outbox,
+    channels: Channels<C>,
+    options: Options,
+    observer: Observer,
+) -> Result<ReceiverEnd, SessionError>
+where
+    E: crate::storage::remote::Endpoint,
+{
+    let Destination { endpoint, key, is_directory, state } = destination;
+    let Told { single_file, root, .. } = here::sources(inbox).await?;
+    let sink = RemoteSink::open(endpoint, key, is_directory, single_file, &options).await;
+    let sink = sink.map_err(here::startup)?;
+    let state = match state.filter(|_| !options.dry_run) {
+        Some(base) => Some(here::open_state(StateDir::of_client(base, job), inbox).await?),
+        None => None,
+    };
+    // Nothing there depends on when this host was booted (JRN-12).
+    let ready = Ready { sink, root, state, boot: [0; 16] };
+    here::receive(ready, job, inbox, outbox, channels, options, observer).await
+}
+
+/// Connects to a host's SFTP server.
+async fn sftp(host: &Host, job: &Job, observer: &Observer) -> Result<SftpEndpoint, EngineError> {
+    let login = launch::login(&job.launch, host, observer);
+    // Whose complaints tell why there is no connection.
+    let first: Arc<Mutex<Option<Arc<Mutex<Process>>>>> = Arc::default();
+    let noted = Arc::clone(&first);
+    let dial: Dial = Arc::new(move |which| {
+        let (login, noted) = (login.clone(), Arc::clone(&noted));
+        Box::pin(async move {
+            let started = Started::Subsystem("sftp");
+            let mut process = match which {
+                Which::First => login.start(started)?,
+                Which::Further => login.start_further(started)?,
+            };
+            let streams = process.take_streams();
+            let (input, output) = streams.ok_or(io::ErrorKind::BrokenPipe)?;
+            let process = Arc::new(Mutex::new(process));
+            if which == Which::First {
+                *lock(&noted) = Some(Arc::clone(&process));
+            }
+            let (input, output) = (Box::new(output), Box::new(input));
+            Ok(Wire { input, output, keeper: Box::new(process) })
+        })
+    });
+    let streams = job.config.streams.min(AUTO_CONNECTIONS);
+    let connections = job.config.reach.ssh_connections.unwrap_or(streams);
+    let prefix = Store::Sftp(host.clone()).prefix();
+    let syncs_all = job.config.durability == Durability::File;
+    let connected = tokio::select! {
+        connected = SftpEndpoint::connect(dial, prefix, connections.into(), syncs_all) => connected,
+        () = observer.asked_to_stop() => return Err(EngineError::Interrupted),
+    };
+    let process = lock(&first).take();
+    connected.map_err(|fault| no_sftp(&host.name, &fault, process))
+}
+
+/// Why there is no connection to an SFTP server, by what ssh says.
+fn no_sftp(host: &str, fault: &Fault, process: Option<Arc<Mutex<Process>>>) -> EngineError {
+    let complaints = process.map_or_else(String::new, |process| lock(&process).complaints());
+    let said = Escaped(complaints.trim().as_bytes()).to_string();
+    let host = host.to_owned();
+    if launch::is_refused(&complaints) {
+        return EngineError::Authentication { host, cause: said };
+    }
+    if complaints.contains("subsystem request failed") {
+        let text = format!("{host} has no SFTP server: {said}");
+        return EngineError::Session(Failure::new(FailureCode::Startup, text));
+    }
+    let cause = if said.is_empty() { fault.to_string() } else { said };
+    EngineError::Disconnected { host, cause }
+}
+
+/// Whether a path was written as that of a directory, or of what is in it.
+fn means_contents(path: &[u8]) -> bool {
+    path.is_empty() || path.ends_with(b"/") || path == b"." || path.ends_with(b"/.")
+}
+
+fn at_store(store: &Store, path: &[u8]) -> impl FnOnce(Fault) -> EngineError {
+    let shown = [store.prefix().as_bytes(), b"/", path.strip_prefix(b"/").unwrap_or(path)].concat();
+    move |fault| explain(StorageError::at(Operation::Open, &shown)(fault))
+}
+
+/// Why a source or destination at an endpoint cannot be used.
+fn explain(error: StorageError) -> EngineError {
+    match &error {
+        StorageError::Endpoint { fault, path, .. } => {
+            let host = Escaped(path).to_string();
+            match fault.class {
+                Class::Disconnected => EngineError::Disconnected { host, cause: fault.to_string() },
+                Class::Credentials => {
+                    EngineError::Authentication { host, cause: fault.to_string() }
+                }
+                _ => EngineError::Source(error),
+            }
+        }
+        _ => EngineError::Source(error),
+    }
+}
+
+/// What names a job's sources, so that the same command finds its journal again.
+pub fn names_of_sources(sources: &Sources) -> Vec<Vec<u8>> {
+    match sources {
+        Sources::Local(paths) => {
+            paths.iter().map(|path| absolute(path).as_os_str().as_bytes().to_vec()).collect()
+        }
+        Sources::Endpoint { store, paths } => {
+            let prefix = store.prefix().into_bytes();
+            std::iter::once(prefix).chain(paths.iter().cloned()).collect()
+        }
+    }
+}
+
+/// What names a job's destination.
+pub fn name_of_site(site: &Site) -> Vec<u8> {
+    match site {
+        Site::Local(path) => absolute(path).as_os_str().as_bytes().to_vec(),
+        Site::Endpoint { store, path } => [store.prefix().as_bytes(), b"/", path].concat(),
+    }
+}
+
+/// How the data travels, for reports.
+pub fn connection(source: &AnySource, destination: &AnyDestination) -> Connection {
+    let described = match (source, destination) {
+        (AnySource::Sftp(source), _) => Some(of_endpoint(source.endpoint())),
+        (_, AnyDestination::Sftp(destination)) => Some(of_endpoint(&destination.endpoint)),
+        (AnySource::Local(_), AnyDestination::Local(_)) => None,
+    };
+    let (transport, peer, streams) =
+        described.unwrap_or((inside::TRANSPORT, "this machine".to_owned(), 1));
+    Connection {
+        transport,
+        streams,
+        peer,
+        encrypted: transport != inside::TRANSPORT,
+        dialler: "client",
+        reason: String::new(),
+    }
+}
+
+fn of_endpoint(endpoint: &SftpEndpoint) -> (&'static str, String, u16) {
+    let peer = Escaped(&endpoint.shown(&Key::default())).to_string();
+    (endpoint.properties().name, peer, endpoint.connections())
+}
+
+/// Whether an endpoint is one of the ends.
+pub fn is_involved(direction: &Direction) -> bool {
+    matches!(
+        direction,
+        Direction::Push { sources: Sources::Endpoint { .. }, .. }
+            | Direction::Pull { destination: Site::Endpoint { .. }, .. }
+    )
+}
+
+/// Leaves out what no endpoint keeps, and says so.
+pub fn fit(options: &mut Options, observer: &Observer) {
+    let preserve = &mut options.preserve;
+    let mut left = Vec::new();
+    let mut leave = |is_on: &mut bool, what: &'static str| {
+        if std::mem::take(is_on) {
+            left.push(what);
+        }
+    };
+    leave(&mut preserve.hard_links, "hard links");
+    leave(&mut preserve.acls, "ACLs");
+    leave(&mut preserve.attributes, "extended attributes");
+    leave(&mut preserve.devices, "devices");
+    leave(&mut preserve.specials, "special files");
+    let mut owners = preserve.owner == Keep::Always || preserve.group == Keep::Always;
+    (preserve.owner, preserve.group) = (Keep::No, Keep::No);
+    leave(&mut owners, "owners and groups");
+    if !left.is_empty() {
+        let text = format!("not kept where no fastsync runs: {}", left.join(", "));
+        observer.tell(Event::Note(text));
+    }
+}
+
+/// The same job without an agent, if that is why it failed.
+pub fn fallback(job: &Job, failed: &Failed) -> Option<Direction> {
+    let is_agentless = matches!(failed.error, EngineError::AgentNotStartable { .. });
+    if !is_agentless || failed.established || !job.config.fallback {
+        return None;
+    }
+    match &job.direction {
+        Direction::Push { sources, destination: Place::Remote { host, path } } => {
+            let store = Store::Sftp(host.clone());
+            let destination = Site::Endpoint { store, path: path.clone() };
+            Some(Direction::Copy { sources: sources.clone(), destination })
+        }
+        Direction::Pull { sources, host: Some(host), destination } => {
+            let store = Store::Sftp(host.clone());
+            let sources = Sources::Endpoint { store, paths: sources.clone() };
+            Some(Direction::Copy { sources, destination: destination.clone() })
+        }
+        Direction::Inventory { sources, at: At::Host(host), hash } => {
+            let at = At::Store(Store::Sftp(host.clone()));
+            Some(Direction::Inventory { sources: sources.clone(), at, hash: *hash })
+        }
+        _ => None,
+    }
+}
+
+/// How many connections there are unless somebody says otherwise.
+const AUTO_CONNECTIONS: u16 = 8;

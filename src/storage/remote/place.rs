@@ -1,0 +1,491 @@
+//! What is at an endpoint for each entry, and which files are wanted.
+//!
+//! In: entries, parents first. Out: what was there; and directories and symlinks that now are.
+//! What is there is learnt by listing directories, not by asking for each name.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::sink::{Inner, has_target, is_same_type, what};
+use super::source::metadata;
+use super::{Answer, Class, Endpoint, Fault, Key, Listed, Thing, ThingKind, all};
+use crate::protocol::chunk::EntryId;
+use crate::protocol::manifest::Timestamp;
+use crate::protocol::message::{
+    Changes, Compare, Deleted, Entry, FileKind, Kind, MakeRoom, Metadata,
+};
+use crate::storage::{self, Operation, Placed, StorageError};
+
+/// A directory of the destination.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    pub key: Key,
+    pub parent: EntryId,
+    pub state: State,
+    depth: usize,
+    metadata: Metadata,
+    /// What is there is as it was.
+    is_kept: bool,
+}
+
+impl Directory {
+    pub fn of_root(key: Key, metadata: Metadata) -> Self {
+        let (parent, state) = (EntryId::ROOT, State::There);
+        Self { key, parent, state, depth: 0, metadata, is_kept: false }
+    }
+}
+
+/// What became of a directory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum State {
+    There,
+    /// This run made it, or would have: there was nothing in it.
+    New,
+    /// The options say that nothing is made, neither it nor anything in it.
+    Left,
+    /// It could not be made.
+    Failed,
+}
+
+/// What is in a directory.
+#[derive(Debug, Default)]
+pub struct Existing(Mutex<HashMap<Box<[u8]>, Thing>>);
+
+impl Existing {
+    fn get(&self, name: &[u8]) -> Option<Thing> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    pub fn forget(&self, name: &[u8]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+}
+
+impl<E: Endpoint> Inner<E> {
+    /// Looks at what is there for many entries, and makes what is no file. Directories come before what
+    /// is in them; all else of one depth goes on at the same time.
+    pub async fn place(&self, entries: Vec<Arc<Entry>>) -> Vec<Result<Placed, StorageError>> {
+        let mut answers: Vec<Option<Result<Placed, StorageError>>> =
+            entries.iter().map(|_| None).collect();
+        let mut left: Vec<usize> = (0..entries.len()).collect();
+        while !left.is_empty() {
+            // Whose directory is among those that are left has to wait for it.
+            let waiting: std::collections::HashSet<EntryId> = left
+                .iter()
+                .filter_map(|at| entries.get(*at))
+                .filter(|entry| entry.kind == Kind::Directory)
+                .map(|entry| entry.id)
+                .collect();
+            let is_due =
+                |at: &usize| entries.get(*at).is_some_and(|entry| !waiting.contains(&entry.parent));
+            let (due, rest): (Vec<usize>, Vec<usize>) = left.into_iter().partition(is_due);
+            if due.is_empty() {
+                break;
+            }
+            let places: Vec<_> = due
+                .iter()
+                .filter_map(|at| entries.get(*at))
+                .map(|entry| self.place_one(entry))
+                .collect();
+            let placed = all(places, self.endpoint.properties().requests).await;
+            for (at, placed) in due.into_iter().zip(placed) {
+                if let Some(answer) = answers.get_mut(at) {
+                    *answer = Some(placed);
+                }
+            }
+            left = rest;
+        }
+        let unplaced = |entry: &Entry| StorageError::NoParent { path: self.path(entry) };
+        let answers = answers.into_iter().zip(&entries);
+        answers.map(|(answer, entry)| answer.unwrap_or_else(|| Err(unplaced(entry)))).collect()
+    }
+
+    async fn place_one(&self, entry: &Arc<Entry>) -> Result<Placed, StorageError> {
+        let parent = self.state_of(entry.parent);
+        match (&entry.kind, parent) {
+            (Kind::Unselected, _) => return Ok(Placed::Left),
+            (_, State::Failed) => {
+                self.remember(entry, State::Failed, false);
+                return Err(StorageError::NoParent { path: self.path(entry) });
+            }
+            (_, State::Left) => {
+                self.remember(entry, State::Left, false);
+                return Ok(Placed::Left);
+            }
+            (Kind::HardLink { .. } | Kind::Unsendable(_), _) => {
+                let fault = Fault::new(Class::Unsupported, "it has no content of its own");
+                return Err(self.error(Operation::Create, entry)(fault));
+            }
+            _ => {}
+        }
+        let placed = self.place_in(entry, parent).await;
+        if placed.is_err() {
+            self.remember(entry, State::Failed, false);
+        }
+        placed
+    }
+
+    async fn place_in(&self, entry: &Arc<Entry>, parent: State) -> Result<Placed, StorageError> {
+        let key = self.key(entry)?;
+        let existing = match parent {
+            State::New => None,
+            _ => self.look(&key, entry).await?,
+        };
+        let is_absent = existing.is_none();
+        if is_absent && self.update.existing_only || !is_absent && self.update.ignore_existing {
+            let goes_on = entry.kind == Kind::Directory
+                && existing.as_ref().is_some_and(|it| it.kind == ThingKind::Directory);
+            let state = if goes_on { State::There } else { State::Left };
+            self.remember(entry, state, true);
+            return Ok(Placed::Left);
+        }
+        let in_the_way = existing.as_ref().filter(|thing| !is_same_type(thing, &entry.kind));
+        let gave_way = match in_the_way {
+            Some(thing) => {
+                self.make_room(&key, thing, entry).await?;
+                Changes::TYPE
+            }
+            None => Changes::NONE,
+        };
+        let existing = existing.filter(|thing| is_same_type(thing, &entry.kind));
+        let placed = match &entry.kind {
+            Kind::Directory => self.place_directory(&key, existing, entry).await?,
+            Kind::Symlink { target } => self.place_symlink(&key, existing, target, entry).await?,
+            Kind::File(file) => self.place_file(&key, existing, *file, entry).await?,
+            _ => {
+                let fault = Fault::new(
+                    Class::Unsupported,
+                    "special files are made on hosts with fastsync only",
+                );
+                return Err(self.error(Operation::Create, entry)(fault));
+            }
+        };
+        Ok(placed.with(gave_way))
+    }
+
+    /// What has a key, by the listing of its directory.
+    async fn look(&self, key: &Key, entry: &Entry) -> Result<Option<Thing>, StorageError> {
+        let Some(parent) = key.parent() else { return Ok(None) };
+        let existing = self.existing(&parent).await;
+        let existing = existing.map_err(self.error(Operation::List, entry))?;
+        Ok(existing.get(key.name()))
+    }
+
+    async fn existing(&self, directory: &Key) -> Answer<Arc<Existing>> {
+        let known = self.state().existing.get(directory).cloned();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let listed = match list(&self.endpoint, directory, false).await {
+            Ok(listed) => listed,
+            Err(fault) if fault.class == Class::Missing => Vec::new(),
+            Err(fault) => return Err(fault),
+        };
+        let mut things = HashMap::with_capacity(listed.len());
+        for listed in listed {
+            if let Listed::Thing(key, thing) = listed {
+                things.insert(key.name().into(), thing);
+            }
+        }
+        let existing = Arc::new(Existing(Mutex::new(things)));
+        let mut state = self.state();
+        if state.order.len() >= MAX_REMEMBERED {
+            let oldest = state.order.remove(0);
+            state.existing.remove(&oldest);
+        }
+        state.order.push(directory.clone());
+        state.existing.insert(directory.clone(), Arc::clone(&existing));
+        Ok(existing)
+    }
+
+    /// Lets something of another type give way, if the options allow it.
+    async fn make_room(&self, key: &Key, thing: &Thing, entry: &Entry) -> Result<(), StorageError> {
+        let is_directory = thing.kind == ThingKind::Directory;
+        let may = match self.update.make_room {
+            MakeRoom::Files => !is_directory && entry.kind != Kind::Directory,
+            MakeRoom::EmptyDirectories | MakeRoom::All => true,
+        };
+        if !may {
+            let (path, existing) = (self.path(entry), what(thing));
+            return Err(StorageError::Conflict { path, existing });
+        }
+        if self.dry_run {
+            return Ok(());
+        }
+        // A file may replace another thing at once; a directory is made where nothing is.
+        let is_replaced = !is_directory && matches!(entry.kind, Kind::File(_));
+        if is_replaced {
+            return Ok(());
+        }
+        let removed = self.endpoint.remove(vec![(key.clone(), thing.kind)]).await;
+        let removed = removed.into_iter().next().unwrap_or(Ok(()));
+        if is_directory && removed.is_err() {
+            let (path, existing) = (self.path(entry), "a directory that is not empty");
+            return Err(StorageError::Conflict { path, existing });
+        }
+        removed.map_err(self.error(Operation::Remove, entry))?;
+        let path = self.path(entry);
+        self.state().removed.deleted.push(Deleted { path, is_directory });
+        self.forget(key);
+        Ok(())
+    }
+
+    async fn place_directory(
+        &self,
+        key: &Key,
+        existing: Option<Thing>,
+        entry: &Arc<Entry>,
+    ) -> Result<Placed, StorageError> {
+        if let Some(thing) = existing {
+            let changes = self.differences(&thing, entry);
+            self.remember(entry, State::There, changes.is_empty());
+            return Ok(Placed::Settled(changes));
+        }
+        if !self.dry_run {
+            let made = self.endpoint.make_directory(key).await;
+            made.map_err(self.error(Operation::Create, entry))?;
+        }
+        self.remember(entry, State::New, false);
+        // Nobody sees a directory that is only implied.
+        if !self.endpoint.properties().keeps.directories {
+            return Ok(Placed::Settled(Changes::NONE));
+        }
+        Ok(Placed::Settled(Changes::CREATED_WITH_CONTENT))
+    }
+
+    async fn place_symlink(
+        &self,
+        key: &Key,
+        existing: Option<Thing>,
+        target: &[u8],
+        entry: &Entry,
+    ) -> Result<Placed, StorageError> {
+        if !self.endpoint.properties().keeps.symlinks {
+            let fault = Fault::new(Class::Unsupported, "symlinks are not kept there");
+            return Err(self.error(Operation::Create, entry)(fault));
+        }
+        let changes = match existing {
+            Some(thing) if has_target(&thing, target) => return Ok(Placed::Settled(Changes::NONE)),
+            Some(_) => Changes::CONTENT,
+            None => Changes::CREATED_WITH_CONTENT,
+        };
+        if !self.dry_run {
+            let made = self.endpoint.make_symlink(key, target, &self.kept(entry, None)).await;
+            made.map_err(self.error(Operation::Create, entry))?;
+        }
+        Ok(Placed::Settled(changes))
+    }
+
+    async fn place_file(
+        &self,
+        key: &Key,
+        existing: Option<Thing>,
+        file: FileKind,
+        entry: &Entry,
+    ) -> Result<Placed, StorageError> {
+        let Some(mut thing) = existing else {
+            return Ok(Placed::Wanted(Changes::CREATED_WITH_CONTENT));
+        };
+        let is_equal_size = thing.size == file.size;
+        let matters = is_equal_size || self.update.keep_newer;
+        if matters && !self.endpoint.properties().lists_all {
+            let stat = self.endpoint.stat(key).await;
+            let Some(found) = stat.map_err(self.error(Operation::Stat, entry))? else {
+                return Ok(Placed::Wanted(Changes::CREATED_WITH_CONTENT));
+            };
+            thing = found;
+        }
+        let wanted = entry.metadata.mtime;
+        if self.update.keep_newer
+            && metadata(&thing).mtime > wanted
+            && !self.is_same_time(metadata(&thing).mtime, wanted)
+        {
+            return Ok(Placed::Left);
+        }
+        let is_equal = is_equal_size
+            && match self.update.compare {
+                Compare::Quick => self.has_time(&thing, wanted),
+                Compare::SizeOnly => true,
+                Compare::Checksum => {
+                    return Ok(Placed::Compare(match thing.root {
+                        Some(root) => storage::Existing::Root(root),
+                        None => storage::Existing::Unread,
+                    }));
+                }
+                Compare::Always => false,
+            };
+        if is_equal {
+            self.correct(key, &thing, entry).await
+        } else {
+            Ok(self.want(&thing, file, entry))
+        }
+    }
+
+    /// Goes on with a file after its data was compared.
+    pub async fn place_compared(
+        &self,
+        entry: &Arc<Entry>,
+        is_equal: bool,
+    ) -> Result<Placed, StorageError> {
+        let Kind::File(file) = entry.kind else {
+            let fault = Fault::new(Class::Other, "it is no file");
+            return Err(self.error(Operation::Open, entry)(fault));
+        };
+        let key = self.key(entry)?;
+        let found = self.endpoint.stat(&key).await;
+        let found = found.map_err(self.error(Operation::Stat, entry))?;
+        match found.filter(|thing| thing.kind == ThingKind::File) {
+            Some(thing) if is_equal => self.correct(&key, &thing, entry).await,
+            Some(thing) => Ok(self.want(&thing, file, entry)),
+            None => Ok(Placed::Wanted(Changes::CREATED_WITH_CONTENT)),
+        }
+    }
+
+    fn want(&self, thing: &Thing, file: FileKind, entry: &Entry) -> Placed {
+        let is_told = self.update.compare == Compare::Checksum;
+        let changes = self.differences(thing, entry).with(Changes::CONTENT);
+        Placed::Wanted(
+            changes
+                .with(Changes::SIZE.when(thing.size != file.size))
+                .with(Changes::CHECKSUM.when(is_told)),
+        )
+    }
+
+    /// A file whose data is right: corrects what is kept beside it.
+    async fn correct(
+        &self,
+        key: &Key,
+        thing: &Thing,
+        entry: &Entry,
+    ) -> Result<Placed, StorageError> {
+        let changes = self.differences(thing, entry);
+        if !changes.is_empty() && !self.dry_run {
+            let kept = super::Kept { root: thing.root, ..self.kept(entry, None) };
+            let set = self.endpoint.set(key, thing, &kept, changes).await;
+            set.map_err(self.error(Operation::SetTimes, entry))?;
+        }
+        Ok(Placed::Settled(changes))
+    }
+
+    /// What of what is kept is different.
+    fn differences(&self, thing: &Thing, entry: &Entry) -> Changes {
+        let kept = self.kept(entry, None);
+        let is_other_time = match (kept.mtime, thing.mtime) {
+            (Some(wanted), Some(found)) => !self.is_same_time(found, wanted),
+            // Where it could be kept and is not, somebody else has written it.
+            (Some(_), None) => self.update.compare != Compare::Quick,
+            (None, _) => false,
+        };
+        let is_other_mode = self.preserve.permissions
+            && kept.mode.is_some_and(|wanted| thing.mode.is_some_and(|found| found != wanted));
+        Changes::TIME
+            .when(is_other_time && entry.kind != Kind::Directory)
+            .with(Changes::TIME.when(is_other_time && entry.kind == Kind::Directory))
+            .with(Changes::PERMISSIONS.when(is_other_mode))
+    }
+
+    /// Whether a file counts as one of this time. Where no time was stored with it, it does if it was
+    /// written there later: whoever changes the source after that gives it a later time.
+    fn has_time(&self, thing: &Thing, wanted: Timestamp) -> bool {
+        match (thing.mtime, thing.modified) {
+            (Some(found), _) => self.is_same_time(found, wanted),
+            (None, Some(written)) => written >= wanted,
+            (None, None) => false,
+        }
+    }
+
+    fn is_same_time(&self, one: Timestamp, other: Timestamp) -> bool {
+        let apart = one.seconds.abs_diff(other.seconds);
+        let window = u64::from(self.update.modify_window);
+        let step = self.endpoint.properties().keeps.times.map_or(1, |step| step.as_nanos());
+        let steps = |time: Timestamp| {
+            let whole = i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds());
+            whole.div_euclid(i128::try_from(step).unwrap_or(1).max(1))
+        };
+        one == other || (window > 0 && apart <= window) || steps(one) == steps(other)
+    }
+
+    fn state_of(&self, directory: EntryId) -> State {
+        if directory == EntryId::ROOT {
+            return State::There;
+        }
+        self.state().directories.get(&directory).map_or(State::Failed, |it| it.state)
+    }
+
+    /// Remembers a directory, for what is in it.
+    fn remember(&self, entry: &Entry, state: State, is_kept: bool) {
+        if entry.kind != Kind::Directory {
+            return;
+        }
+        let Some((above, _)) = self.directory(entry.parent) else { return };
+        let Ok(key) = above.child(self.name(entry)) else { return };
+        let depth = key.as_bytes().split(|byte| *byte == b'/').count();
+        let metadata = Metadata { attributes: Vec::new(), ..entry.metadata.clone() };
+        let directory = Directory { key, parent: entry.parent, state, depth, metadata, is_kept };
+        self.state().directories.insert(entry.id, directory);
+    }
+
+    /// Gives directories their metadata, the deepest first.
+    pub async fn finish_directories(&self) {
+        if self.dry_run || !self.endpoint.properties().keeps.directories {
+            return;
+        }
+        let mut directories: Vec<(EntryId, Directory)> = {
+            let state = self.state();
+            let is_ours = |it: &&Directory| matches!(it.state, State::There | State::New);
+            let all = state.directories.iter();
+            all.filter(|(_, it)| is_ours(it)).map(|(id, it)| (*id, it.clone())).collect()
+        };
+        directories.sort_by_key(|(_, it)| std::cmp::Reverse(it.depth));
+        for same_depth in directories.chunk_by(|one, other| one.1.depth == other.1.depth) {
+            let sets: Vec<_> = same_depth
+                .iter()
+                .map(|(id, directory)| self.finish_directory(*id, directory))
+                .collect();
+            all(sets, self.endpoint.properties().requests).await;
+        }
+    }
+
+    async fn finish_directory(&self, id: EntryId, directory: &Directory) {
+        let name = crate::protocol::manifest::Name::new(b"-");
+        let Ok(name) = name else { return };
+        let entry = Entry {
+            id,
+            parent: directory.parent,
+            name,
+            kind: Kind::Directory,
+            is_linked: false,
+            metadata: directory.metadata.clone(),
+        };
+        let kept = self.kept(&entry, None);
+        let kept = super::Kept { mode: kept.mode.filter(|_| self.preserve.permissions), ..kept };
+        // What nothing was written into is as it was found to be.
+        if directory.is_kept && kept.mtime.is_none() || kept == super::Kept::default() {
+            return;
+        }
+        let thing = super::walk::implied();
+        let changes = Changes::TIME.with(Changes::PERMISSIONS);
+        let set = self.endpoint.set(&directory.key, &thing, &kept, changes).await;
+        if let Err(fault) = set {
+            let path = directory.key.below(&self.root).unwrap_or(b".").to_vec();
+            self.complain(StorageError::at(Operation::SetTimes, &path)(fault));
+        }
+    }
+}
+
+/// Lists a directory to its end.
+pub async fn list<E: Endpoint>(endpoint: &E, directory: &Key, deep: bool) -> Answer<Vec<Listed>> {
+    let (found, finds) = flume::bounded::<Vec<Listed>>(16);
+    let gather = async {
+        let mut all = Vec::new();
+        while let Ok(group) = finds.recv_async().await {
+            all.extend(group);
+        }
+        all
+    };
+    let (answer, all) = tokio::join!(endpoint.list(directory, deep, found), gather);
+    answer.map(|()| all)
+}
+
+/// The contents of how many directories are remembered.
+const MAX_REMEMBERED: usize = 256;

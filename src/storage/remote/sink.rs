@@ -1,0 +1,834 @@
+//! An endpoint as a sink.
+//!
+//! In: entries and verified data. Out: complete files under their keys. Small files go there whole;
+//! large ones part by part, under no name that anybody sees before all of it is there.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::place::{Directory, Existing};
+use super::source::kind_of;
+use super::walk::OWN_PREFIX;
+use super::{Class, Endpoint, Fault, Kept, Key, Listed, Thing, ThingKind, all};
+use crate::protocol::buffer::Pool;
+use crate::protocol::chunk::{
+    ByteRange, ChunkSize, Digest, EntryId, RangeHasher, VerifiedChunk, VerifiedFile,
+};
+use crate::protocol::manifest::Name;
+use crate::protocol::message::{
+    Changes, Delete, Deleted, Deletions, Entry, Kind, Links, Metadata, Options, Owner, Preserve,
+    Update,
+};
+use crate::storage::filter::{FilterOptions, Rules, Scope, Side};
+use crate::storage::{
+    Left, NameSet, Operation, Placed, Receipt, Remembers, Removed, Reopened, Sink, StorageError,
+    Token,
+};
+
+/// A place at an endpoint, as a [`Sink`].
+#[derive(Clone, Debug)]
+pub struct RemoteSink<E> {
+    pub(super) inner: Arc<Inner<E>>,
+}
+
+#[derive(Debug)]
+pub struct Inner<E> {
+    pub endpoint: E,
+    /// Everything is written below this.
+    pub root: Key,
+    /// What the only source is called there.
+    rename: Option<Name>,
+    pub preserve: Preserve,
+    pub update: Update,
+    pub dry_run: bool,
+    chunk_size: ChunkSize,
+    delete: Option<Delete>,
+    rules: Rules,
+    pub state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+pub struct State {
+    /// Directories by identity; ROOT is not among them.
+    pub directories: HashMap<EntryId, Directory>,
+    /// What is in directories, of which a few are remembered.
+    pub existing: HashMap<Key, Arc<Existing>>,
+    /// The keys of `existing`, the one that was asked for longest ago first.
+    pub order: Vec<Key>,
+    pub complaints: Vec<StorageError>,
+    pub removed: Removed,
+}
+
+/// A file of a [`RemoteSink`]: one that is coming, or one that is there and is compared.
+pub struct RemoteFile<E: Endpoint> {
+    inner: Arc<File<E>>,
+}
+
+impl<E: Endpoint> fmt::Debug for RemoteFile<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteFile").field("key", &self.inner.key).finish_non_exhaustive()
+    }
+}
+
+impl<E: Endpoint> Clone for RemoteFile<E> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+struct File<E: Endpoint> {
+    key: Key,
+    entry: Arc<Entry>,
+    data: Data<E>,
+    receipts: Mutex<BTreeMap<u64, Receipt>>,
+}
+
+enum Data<E: Endpoint> {
+    Coming(E::Upload),
+    There(E::Open),
+}
+
+/// A small file is in its place as soon as it is prepared.
+#[derive(Debug)]
+pub struct Prepared(());
+
+impl<E: Endpoint> RemoteSink<E> {
+    /// Looks where everything goes. With a slash behind, a directory is meant (`is_directory`).
+    ///
+    /// # Errors
+    ///
+    /// If something else is there, or the endpoint does not answer.
+    pub async fn open(
+        endpoint: E,
+        destination: Key,
+        is_directory: bool,
+        is_single_file: bool,
+        options: &Options,
+    ) -> Result<Self, StorageError> {
+        let shown = endpoint.shown(&destination);
+        let failed = |operation| StorageError::at(operation, &shown);
+        refuse_options(options).map_err(failed(Operation::Open))?;
+        let delete_excluded = options.delete.is_some_and(|delete| delete.excluded);
+        let filters = FilterOptions { gitignore: options.select.gitignore, delete_excluded };
+        let texts = if options.delete.is_some() { &options.select.filters[..] } else { &[] };
+        let rules = Rules::new(texts, filters).map_err(|error| {
+            failed(Operation::Open)(Fault::new(Class::Unsupported, error.to_string()))
+        })?;
+        if rules.reads_files() {
+            let text = "files of filter rules, .gitignore among them, are read on hosts with fastsync only";
+            return Err(failed(Operation::Open)(Fault::new(Class::Unsupported, text)));
+        }
+        let found = endpoint.stat(&destination).await.map_err(failed(Operation::Stat))?;
+        let kind = found.map(|thing| thing.kind);
+        let (root, rename) = match kind {
+            // It may lead to a directory; whatever it is, what is written below it shows.
+            Some(ThingKind::Symlink) if !is_single_file || is_directory => (destination, None),
+            Some(ThingKind::File | ThingKind::Symlink) | None
+                if is_single_file && !is_directory && !destination.is_top() =>
+            {
+                let name = Name::new(destination.name()).ok();
+                (destination.parent().unwrap_or_default(), name)
+            }
+            Some(ThingKind::Directory) | None => (destination, None),
+            Some(ThingKind::File | ThingKind::Symlink | ThingKind::Other) => {
+                return Err(StorageError::Conflict { path: shown, existing: "a file" });
+            }
+        };
+        let inner = Inner {
+            endpoint,
+            root,
+            rename,
+            preserve: options.preserve.clone(),
+            update: options.update.clone(),
+            dry_run: options.dry_run,
+            chunk_size: options.chunk_size,
+            delete: options.delete,
+            rules,
+            state: Mutex::default(),
+        };
+        if !inner.dry_run {
+            inner.make_root().await?;
+        }
+        Ok(Self { inner: Arc::new(inner) })
+    }
+}
+
+/// What works only where fastsync is at the other end.
+fn refuse_options(options: &Options) -> Result<(), Fault> {
+    let update = &options.update;
+    let asked = [
+        (update.in_place, "--inplace"),
+        (update.backup.is_some(), "--backup"),
+        (!update.link_dest.is_empty(), "--link-dest"),
+    ];
+    match asked.into_iter().find(|(is_asked, _)| *is_asked) {
+        None => Ok(()),
+        Some((_, flag)) => {
+            let text = format!("{flag} works on hosts with fastsync only");
+            Err(Fault::new(Class::Unsupported, text))
+        }
+    }
+}
+
+impl<E: Endpoint> Inner<E> {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        // Every change is a single step, so a panic elsewhere spoils nothing.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the directory that everything goes to, and those above it.
+    async fn make_root(&self) -> Result<(), StorageError> {
+        if !self.endpoint.properties().keeps.directories {
+            return Ok(());
+        }
+        let mut missing = Vec::new();
+        let mut at = Some(self.root.clone());
+        while let Some(key) = at.take().filter(|key| !key.is_top()) {
+            let found = self.endpoint.stat(&key).await;
+            let found =
+                found.map_err(StorageError::at(Operation::Stat, &self.endpoint.shown(&key)))?;
+            if found.is_some() {
+                break;
+            }
+            at = key.parent();
+            missing.push(key);
+        }
+        for key in missing.into_iter().rev() {
+            let made = self.endpoint.make_directory(&key).await;
+            made.map_err(StorageError::at(Operation::Create, &self.endpoint.shown(&key)))?;
+        }
+        Ok(())
+    }
+
+    /// What an entry is called here.
+    pub fn name<'a>(&'a self, entry: &'a Entry) -> &'a Name {
+        match &self.rename {
+            // There is only one entry, and it is at the top.
+            Some(name) if entry.parent == EntryId::ROOT => name,
+            _ => &entry.name,
+        }
+    }
+
+    /// Where an entry goes.
+    pub fn key(&self, entry: &Entry) -> Result<Key, StorageError> {
+        let directory = self.directory(entry.parent);
+        let missing = || Fault::new(Class::Missing, "its directory is not known");
+        let key = directory
+            .ok_or_else(missing)
+            .and_then(|(key, _)| Ok(key.child(self.name(entry))?))
+            .and_then(|key| self.check_name(key));
+        key.map_err(StorageError::at(Operation::Create, &self.path(entry)))
+    }
+
+    fn check_name(&self, key: Key) -> Result<Key, Fault> {
+        let keeps_all = self.endpoint.properties().keeps.any_bytes;
+        if keeps_all || std::str::from_utf8(key.as_bytes()).is_ok() {
+            return Ok(key);
+        }
+        Err(Fault::new(Class::Name, "the name is not UTF-8, and no other can be stored there"))
+    }
+
+    pub fn path(&self, entry: &Entry) -> Vec<u8> {
+        match self.directory(entry.parent) {
+            Some((_, path)) if !path.is_empty() => {
+                [&path, &b"/"[..], self.name(entry).as_bytes()].concat()
+            }
+            _ => self.name(entry).as_bytes().to_vec(),
+        }
+    }
+
+    /// A directory's key, and its path from the top.
+    pub fn directory(&self, id: EntryId) -> Option<(Key, Vec<u8>)> {
+        if id == EntryId::ROOT {
+            return Some((self.root.clone(), Vec::new()));
+        }
+        let state = self.state();
+        let directory = state.directories.get(&id)?;
+        let path = directory.key.below(&self.root).unwrap_or_default().to_vec();
+        Some((directory.key.clone(), path))
+    }
+
+    /// For `map_err` on what was done for an entry.
+    pub fn error(
+        &self,
+        operation: Operation,
+        entry: &Entry,
+    ) -> impl FnOnce(Fault) -> StorageError + use<E> {
+        let path = self.path(entry);
+        move |fault| StorageError::Endpoint { operation, path, fault }
+    }
+
+    pub fn complain(&self, error: StorageError) {
+        self.state().complaints.push(error);
+    }
+
+    /// What is to be kept of an entry.
+    pub fn kept(&self, entry: &Entry, root: Option<Digest>) -> Kept {
+        let (keeps, preserve) = (self.endpoint.properties().keeps, &self.preserve);
+        let is_directory = entry.kind == Kind::Directory;
+        let keeps_times = if is_directory { preserve.directory_times } else { preserve.times };
+        let (first, last) = keeps.time_range;
+        let is_possible = (first..=last).contains(&entry.metadata.mtime.seconds);
+        let has_time = keeps.times.is_some() && keeps_times && is_possible;
+        let mode = entry.metadata.mode;
+        let bits = if preserve.special_bits { 0o7777 } else { 0o777 };
+        let bits = if preserve.permissions { bits } else { 0o777 & !0o022 };
+        let mode = crate::protocol::message::Mode::from_raw(mode.bits() & bits);
+        Kept {
+            mtime: has_time.then_some(entry.metadata.mtime),
+            mode: keeps.modes.then_some(mode),
+            root,
+        }
+    }
+
+    async fn write_small(
+        &self,
+        file: &VerifiedFile,
+        entry: &Arc<Entry>,
+    ) -> Result<(), StorageError> {
+        let key = self.key(entry)?;
+        let kept = self.kept(entry, Some(file.member().root));
+        let put = self.endpoint.put(&key, file.data().clone(), &kept).await;
+        put.map_err(self.error(Operation::Write, entry))?;
+        self.forget(&key);
+        Ok(())
+    }
+
+    /// What was known to be under a key is not there any more.
+    pub fn forget(&self, key: &Key) {
+        let Some(parent) = key.parent() else { return };
+        let state = self.state();
+        if let Some(existing) = state.existing.get(&parent) {
+            existing.forget(key.name());
+        }
+    }
+
+    /// Reads a range of a file that is there, or of which a part is.
+    async fn digest(
+        &self,
+        file: &File<E>,
+        range: ByteRange,
+        pool: &Pool,
+    ) -> Result<Digest, StorageError> {
+        let mut hasher = RangeHasher::new(range);
+        let piece_len = pool.buffer_len().min(range.len() as usize);
+        let buffer = pool.take(piece_len).await.map_err(|error| {
+            let path = self.path(&file.entry);
+            StorageError::io(Operation::Read, &path)(std::io::Error::other(error))
+        });
+        let mut buffer = buffer?;
+        let mut done = 0;
+        while done < range.len() as usize {
+            let len = piece_len.min(range.len() as usize - done);
+            let Some(piece) = buffer.get_mut(..len) else { break };
+            let at = range.offset() + done as u64;
+            let read = match &file.data {
+                Data::Coming(upload) => self.endpoint.reread(upload, at, piece).await,
+                Data::There(open) => self.endpoint.read(open, at, piece).await,
+            };
+            read.map_err(self.error(Operation::Read, &file.entry))?;
+            hasher.update(piece);
+            done += len;
+        }
+        let short = |_| StorageError::Changed { path: self.path(&file.entry) };
+        hasher.finish().map_err(short)
+    }
+
+    async fn delete(
+        &self,
+        complete: Vec<EntryId>,
+        names: NameSet,
+        deleted: flume::Sender<Deleted>,
+    ) -> Result<Deletions, StorageError> {
+        let Some(delete) = self.delete else { return Ok(Deletions::default()) };
+        let complete: HashSet<EntryId> = complete.into_iter().collect();
+        let mut tops = Vec::new();
+        {
+            let state = self.state();
+            let is_known = |id: &EntryId| state.directories.contains_key(id);
+            let mut ids: Vec<EntryId> = complete.iter().copied().filter(is_known).collect();
+            ids.sort_unstable();
+            tops.extend(complete.contains(&EntryId::ROOT).then_some(EntryId::ROOT));
+            tops.extend(ids);
+        }
+        if !delete.allow_empty_source {
+            let outermost = |id: &&EntryId| {
+                let parent = self.state().directories.get(*id).map(|it| it.parent);
+                **id == EntryId::ROOT
+                    || parent == Some(EntryId::ROOT) && !complete.contains(&EntryId::ROOT)
+            };
+            for id in tops.iter().filter(outermost).copied().collect::<Vec<_>>() {
+                if names.has_any_in(id) {
+                    continue;
+                }
+                let Some((key, _)) = self.directory(id) else { continue };
+                if !self.extra(id, &key, &names).await?.is_empty() {
+                    let path = self.endpoint.shown(&key);
+                    return Err(StorageError::EmptySource { path });
+                }
+            }
+        }
+        let mut doomed: Vec<(Key, Vec<u8>, ThingKind)> = Vec::new();
+        for id in tops {
+            let Some((key, path)) = self.directory(id) else { continue };
+            let extra = match self.extra(id, &key, &names).await {
+                Ok(extra) => extra,
+                Err(error) => {
+                    self.complain(error);
+                    continue;
+                }
+            };
+            for (name, thing) in extra {
+                let below = join(&path, name.as_bytes());
+                let Ok(own) = key.child(&name) else { continue };
+                if thing.kind == ThingKind::Directory {
+                    self.doom_directory(&own, &below, &mut doomed).await;
+                } else {
+                    doomed.push((own, below, thing.kind));
+                }
+            }
+        }
+        self.remove_doomed(doomed, delete, &deleted).await
+    }
+
+    /// What is in a directory and neither known nor protected.
+    async fn extra(
+        &self,
+        id: EntryId,
+        key: &Key,
+        names: &NameSet,
+    ) -> Result<Vec<(Name, Thing)>, StorageError> {
+        let (_, path) = self.directory(id).unwrap_or_default();
+        let listed = match super::place::list(&self.endpoint, key, false).await {
+            Ok(listed) => listed,
+            Err(fault) if fault.class == Class::Missing => Vec::new(),
+            Err(fault) => {
+                let shown = self.endpoint.shown(key);
+                return Err(StorageError::at(Operation::List, &shown)(fault));
+            }
+        };
+        let scope = self.scope(&path);
+        let mut extra = Vec::new();
+        for listed in listed {
+            let Listed::Thing(own, thing) = listed else { continue };
+            let Ok(name) = Name::new(own.name()) else { continue };
+            let is_directory = thing.kind == ThingKind::Directory;
+            let is_ours = name.as_bytes().starts_with(OWN_PREFIX)
+                || id == EntryId::ROOT && name.as_bytes() == b".fastsync";
+            let below = join(&path, name.as_bytes());
+            if !is_ours
+                && !names.contains(id, name.as_bytes())
+                && scope.admits(Side::Receiver, &below, is_directory)
+            {
+                extra.push((name, thing));
+            }
+        }
+        extra.sort_by(|one, other| other.0.cmp(&one.0));
+        Ok(extra)
+    }
+
+    fn scope(&self, path: &[u8]) -> Scope {
+        let enter = |scope: Scope, path: &[u8]| {
+            // Nothing is read, so nothing can be wrong with it.
+            scope.enter(path, &mut |_| Ok(None)).unwrap_or(scope)
+        };
+        let mut scope = enter(self.rules.root(), b"");
+        for (at, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
+            scope = enter(scope, &path[..at]);
+        }
+        if path.is_empty() { scope } else { enter(scope, path) }
+    }
+
+    /// Adds all that is in a directory and may go, the deepest first, and the directory itself if all
+    /// of it may.
+    async fn doom_directory(
+        &self,
+        key: &Key,
+        path: &[u8],
+        doomed: &mut Vec<(Key, Vec<u8>, ThingKind)>,
+    ) {
+        let listed = match super::place::list(&self.endpoint, key, true).await {
+            Ok(listed) => listed,
+            Err(fault) => {
+                return self.complain(StorageError::at(Operation::List, path)(fault));
+            }
+        };
+        let mut kept: HashSet<Vec<u8>> = HashSet::new();
+        let mut things = vec![(key.clone(), path.to_vec(), ThingKind::Directory)];
+        let mut is_whole = true;
+        for listed in listed {
+            let Listed::Thing(own, thing) = listed else {
+                is_whole = false;
+                continue;
+            };
+            let Some(below) = own.below(key) else { continue };
+            let below = join(path, below);
+            let parent =
+                below.iter().rposition(|byte| *byte == b'/').map_or(&b""[..], |at| &below[..at]);
+            let is_directory = thing.kind == ThingKind::Directory;
+            if self.scope(parent).in_removed_directory().admits(
+                Side::Receiver,
+                &below,
+                is_directory,
+            ) {
+                things.push((own, below, thing.kind));
+            } else {
+                kept.insert(below);
+            }
+        }
+        // What holds something that stays, stays.
+        let stays = |path: &[u8]| {
+            kept.iter().any(|kept| {
+                kept == path
+                    || kept.strip_prefix(path).is_some_and(|rest| rest.starts_with(b"/"))
+                    || path.strip_prefix(&kept[..]).is_some_and(|rest| rest.starts_with(b"/"))
+            })
+        };
+        things.retain(|(_, path, _)| kept.is_empty() || !stays(path));
+        if !is_whole {
+            things.retain(|(_, _, kind)| *kind != ThingKind::Directory);
+        }
+        if !self.endpoint.properties().keeps.directories {
+            things.retain(|(_, _, kind)| *kind != ThingKind::Directory);
+        }
+        things.sort_by(|one, other| other.1.cmp(&one.1));
+        doomed.extend(things);
+    }
+
+    async fn remove_doomed(
+        &self,
+        mut doomed: Vec<(Key, Vec<u8>, ThingKind)>,
+        delete: Delete,
+        deleted: &flume::Sender<Deleted>,
+    ) -> Result<Deletions, StorageError> {
+        let mut count = Deletions::default();
+        let gone_before = self.state().removed.deleted.len() as u64;
+        let max = delete.max.map_or(u64::MAX, |max| max.saturating_sub(gone_before));
+        let allowed = usize::try_from(max).unwrap_or(usize::MAX).min(doomed.len());
+        count.over_limit = (doomed.len() - allowed) as u64;
+        doomed.truncate(allowed);
+        let mut rest = &doomed[..];
+        while !rest.is_empty() {
+            // A directory goes after what is in it: it waits for the answers to all before it.
+            let is_directory = |kind: ThingKind| kind == ThingKind::Directory;
+            let first_kind = rest.first().is_some_and(|it| is_directory(it.2));
+            let run = rest.iter().take_while(|it| is_directory(it.2) == first_kind && !first_kind);
+            let len = run.count().clamp(1, MAX_REMOVED);
+            let (now, later) = rest.split_at(len);
+            rest = later;
+            let removed = if self.dry_run {
+                now.iter().map(|_| Ok(())).collect()
+            } else {
+                let things = now.iter().map(|(key, _, kind)| (key.clone(), *kind)).collect();
+                self.endpoint.remove(things).await
+            };
+            for ((_, path, kind), answer) in now.iter().zip(removed) {
+                match answer {
+                    Ok(()) => {
+                        count.done += 1;
+                        let told =
+                            Deleted { path: path.clone(), is_directory: is_directory(*kind) };
+                        let _ = deleted.send_async(told).await;
+                    }
+                    Err(fault) if fault.is_fatal() => {
+                        return Err(StorageError::at(Operation::Remove, path)(fault));
+                    }
+                    Err(fault) => self.complain(StorageError::at(Operation::Remove, path)(fault)),
+                }
+            }
+        }
+        Ok(count)
+    }
+}
+
+impl<E: Endpoint> Sink for RemoteSink<E> {
+    type File = RemoteFile<E>;
+    type Prepared = Prepared;
+
+    fn learn_owners(&self, _: Vec<Owner>, _: Vec<Owner>) {}
+
+    fn keep_root(&self, metadata: Metadata) -> Changes {
+        let keeps = self.inner.endpoint.properties().keeps;
+        if keeps.directories && !self.inner.dry_run {
+            self.inner
+                .state()
+                .directories
+                .insert(EntryId::ROOT, Directory::of_root(self.inner.root.clone(), metadata));
+        }
+        Changes::NONE
+    }
+
+    async fn place(&self, entries: Vec<Arc<Entry>>) -> Vec<Result<Placed, StorageError>> {
+        self.inner.place(entries).await
+    }
+
+    async fn place_compared(
+        &self,
+        entry: Arc<Entry>,
+        is_equal: bool,
+    ) -> Result<Placed, StorageError> {
+        self.inner.place_compared(&entry, is_equal).await
+    }
+
+    async fn open_existing(&self, entry: Arc<Entry>) -> Result<RemoteFile<E>, StorageError> {
+        let key = self.inner.key(&entry)?;
+        let opened = async {
+            let thing = self.inner.endpoint.stat(&key).await?;
+            let thing = thing.ok_or_else(|| Fault::new(Class::Missing, "it is gone"))?;
+            self.inner.endpoint.open(&key, &thing).await
+        };
+        let open = opened.await.map_err(self.inner.error(Operation::Open, &entry))?;
+        Ok(RemoteFile::new(key, entry, Data::There(open)))
+    }
+
+    async fn link(&self, entry: Arc<Entry>, _: Arc<Entry>) -> Result<Placed, StorageError> {
+        let fault =
+            Fault::new(Class::Unsupported, "hard links are made on hosts with fastsync only");
+        Err(self.inner.error(Operation::Link, &entry)(fault))
+    }
+
+    fn complaints(&self) -> Vec<StorageError> {
+        std::mem::take(&mut self.inner.state().complaints)
+    }
+
+    fn removed(&self) -> Removed {
+        std::mem::take(&mut self.inner.state().removed)
+    }
+
+    fn remembers(&self) -> Remembers {
+        self.inner.endpoint.properties().remembers
+    }
+
+    fn syncs(&self) -> bool {
+        self.inner.endpoint.properties().syncs
+    }
+
+    fn lasts(&self) -> bool {
+        self.inner.endpoint.properties().lasts
+    }
+
+    async fn create(
+        &self,
+        entry: Arc<Entry>,
+        root: Option<Digest>,
+    ) -> Result<RemoteFile<E>, StorageError> {
+        let key = self.inner.key(&entry)?;
+        let kept = self.inner.kept(&entry, root);
+        let begun = self.inner.endpoint.begin(&key, entry.size(), &kept).await;
+        let upload = begun.map_err(self.inner.error(Operation::Create, &entry))?;
+        Ok(RemoteFile::new(key, entry, Data::Coming(upload)))
+    }
+
+    async fn reopen(
+        &self,
+        entry: Arc<Entry>,
+        left: Left,
+    ) -> Result<Option<Reopened<RemoteFile<E>>>, StorageError> {
+        let key = self.inner.key(&entry)?;
+        let resumed = self.inner.endpoint.resume(&key, entry.size(), &left).await;
+        let resumed = resumed.map_err(self.inner.error(Operation::Open, &entry))?;
+        let Some((upload, lost)) = resumed else { return Ok(None) };
+        let file = RemoteFile::new(key, entry, Data::Coming(upload));
+        let is_lost: HashSet<u64> = lost.iter().copied().collect();
+        let receipts = left.receipts.into_iter().filter(|(number, _)| !is_lost.contains(number));
+        *file.receipts() = receipts.collect();
+        Ok(Some(Reopened { file, lost }))
+    }
+
+    fn identity(&self, file: &RemoteFile<E>) -> Token {
+        match &file.inner.data {
+            Data::Coming(upload) => self.inner.endpoint.token(upload),
+            Data::There(_) => Token::default(),
+        }
+    }
+
+    async fn digest(
+        &self,
+        file: RemoteFile<E>,
+        range: ByteRange,
+        pool: &Pool,
+    ) -> Result<Digest, StorageError> {
+        self.inner.digest(&file.inner, range, pool).await
+    }
+
+    async fn write(
+        &self,
+        file: RemoteFile<E>,
+        chunk: VerifiedChunk,
+    ) -> Result<Receipt, StorageError> {
+        let (range, entry) = (chunk.range(), &file.inner.entry);
+        let Data::Coming(upload) = &file.inner.data else { return Err(not_coming(&file)) };
+        let number = range.offset() / self.inner.chunk_size.bytes();
+        let written = self.inner.endpoint.write(upload, number, range, chunk.data().clone()).await;
+        let receipt = written.map_err(self.inner.error(Operation::Write, entry))?;
+        file.receipts().insert(number, receipt.clone());
+        Ok(receipt)
+    }
+
+    async fn commit(
+        &self,
+        file: RemoteFile<E>,
+        entry: Arc<Entry>,
+        root: Option<Digest>,
+    ) -> Result<(), StorageError> {
+        let Data::Coming(upload) = &file.inner.data else { return Err(not_coming(&file)) };
+        let receipts = std::mem::take(&mut *file.receipts()).into_iter().collect();
+        let kept = self.inner.kept(&entry, root);
+        let (upload, key) = (upload.clone(), &file.inner.key);
+        let finished = self.inner.endpoint.finish(upload, key, receipts, &kept).await;
+        finished.map_err(self.inner.error(Operation::Rename, &entry))?;
+        self.inner.forget(key);
+        Ok(())
+    }
+
+    async fn discard(&self, file: RemoteFile<E>) -> Result<(), StorageError> {
+        let Data::Coming(upload) = &file.inner.data else { return Ok(()) };
+        let token = self.inner.endpoint.token(upload);
+        let abandoned = self.inner.endpoint.abandon(&file.inner.key, &token).await;
+        abandoned.map_err(self.inner.error(Operation::Remove, &file.inner.entry))
+    }
+
+    async fn discard_left_over(&self, path: Vec<u8>, identity: Token) {
+        // A journal may have been tampered with, so its path is checked like a peer's.
+        if let Ok(key) = self.inner.root.join(&path) {
+            // What cannot be removed is found by whoever cleans up.
+            let _ = self.inner.endpoint.abandon(&key, &identity).await;
+        }
+    }
+
+    async fn prepare_files(
+        &self,
+        files: Vec<(VerifiedFile, Arc<Entry>)>,
+    ) -> Vec<Result<Prepared, StorageError>> {
+        let writes: Vec<_> = files
+            .iter()
+            .map(|(file, entry)| async move {
+                self.inner.write_small(file, entry).await.map(|()| Prepared(()))
+            })
+            .collect();
+        all(writes, self.inner.endpoint.properties().requests).await
+    }
+
+    async fn sync_prepared(&self) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    fn max_prepared(&self) -> usize {
+        MAX_PREPARED
+    }
+
+    async fn commit_files(
+        &self,
+        files: Vec<(Prepared, Arc<Entry>)>,
+    ) -> Vec<Result<(), StorageError>> {
+        files.iter().map(|_| Ok(())).collect()
+    }
+
+    async fn sync_name(&self, _: Arc<Entry>) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    fn can_copy(&self) -> bool {
+        false
+    }
+
+    async fn copy_files(&self, entries: Vec<Arc<Entry>>) -> Vec<Result<Prepared, StorageError>> {
+        entries.iter().map(|entry| Err(self.inner.no_copy(entry))).collect()
+    }
+
+    async fn copy_range(&self, file: RemoteFile<E>, _: ByteRange) -> Result<bool, StorageError> {
+        Err(self.inner.no_copy(&file.inner.entry))
+    }
+
+    async fn confirm_copy(&self, file: RemoteFile<E>) -> Result<(), StorageError> {
+        Err(self.inner.no_copy(&file.inner.entry))
+    }
+
+    async fn delete(
+        &self,
+        complete: Vec<EntryId>,
+        names: NameSet,
+        deleted: flume::Sender<Deleted>,
+    ) -> Result<Deletions, StorageError> {
+        self.inner.delete(complete, names, deleted).await
+    }
+
+    async fn sync_files(&self, files: Vec<RemoteFile<E>>) -> Result<(), StorageError> {
+        for file in files {
+            let Data::Coming(upload) = &file.inner.data else { continue };
+            let synced = self.inner.endpoint.sync(upload).await;
+            synced.map_err(self.inner.error(Operation::Sync, &file.inner.entry))?;
+        }
+        Ok(())
+    }
+
+    async fn finish(&self) {
+        self.inner.finish_directories().await;
+    }
+
+    async fn sync_all(&self) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    fn path(&self, entry: &Entry) -> Vec<u8> {
+        self.inner.path(entry)
+    }
+}
+
+impl<E: Endpoint> Inner<E> {
+    fn no_copy(&self, entry: &Entry) -> StorageError {
+        let fault = Fault::new(Class::Unsupported, "it cannot be copied there");
+        self.error(Operation::Write, entry)(fault)
+    }
+}
+
+impl<E: Endpoint> RemoteFile<E> {
+    fn new(key: Key, entry: Arc<Entry>, data: Data<E>) -> Self {
+        Self { inner: Arc::new(File { key, entry, data, receipts: Mutex::default() }) }
+    }
+
+    fn receipts(&self) -> MutexGuard<'_, BTreeMap<u64, Receipt>> {
+        self.inner.receipts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn not_coming<E: Endpoint>(file: &RemoteFile<E>) -> StorageError {
+    StorageError::Changed { path: file.inner.key.as_bytes().to_vec() }
+}
+
+/// The path of a name in a directory.
+pub fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
+}
+
+/// Whether what is there may stay in the place of an entry of this kind.
+pub fn is_same_type(thing: &Thing, kind: &Kind) -> bool {
+    matches!(
+        (thing.kind, kind),
+        (ThingKind::File, Kind::File(_))
+            | (ThingKind::Directory, Kind::Directory)
+            | (ThingKind::Symlink, Kind::Symlink { .. })
+    )
+}
+
+/// What a thing that is there would be as an entry, for the same link target.
+pub fn has_target(thing: &Thing, target: &[u8]) -> bool {
+    matches!(kind_of(thing, Links::Keep, b""), Kind::Symlink { target: found } if found == target)
+}
+
+/// How a thing is called where it is in the way.
+pub fn what(thing: &Thing) -> &'static str {
+    match thing.kind {
+        ThingKind::File => "a file",
+        ThingKind::Directory => "a directory",
+        ThingKind::Symlink => "a symlink",
+        ThingKind::Other => "a special file",
+    }
+}
+
+/// How many things are removed with one call.
+const MAX_REMOVED: usize = 1000;
+
+/// How many small files may have been written and not yet counted.
+const MAX_PREPARED: usize = 4096;

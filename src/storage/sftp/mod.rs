@@ -1,0 +1,14 @@
+//! Files at an SFTP server.
+//!
+//! - `packet`: bytes to requests and answers.
+//! - `session`: one connection, with many requests under way.
+//! - `pool`: several connections, and the handles of files on each.
+//! - `endpoint`: what an [`Endpoint`](super::remote::Endpoint) has to offer, in requests.
+
+mod endpoint;
+mod packet;
+mod pool;
+mod session;
+
+pub use endpoint::SftpEndpoint;
+pub use session::{Dial, Which, Wire};

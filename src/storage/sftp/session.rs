@@ -1,0 +1,303 @@
+//! One connection to an SFTP server: many requests under way, each with a number, and their answers in
+//! any order.
+
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::JoinSet;
+
+use super::packet::{self, Answer, MAX_PACKET_LEN, Request};
+use crate::storage::remote::{Class, Fault};
+
+/// A byte stream to a server.
+pub struct Wire {
+    pub input: Box<dyn AsyncRead + Send + Unpin>,
+    pub output: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Lives as long as the connection, such as the process that makes it.
+    pub keeper: Box<dyn Send + Sync>,
+}
+
+impl std::fmt::Debug for Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wire").finish_non_exhaustive()
+    }
+}
+
+/// Makes a connection: the first one, at which somebody may be asked for something, or a further one.
+pub type Dial =
+    Arc<dyn Fn(Which) -> Pin<Box<dyn Future<Output = io::Result<Wire>> + Send>> + Send + Sync>;
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Which {
+    First,
+    Further,
+}
+
+/// A connection that has been made.
+#[derive(Debug)]
+pub struct Session {
+    /// Tells it from others.
+    pub number: usize,
+    outgoing: flume::Sender<(Request, u32)>,
+    pending: Arc<Mutex<Pending>>,
+    next: AtomicU32,
+    /// One permit for each request that may be under way.
+    window: Arc<Semaphore>,
+    /// How many requests wait for answers, or to be sent.
+    load: AtomicUsize,
+    pub offers: Offers,
+    _tasks: JoinSet<()>,
+}
+
+/// What a server can do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Offers {
+    pub posix_rename: bool,
+    pub fsync: bool,
+    pub statvfs: bool,
+    /// Times of symlinks can be set.
+    pub lsetstat: bool,
+    /// The longest read and write, in bytes.
+    pub max_read: u32,
+    pub max_write: u32,
+}
+
+/// Who waits for what. `None` once the connection is lost.
+#[derive(Debug, Default)]
+struct Pending {
+    waiting: HashMap<u32, (oneshot::Sender<Answer>, Option<OwnedSemaphorePermit>)>,
+    is_lost: bool,
+}
+
+impl Session {
+    /// Introduces us, and learns what the server can do.
+    ///
+    /// # Errors
+    ///
+    /// [`Class::Disconnected`] if it does not answer as an SFTP server does.
+    pub async fn begin(wire: Wire, number: usize) -> Result<Self, Fault> {
+        let Wire { mut input, mut output, keeper } = wire;
+        let begun = async {
+            output.write_all(&packet::init()).await?;
+            output.flush().await?;
+            next_packet(&mut input).await
+        };
+        let extensions = match begun.await {
+            Ok(packet) => packet::version(&packet).ok_or_else(|| lost("it is no SFTP server"))?,
+            Err(error) => return Err(lost(&format!("the server ended the connection ({error})"))),
+        };
+        let pending: Arc<Mutex<Pending>> = Arc::default();
+        let (outgoing, requests) = flume::unbounded();
+        let mut tasks = JoinSet::new();
+        let shared = Arc::clone(&pending);
+        tasks.spawn(async move {
+            let _keeper = keeper;
+            let _ = tokio::join!(write_all(requests, output, &shared), read_all(input, &shared));
+        });
+        let has = |name: &[u8]| extensions.iter().any(|extension| extension == name);
+        let offers = Offers {
+            posix_rename: has(packet::POSIX_RENAME),
+            fsync: has(packet::FSYNC),
+            statvfs: has(packet::STATVFS),
+            lsetstat: has(packet::LSETSTAT),
+            max_read: SAFE_LEN,
+            max_write: SAFE_LEN,
+        };
+        let mut session = Self {
+            number,
+            outgoing,
+            pending,
+            next: AtomicU32::new(0),
+            window: Arc::new(Semaphore::new(WINDOW)),
+            load: AtomicUsize::new(0),
+            offers,
+            _tasks: tasks,
+        };
+        if has(packet::LIMITS)
+            && let Answer::Extended(answer) = session.call(Request::limits()).await?
+            && let Some((read, write)) = packet::limits(&answer)
+        {
+            let fit = |limit: u64| {
+                let most = u64::from(MAX_LEN);
+                let len = if limit == 0 { most } else { limit.min(most) };
+                u32::try_from(len).unwrap_or(SAFE_LEN).max(1024)
+            };
+            (session.offers.max_read, session.offers.max_write) = (fit(read), fit(write));
+        }
+        Ok(session)
+    }
+
+    /// Sends a request and waits for its answer.
+    ///
+    /// # Errors
+    ///
+    /// [`Class::Disconnected`] if the connection is lost.
+    pub async fn call(&self, request: Request) -> Result<Answer, Fault> {
+        let _load = Load::new(&self.load);
+        self.send(request).await?.await.map_err(|_| gone())
+    }
+
+    /// Sends requests one directly after the other, which the server carries out in this order, and waits
+    /// for all answers.
+    ///
+    /// # Errors
+    ///
+    /// [`Class::Disconnected`] if the connection is lost.
+    pub async fn call_all(&self, requests: Vec<Request>) -> Result<Vec<Answer>, Fault> {
+        let _load = Load::new(&self.load);
+        let mut waiting = Vec::with_capacity(requests.len());
+        for request in requests {
+            waiting.push(self.send(request).await?);
+        }
+        let mut answers = Vec::with_capacity(waiting.len());
+        for answered in waiting {
+            answers.push(answered.await.map_err(|_| gone())?);
+        }
+        Ok(answers)
+    }
+
+    async fn send(&self, request: Request) -> Result<oneshot::Receiver<Answer>, Fault> {
+        let permit = Arc::clone(&self.window).acquire_owned().await.map_err(|_| gone())?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut pending = lock(&self.pending);
+            if pending.is_lost {
+                return Err(gone());
+            }
+            pending.waiting.insert(number, (answer, Some(permit)));
+        }
+        if self.outgoing.send((request, number)).is_err() {
+            return Err(gone());
+        }
+        Ok(answered)
+    }
+
+    /// Sends a request whose answer nobody wants to know.
+    pub fn tell(&self, request: Request) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (answer, _) = oneshot::channel();
+        let mut pending = lock(&self.pending);
+        if !pending.is_lost {
+            pending.waiting.insert(number, (answer, None));
+            let _ = self.outgoing.send((request, number));
+        }
+    }
+
+    pub fn is_lost(&self) -> bool {
+        lock(&self.pending).is_lost
+    }
+
+    pub fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts a request for as long as this lives.
+struct Load<'a>(&'a AtomicUsize);
+
+impl<'a> Load<'a> {
+    fn new(load: &'a AtomicUsize) -> Self {
+        load.fetch_add(1, Ordering::Relaxed);
+        Self(load)
+    }
+}
+
+impl Drop for Load<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn write_all(
+    requests: flume::Receiver<(Request, u32)>,
+    mut output: Box<dyn AsyncWrite + Send + Unpin>,
+    pending: &Mutex<Pending>,
+) -> io::Result<()> {
+    let written = async {
+        while let Ok((request, number)) = requests.recv_async().await {
+            let head = request.head(number);
+            output.write_all(&head).await?;
+            for piece in &request.data {
+                output.write_all(piece).await?;
+            }
+            if requests.is_empty() {
+                output.flush().await?;
+            }
+        }
+        output.shutdown().await
+    };
+    let result = written.await;
+    if result.is_err() {
+        lose(pending);
+    }
+    result
+}
+
+async fn read_all(
+    mut input: Box<dyn AsyncRead + Send + Unpin>,
+    pending: &Mutex<Pending>,
+) -> io::Result<()> {
+    let read = async {
+        loop {
+            let packet = next_packet(&mut input).await?;
+            let parsed = Answer::parse(packet);
+            let (number, answer) = parsed.ok_or(io::ErrorKind::InvalidData)?;
+            let waiting = lock(pending).waiting.remove(&number);
+            // An answer to nothing: no other from this server can be believed.
+            let (waiting, permit) = waiting.ok_or(io::ErrorKind::InvalidData)?;
+            drop(permit);
+            // Whoever asked may have gone.
+            let _ = waiting.send(answer);
+        }
+    };
+    let result: io::Result<()> = read.await;
+    lose(pending);
+    result
+}
+
+/// Everybody who waits hears that nothing will come.
+fn lose(pending: &Mutex<Pending>) {
+    let mut pending = lock(pending);
+    pending.is_lost = true;
+    pending.waiting.clear();
+}
+
+async fn next_packet(input: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
+    let len = input.read_u32().await? as usize;
+    if !(1..=MAX_PACKET_LEN).contains(&len) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "what came is no packet"));
+    }
+    let mut packet = BytesMut::zeroed(len);
+    input.read_exact(&mut packet).await?;
+    Ok(packet.freeze())
+}
+
+fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
+    // Every change is a single step, so a panic elsewhere spoils nothing.
+    pending.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn gone() -> Fault {
+    lost("the connection to the SFTP server was lost")
+}
+
+fn lost(text: &str) -> Fault {
+    Fault::new(Class::Disconnected, text)
+}
+
+/// How many requests may be under way on one connection.
+const WINDOW: usize = 64;
+
+/// What every server takes and gives at a time, in bytes (the draft, section 3).
+const SAFE_LEN: u32 = 32 << 10;
+
+/// What is asked for at a time where the server allows it: with its head it stays below OpenSSH's
+/// longest packet.
+const MAX_LEN: u32 = 255 << 10;

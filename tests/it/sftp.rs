@@ -1,0 +1,248 @@
+//! Copies to and from an SFTP server, where no fastsync runs.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::Path;
+
+use rustix::process::Signal;
+
+use super::sshd::{free_port, sftp_server, user};
+use super::support::{
+    PATIENCE, Ran, Running, World, assert_same, assert_same_content, number, set_mode, tree, until,
+};
+
+/// `sftp://testhost` and a path of this world.
+fn at_server(world: &World, name: impl AsRef<Path>) -> OsString {
+    let mut location = OsString::from("sftp://testhost");
+    location.push(world.path(name));
+    location
+}
+
+/// Runs the program with ssh's configuration for the server.
+fn run<A: AsRef<OsStr>>(world: &World, arguments: impl IntoIterator<Item = A>) -> Ran {
+    let mut command = world.fastsync();
+    command.args(arguments).arg("-F").arg(sftp_server().config());
+    command.env("XDG_STATE_HOME", world.path("home/state"));
+    Running::start(&mut command).wait()
+}
+
+/// What an SFTP server keeps of times is whole seconds.
+fn with_whole_seconds(root: &Path) {
+    let mut command = std::process::Command::new("find");
+    command.arg(root).args(["-depth", "-exec", "touch", "-h", "-d", "@1000000000", "{}", "+"]);
+    assert!(command.status().unwrap().success());
+}
+
+fn plant(world: &World) {
+    for (n, size) in [0, 1, 65_536, 300_000, 9_000_000].into_iter().enumerate() {
+        world.write(format!("src/sizes/{n}"), size);
+    }
+    for n in 0..300 {
+        world.text(format!("src/many/{n}"), format!("small {n}"));
+    }
+    for name in ["with space", "%41#?&+", "-rf", "new\nline", "ümläut"] {
+        world.text(Path::new("src/names").join(name), name);
+    }
+    world.dir("src/empty");
+    std::os::unix::fs::symlink("sizes/1", world.path("src/link")).unwrap();
+    set_mode(&world.path("src/sizes/1"), 0o640);
+    set_mode(&world.path("src/empty"), 0o750);
+    with_whole_seconds(&world.path("src"));
+}
+
+#[test]
+fn a_tree_goes_there_and_comes_back() {
+    let world = World::new();
+    plant(&world);
+    let there = at_server(&world, "there");
+    let copy = || run(&world, ["cp".into(), "src/".into(), there.clone(), "--json".into()]);
+    let summary = copy().exits(0).summary();
+    assert_eq!(summary["transport"], "sftp");
+    assert_same(world.path("src"), world.path("there"));
+    let summary = copy().exits(0).summary();
+    assert_eq!((number(&summary, "done"), number(&summary, "bytes_sent")), (0, 0));
+    assert_eq!(summary["durable"], false, "small files are not synced there");
+    let each =
+        ["cp".into(), "src/".into(), there.clone(), "--json".into(), "--durability=file".into()];
+    assert_eq!(run(&world, each).exits(0).summary()["durable"], true);
+    let mut contents = there.clone();
+    contents.push("/");
+    run(&world, ["cp".into(), contents, "back".into()]).exits(0);
+    assert_same(world.path("src"), world.path("back"));
+    for flags in [&[][..], &["--checksum"]] {
+        let check = ["check".into(), OsString::from("src"), there.clone()];
+        run(&world, check.into_iter().chain(flags.iter().map(Into::into))).exits(0);
+    }
+}
+
+#[test]
+fn a_single_file_gets_the_name_that_it_is_given() {
+    let world = World::new();
+    let file = world.write("file", 700_000);
+    world.dir("dir");
+    for (destination, path) in [("new", "new"), ("dir", "dir/file"), ("dir/", "dir/file")] {
+        let mut location = at_server(&world, "");
+        location.push(destination);
+        run(&world, ["cp".into(), "file".into(), location]).exits(0);
+        assert_same_content(&file, &world.path(path));
+        fs::remove_file(world.path(path)).unwrap();
+    }
+    // A server starts in the user's home directory.
+    let home = world.dir("there");
+    let line = format!("cd '{}'; exec /usr/lib/openssh/sftp-server", home.display());
+    let shell = world.script("shell", &line);
+    let config = sftp_server().allow(&world.path("key"), shell.to_str().unwrap());
+    let (user, port) = (user(), sftp_server().port);
+    for location in [
+        "sftp://testhost/~/a".to_owned(),
+        format!("sftp://{user}@127.0.0.1:{port}/~/b"),
+        format!("sftp://testhost:{}/c", home.display()),
+        "sftp://testhost/~".to_owned(),
+    ] {
+        let mut command = world.fastsync();
+        command.args(["cp", "file", &location]).arg("-F").arg(&config);
+        Running::start(&mut command).wait().exits(0);
+    }
+    assert_eq!(tree(home).len(), 4);
+    run(&world, ["cp".into(), at_server(&world, "file"), "back".into()]).exits(0);
+    assert_same_content(&file, &world.path("back"));
+}
+
+#[test]
+fn sync_deletes_and_a_dry_run_does_nothing() {
+    let world = World::new();
+    plant(&world);
+    let there = at_server(&world, "there");
+    run(&world, ["sync".into(), "src/".into(), there.clone()]).exits(0);
+    fs::remove_dir_all(world.path("src/many")).unwrap();
+    fs::remove_file(world.path("src/link")).unwrap();
+    world.text("src/names/-rf", "another content");
+    let before = tree(world.path("there"));
+    let sync = |flags: &[&str]| {
+        let command = ["sync".into(), "src/".into(), there.clone(), "-i".into()];
+        run(&world, command.into_iter().chain(flags.iter().map(OsString::from)))
+    };
+    let ran = sync(&["--delete", "-n"]).exits(0);
+    assert_eq!(tree(world.path("there")), before);
+    assert!(ran.out.windows(9).any(|it| it == b"*deleting"), "{ran:?}");
+    sync(&["--delete", "--max-delete=3"]).exits(25);
+    sync(&["--delete"]).exits(0);
+    with_whole_seconds(&world.path("src"));
+    with_whole_seconds(&world.path("there"));
+    assert_same(world.path("src"), world.path("there"));
+    fs::create_dir(world.path("nothing")).unwrap();
+    let empty = ["sync".into(), "nothing/".into(), there, "--delete".into()];
+    assert_ne!(run(&world, empty).status.code(), Some(0));
+    assert_same(world.path("src"), world.path("there"));
+}
+
+#[test]
+fn what_is_there_is_listed() {
+    let world = World::new();
+    plant(&world);
+    let mut location = at_server(&world, "src");
+    location.push("/");
+    let ran = run(&world, ["ls".into(), "-R".into(), "--zero".into(), location.clone()]).exits(0);
+    let here = world.run(["ls", "-R", "--zero", "src/"]).exits(0);
+    let sorted = |ran: &Ran| {
+        let mut lines: Vec<_> = ran.out.split(|it| *it == 0).map(<[u8]>::to_vec).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&ran), sorted(&here));
+    let there = run(&world, ["manifest".into(), location]).exits(0);
+    let here = world.run(["manifest", "src/"]).exits(0);
+    let sorted = |ran: &Ran| {
+        let mut lines: Vec<_> = ran.lines().into_iter().map(<[u8]>::to_vec).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&there), sorted(&here));
+}
+
+/// JRN-12: what was written is read back, and not sent again.
+#[test]
+fn a_killed_upload_goes_on() {
+    let world = World::new();
+    let size = 400 << 20;
+    world.write("src/big", size);
+    let there = at_server(&world, "there");
+    let state = world.path("home/state");
+    let start = |flags: &[&str]| {
+        let mut command = world.fastsync();
+        command
+            .args(["cp", "src/"])
+            .arg(&there)
+            .args(["-c", "1M", "-F"])
+            .arg(sftp_server().config());
+        command.args(flags).env("XDG_STATE_HOME", &state);
+        Running::start(&mut command)
+    };
+    let mut running = start(&[]);
+    let journal = || {
+        let job = fs::read_dir(state.join("fastsync/jobs")).ok()?.next()?.ok()?.path();
+        fs::metadata(job.join("journal")).ok()
+    };
+    let is_under_way = || journal().is_some_and(|it| it.len() > 64 + 60 * 53);
+    assert!(until(PATIENCE, || is_under_way() || running.is_over()));
+    running.signal(Signal::KILL);
+    assert!(running.wait().was_killed());
+    assert!(!world.path("there/big").exists());
+    let summary = start(&["--json"]).wait().exits(0).summary();
+    assert!(number(&summary, "bytes_resumed") >= 50 << 20, "{summary}");
+    assert_eq!(number(&summary, "bytes_resumed") + number(&summary, "bytes_sent"), size);
+    assert_same_content(&world.path("src/big"), &world.path("there/big"));
+    assert_eq!(tree(world.path("there")).len(), 1, "nothing else is left there");
+    assert_eq!(fs::read_dir(state.join("fastsync")).unwrap().count(), 0, "nor here");
+}
+
+#[test]
+fn what_goes_wrong_is_told() {
+    let world = World::new();
+    world.text("file", "x");
+    let port = free_port();
+    let refused = run(&world, ["cp", "file", &format!("sftp://127.0.0.1:{port}/x")]).exits(30);
+    refused.says("Connection refused");
+    let mut command = world.fastsync();
+    command
+        .args(["cp", "file", "sftp://testhost/x", "-F"])
+        .arg(sftp_server().config_of_a_stranger());
+    Running::start(&mut command).wait().exits(44).says("Permission denied");
+    let ran = run(&world, ["cp".into(), at_server(&world, "nowhere"), "x".into()]);
+    assert_ne!(ran.status.code(), Some(0));
+    ran.says("nowhere");
+    assert!(!world.path("x").exists());
+    let ran = run(&world, ["push", "file", "sftp://testhost/x"]).exits(1);
+    ran.says("fastsync cp");
+    let ran = run(&world, ["cp", "file", "sftp://u:secret@testhost/x"]).exits(1);
+    ran.says("password");
+}
+
+/// As many sites have it.
+#[test]
+fn a_host_that_runs_nothing_else_is_reached_all_the_same() {
+    let world = World::new();
+    plant(&world);
+    let shell = world.script(
+        "shell",
+        "case $SSH_ORIGINAL_COMMAND in */sftp-server) exec $SSH_ORIGINAL_COMMAND;; esac\n\
+         echo This service allows sftp connections only.; exit 1",
+    );
+    let config = sftp_server().allow(&world.path("key"), shell.to_str().unwrap());
+    let run = |arguments: &[&OsStr]| {
+        let mut command = world.fastsync();
+        command.args(arguments).arg("-F").arg(&config);
+        Running::start(&mut command).wait()
+    };
+    let there = world.remote("there");
+    run(&["push".as_ref(), "src/".as_ref(), &there]).exits(0).says("SFTP");
+    assert_same(world.path("src"), world.path("there"));
+    let contents = world.remote("there/");
+    let ran = run(&["pull".as_ref(), &contents, "back".as_ref(), "--json".as_ref()]);
+    assert_eq!(ran.exits(0).summary()["transport"], "sftp");
+    assert_same(world.path("src"), world.path("back"));
+    let again = world.remote("again");
+    let ran = run(&["push".as_ref(), "src/".as_ref(), &again, "--no-fallback".as_ref()]);
+    ran.exits(42).says("sftp connections only");
+    assert!(!world.path("again").exists());
+}
