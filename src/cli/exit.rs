@@ -39,6 +39,8 @@ impl Exit {
                 AUTHENTICATION,
                 "check that ssh logs in there with the same user, port and options",
             ),
+            // The error itself says what to do.
+            EngineError::Credentials { .. } => Self::without_hint(AUTHENTICATION),
             EngineError::AgentNotStartable { .. } => Self::with_hint(
                 AGENT_NOT_STARTABLE,
                 "fastsync must be on the other host, in its search path or where --agent-path says",

@@ -113,7 +113,8 @@ pub fn job(
     let mut config: TransferConfig = settings.to_config();
     config.state_directory = super::config::state_directory();
     config.fallback = !connecting.no_fallback;
-    Ok(Job { direction, paths: None, launch, config })
+    let stores = settings.to_stores();
+    Ok(Job { direction, paths: None, launch, config, stores })
 }
 
 /// Which way the data goes, from locations alone.
@@ -379,6 +380,7 @@ fn launch(ssh: Ssh, settings: &Settings, environment: &Environment<'_>) -> Launc
         },
         agent_binary: settings.agent_binary.clone(),
         local_program: None,
+        login_patience: None,
     }
 }
 
@@ -557,7 +559,8 @@ mod tests {
         refused(&["pull", "a", "h:b"], "fastsync push");
         refused(&["pull", "h:a", "i:b", "c"], "one host");
         refused(&["pull", "h:a", "b", "c"], "one host");
-        refused(&["push", "a", "s3://b/x"], "not supported yet");
+        refused(&["push", "a", "https://b/x"], "not supported yet");
+        refused(&["push", "a", "s3://b/x"], "fastsync cp");
         refused(&["push", "--ssh-port", "1", "a", "ssh://h:2/x"], "port 2");
         refused(&["push", "--profile", "none", "a", "h:"], "profile");
     }

@@ -57,12 +57,22 @@ impl Location {
     }
 
     fn parse_url(typed: &[u8], scheme: &[u8], rest: &[u8]) -> Result<Self, UsageError> {
+        if scheme.eq_ignore_ascii_case(b"s3") {
+            // Keys are taken as they are: a percent sign is one.
+            let (bucket, key) = match rest.iter().position(|byte| *byte == b'/') {
+                Some(slash) => (&rest[..slash], &rest[slash + 1..]),
+                None => (rest, &b""[..]),
+            };
+            let bucket = std::str::from_utf8(bucket).ok().filter(|it| !it.is_empty());
+            let bucket = bucket.ok_or_else(|| refuse(typed, "there is no bucket behind s3://"))?;
+            return Ok(Self::Endpoint { store: Store::S3(bucket.to_owned()), path: key.to_vec() });
+        }
         let is_sftp = scheme.eq_ignore_ascii_case(b"sftp");
         if !is_sftp && !scheme.eq_ignore_ascii_case(b"ssh") {
             let scheme = Escaped(scheme);
             let text = format!(
                 "{scheme}:// locations are not supported yet; write a path, [user@]host:path, \
-                 ssh://user@host:port/path or sftp://user@host:port/path"
+                 ssh://user@host:port/path, sftp://user@host:port/path or s3://bucket/key"
             );
             return Err(UsageError::new(text));
         }
@@ -349,7 +359,7 @@ mod tests {
 
     #[test]
     fn other_schemes_are_for_later() {
-        for typed in ["s3://bucket/x", "sftp://h/x", "https://h/x", "gs://b", "host://x"] {
+        for typed in ["https://h/x", "gs://b", "host://x"] {
             let error = parse(typed.as_bytes()).unwrap_err().to_string();
             assert!(error.contains("not supported yet"), "{error}");
         }

@@ -10,11 +10,11 @@ use serde::Deserialize;
 
 use super::UsageError;
 use super::units::{
-    Addresses, AgentPath, ByteSize, Checksum, ChunkBytes, Congestion, DurabilityMode, Limited,
-    PackThreshold, PortRange, ResumeMode, Retries, SocketSize, SshConnections, Streams, Switch,
+    Addresses, Addressing, AgentPath, ByteSize, Checksum, ChunkBytes, Congestion, DurabilityMode, Limited,
+    PackThreshold, PortRange, Requests, ResumeMode, Retries, SocketSize, SshConnections, Streams, Switch,
     TransportMode, ValueError,
 };
-use crate::engine::job::TransferConfig;
+use crate::engine::job::{ObjectStores, TransferConfig};
 
 /// Every setting is optional: `None` leaves it to the next layer.
 #[derive(Args, Clone, Debug, Default, Deserialize, PartialEq)]
@@ -104,6 +104,28 @@ pub struct Settings {
     /// The program to store there, for another kind of machine [default: this one]
     #[arg(long, value_name = "FILE")]
     pub agent_binary: Option<PathBuf>,
+    /// The URL of a server that speaks S3 [default: Amazon's]
+    #[arg(long, value_name = "URL", help_heading = "Object stores")]
+    pub endpoint: Option<String>,
+    /// The region of S3 buckets [default: AWS_REGION, or what the server says]
+    #[arg(long, value_name = "NAME", help_heading = "Object stores")]
+    pub region: Option<String>,
+    /// A section of ~/.aws/config and ~/.aws/credentials
+    #[arg(long, value_name = "NAME", help_heading = "Object stores")]
+    pub aws_profile: Option<String>,
+    /// Use no credentials, on or off [default: off]
+    #[arg(long, value_name = "SWITCH", num_args = 0..=1, require_equals = true,
+        default_missing_value = "on", help_heading = "Object stores")]
+    pub anonymous: Option<Switch>,
+    /// Where a bucket's name stands in URLs: path or host [default: host for Amazon's, else path]
+    #[arg(long, value_name = "WHERE", help_heading = "Object stores")]
+    pub addressing: Option<Addressing>,
+    /// The storage class of new objects
+    #[arg(long, value_name = "NAME", help_heading = "Object stores")]
+    pub storage_class: Option<String>,
+    /// How many requests at a time [default: 64]
+    #[arg(long, value_name = "N", help_heading = "Object stores")]
+    pub requests: Option<Requests>,
     /// Files only: there is one checksum, and so no flag for it.
     #[arg(skip)]
     pub checksum: Option<Checksum>,
@@ -135,6 +157,21 @@ impl Settings {
             agent_path: environment.value("FASTSYNC_AGENT_PATH")?,
             bootstrap: environment.value("FASTSYNC_BOOTSTRAP")?,
             agent_binary: environment.raw("FASTSYNC_AGENT_BINARY").map(Into::into),
+            endpoint: environment
+                .text("FASTSYNC_ENDPOINT")?
+                .or(environment.text("AWS_ENDPOINT_URL_S3")?)
+                .or(environment.text("AWS_ENDPOINT_URL")?),
+            region: environment
+                .text("FASTSYNC_REGION")?
+                .or(environment.text("AWS_REGION")?)
+                .or(environment.text("AWS_DEFAULT_REGION")?),
+            aws_profile: environment
+                .text("FASTSYNC_AWS_PROFILE")?
+                .or(environment.text("AWS_PROFILE")?),
+            anonymous: environment.value("FASTSYNC_ANONYMOUS")?,
+            addressing: environment.value("FASTSYNC_ADDRESSING")?,
+            storage_class: environment.text("FASTSYNC_STORAGE_CLASS")?,
+            requests: environment.value("FASTSYNC_REQUESTS")?,
             checksum: None,
         })
     }
@@ -181,7 +218,27 @@ impl Settings {
             agent_path: self.agent_path.or(lower.agent_path),
             bootstrap: self.bootstrap.or(lower.bootstrap),
             agent_binary: self.agent_binary.or(lower.agent_binary),
+            endpoint: self.endpoint.or(lower.endpoint),
+            region: self.region.or(lower.region),
+            aws_profile: self.aws_profile.or(lower.aws_profile),
+            anonymous: self.anonymous.or(lower.anonymous),
+            addressing: self.addressing.or(lower.addressing),
+            storage_class: self.storage_class.or(lower.storage_class),
+            requests: self.requests.or(lower.requests),
             checksum: self.checksum.or(lower.checksum),
+        }
+    }
+
+    /// How object stores are reached.
+    pub fn to_stores(&self) -> ObjectStores {
+        ObjectStores {
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            profile: self.aws_profile.clone(),
+            anonymous: self.anonymous.is_some_and(|switch| switch.0),
+            path_style: self.addressing.map(|it| it == Addressing::Path),
+            storage_class: self.storage_class.clone(),
+            requests: self.requests.map(|it| it.0),
         }
     }
 

@@ -280,6 +280,39 @@ impl FromStr for SshConnections {
     }
 }
 
+/// Where a bucket's name stands in URLs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Addressing {
+    Path,
+    Host,
+}
+
+impl FromStr for Addressing {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text {
+            "path" => Ok(Self::Path),
+            "host" => Ok(Self::Host),
+            _ => Err(ValueError(format!("{text} is neither `path` nor `host`"))),
+        }
+    }
+}
+
+/// How many requests at a time: 1 to 1024.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Requests(pub u16);
+
+impl FromStr for Requests {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let count = text.parse().ok().filter(|count| (1..=1024).contains(count));
+        let wrong = || ValueError(format!("{text} is not a number from 1 to 1024"));
+        count.map(Self).ok_or_else(wrong)
+    }
+}
+
 /// The name of a congestion control algorithm, as Linux allows it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Congestion(pub String);
@@ -378,7 +411,7 @@ macro_rules! deserialize_as_text {
 }
 
 deserialize_as_text!(Streams, Retries, ByteSize, ChunkBytes, Switch, ResumeMode, DurabilityMode);
-deserialize_as_text!(TransportMode, Addresses, SshConnections);
+deserialize_as_text!(TransportMode, Addresses, SshConnections, Addressing, Requests);
 deserialize_as_text!(Checksum, PortRange, Congestion, AgentPath, SocketSize, PackThreshold);
 
 const MAX_STREAMS: u16 = 256;

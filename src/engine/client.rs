@@ -156,7 +156,11 @@ impl Plan {
         let mut options = job.config.to_options(false);
         options.select.has_paths = job.paths.is_some();
         if endpoint::is_involved(&job.direction) {
-            endpoint::fit(&mut options, observer);
+            let needs_large_parts = match &job.direction {
+                Direction::Pull { destination, .. } => endpoint::needs_large_parts(destination),
+                _ => false,
+            };
+            endpoint::fit(&mut options, needs_large_parts, observer);
         }
         let (host, local, task, names) = match &job.direction {
             Direction::Push { sources, destination } => {

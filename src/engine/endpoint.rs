@@ -22,11 +22,13 @@ use super::receive::ReceiverEnd;
 use super::send::{self, SenderEnd};
 use super::session::{Channels, Observer, SessionError};
 use super::{EngineError, inside};
+use crate::protocol::chunk::ChunkSize;
 use crate::protocol::manifest::Escaped;
 use crate::protocol::message::{Durability, Failure, FailureCode, Keep, Options};
 use crate::ssh::{Process, Started};
 use crate::storage::local::{LocalSource, StateDir};
-use crate::storage::remote::{Class, Endpoint as _, Fault, Key, RemoteSink, RemoteSource};
+use crate::storage::object::{S3Config, S3Endpoint};
+use crate::storage::remote::{Class, Endpoint, Fault, Key, RemoteSink, RemoteSource};
 use crate::storage::sftp::{Dial, SftpEndpoint, Which, Wire};
 use crate::storage::{Operation, StorageError};
 use crate::transport::{FrameReceiver, FrameSender};
@@ -36,6 +38,7 @@ use crate::transport::{FrameReceiver, FrameSender};
 pub enum AnySource {
     Local(LocalSource),
     Sftp(RemoteSource<SftpEndpoint>),
+    S3(RemoteSource<S3Endpoint>),
 }
 
 /// Where this process writes.
@@ -43,6 +46,7 @@ pub enum AnySource {
 pub enum AnyDestination {
     Local(PathBuf),
     Sftp(Destination<SftpEndpoint>),
+    S3(Destination<S3Endpoint>),
 }
 
 /// A place at an endpoint.
@@ -79,6 +83,15 @@ impl AnySource {
                 let source = RemoteSource::open(endpoint, keys, options, job.paths.clone()).await;
                 source.map(Self::Sftp).map_err(explain)
             }
+            Sources::Endpoint { store: store @ Store::S3(bucket), paths } => {
+                let endpoint = s3(store, bucket, job).await?;
+                let mut keys = Vec::with_capacity(paths.len());
+                for path in paths {
+                    keys.push((key_of(store, path)?, means_contents(path)));
+                }
+                let source = RemoteSource::open(endpoint, keys, options, job.paths.clone()).await;
+                source.map(Self::S3).map_err(explain)
+            }
         }
     }
 
@@ -105,6 +118,12 @@ impl AnySource {
                     send::run(source, inbox, outbox, channels, options, max_open_entries, observer);
                 Box::pin(sending).await
             }
+            Self::S3(source) => {
+                let source = source.clone();
+                let sending =
+                    send::run(source, inbox, outbox, channels, options, max_open_entries, observer);
+                Box::pin(sending).await
+            }
         }
     }
 }
@@ -121,6 +140,12 @@ impl AnyDestination {
                 let key = key.map_err(at_store(store, path))?;
                 let state = job.config.state_directory.clone();
                 Ok(Self::Sftp(Destination { endpoint, key, is_directory, state }))
+            }
+            Site::Endpoint { store: store @ Store::S3(bucket), path } => {
+                let endpoint = s3(store, bucket, job).await?;
+                let (key, is_directory) = (key_of(store, path)?, means_contents(path));
+                let state = job.config.state_directory.clone();
+                Ok(Self::S3(Destination { endpoint, key, is_directory, state }))
             }
         }
     }
@@ -147,12 +172,17 @@ impl AnyDestination {
                     receive_at(destination, job, inbox, outbox, channels, options, observer);
                 Box::pin(receiving).await
             }
+            Self::S3(destination) => {
+                let receiving =
+                    receive_at(destination, job, inbox, outbox, channels, options, observer);
+                Box::pin(receiving).await
+            }
         }
     }
 }
 
 /// Receives at an endpoint.
-async fn receive_at<E, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
+async fn receive_at<E: Endpoint, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     destination: Destination<E>,
     job: [u8; 16],
     inbox: &mut Inbox<R>,
@@ -160,20 +190,18 @@ async fn receive_at<E, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     channels: Channels<C>,
     options: Options,
     observer: Observer,
-) -> Result<ReceiverEnd, SessionError>
-where
-    E: crate::storage::remote::Endpoint,
-{
+) -> Result<ReceiverEnd, SessionError> {
     let Destination { endpoint, key, is_directory, state } = destination;
     let Told { single_file, root, .. } = here::sources(inbox).await?;
     let sink = RemoteSink::open(endpoint, key, is_directory, single_file, &options).await;
     let sink = sink.map_err(here::startup)?;
+    here::keep_root(&sink, root, &options, &outbox, &observer)?;
     let state = match state.filter(|_| !options.dry_run) {
         Some(base) => Some(here::open_state(StateDir::of_client(base, job), inbox).await?),
         None => None,
     };
     // Nothing there depends on when this host was booted (JRN-12).
-    let ready = Ready { sink, root, state, boot: [0; 16] };
+    let ready = Ready { sink, state, boot: [0; 16] };
     here::receive(ready, job, inbox, outbox, channels, options, observer).await
 }
 
@@ -205,12 +233,38 @@ async fn sftp(host: &Host, job: &Job, observer: &Observer) -> Result<SftpEndpoin
     let connections = job.config.reach.ssh_connections.unwrap_or(streams);
     let prefix = Store::Sftp(host.clone()).prefix();
     let syncs_all = job.config.durability == Durability::File;
+    let patience = job.launch.login_patience.unwrap_or(launch::LOGIN_PATIENCE);
     let connected = tokio::select! {
         connected = SftpEndpoint::connect(dial, prefix, connections.into(), syncs_all) => connected,
+        () = tokio::time::sleep(patience) => {
+            Err(Fault::new(Class::Disconnected, "no SFTP server has answered"))
+        }
         () = observer.asked_to_stop() => return Err(EngineError::Interrupted),
     };
     let process = lock(&first).take();
     connected.map_err(|fault| no_sftp(&host.name, &fault, process))
+}
+
+/// Finds a bucket.
+async fn s3(store: &Store, bucket: &str, job: &Job) -> Result<S3Endpoint, EngineError> {
+    let stores = job.stores.clone();
+    let config = S3Config {
+        bucket: bucket.to_owned(),
+        endpoint: stores.endpoint,
+        region: stores.region,
+        profile: stores.profile,
+        anonymous: stores.anonymous,
+        path_style: stores.path_style,
+        storage_class: stores.storage_class,
+        requests: stores.requests.map(usize::from),
+    };
+    S3Endpoint::connect(config).await.map_err(at_store(store, b""))
+}
+
+/// A path in a bucket, which may have slashes at its end only.
+fn key_of(store: &Store, path: &[u8]) -> Result<Key, EngineError> {
+    let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
+    Key::new(&path[..end]).map_err(Into::into).map_err(at_store(store, path))
 }
 
 /// Why there is no connection to an SFTP server, by what ssh says.
@@ -247,7 +301,7 @@ fn explain(error: StorageError) -> EngineError {
             match fault.class {
                 Class::Disconnected => EngineError::Disconnected { host, cause: fault.to_string() },
                 Class::Credentials => {
-                    EngineError::Authentication { host, cause: fault.to_string() }
+                    EngineError::Credentials { place: host, cause: fault.to_string() }
                 }
                 _ => EngineError::Source(error),
             }
@@ -280,8 +334,12 @@ pub fn name_of_site(site: &Site) -> Vec<u8> {
 /// How the data travels, for reports.
 pub fn connection(source: &AnySource, destination: &AnyDestination) -> Connection {
     let described = match (source, destination) {
-        (AnySource::Sftp(source), _) => Some(of_endpoint(source.endpoint())),
-        (_, AnyDestination::Sftp(destination)) => Some(of_endpoint(&destination.endpoint)),
+        (_, AnyDestination::Sftp(to)) => Some(of_endpoint(&to.endpoint, to.endpoint.connections())),
+        (_, AnyDestination::S3(to)) => Some(of_store(&to.endpoint)),
+        (AnySource::Sftp(from), _) => {
+            Some(of_endpoint(from.endpoint(), from.endpoint().connections()))
+        }
+        (AnySource::S3(from), _) => Some(of_store(from.endpoint())),
         (AnySource::Local(_), AnyDestination::Local(_)) => None,
     };
     let (transport, peer, streams) =
@@ -296,9 +354,19 @@ pub fn connection(source: &AnySource, destination: &AnyDestination) -> Connectio
     }
 }
 
-fn of_endpoint(endpoint: &SftpEndpoint) -> (&'static str, String, u16) {
+fn of_endpoint(endpoint: &impl Endpoint, streams: u16) -> (&'static str, String, u16) {
     let peer = Escaped(&endpoint.shown(&Key::default())).to_string();
-    (endpoint.properties().name, peer, endpoint.connections())
+    (endpoint.properties().name, peer, streams)
+}
+
+fn of_store(endpoint: &impl Endpoint) -> (&'static str, String, u16) {
+    let requests = endpoint.properties().requests;
+    of_endpoint(endpoint, u16::try_from(requests).unwrap_or(u16::MAX))
+}
+
+/// Whether what is written there comes in parts that may not be small.
+pub fn needs_large_parts(site: &Site) -> bool {
+    matches!(site, Site::Endpoint { store: Store::S3(_), .. })
 }
 
 /// Whether an endpoint is one of the ends.
@@ -311,7 +379,12 @@ pub fn is_involved(direction: &Direction) -> bool {
 }
 
 /// Leaves out what no endpoint keeps, and says so.
-pub fn fit(options: &mut Options, observer: &Observer) {
+pub fn fit(options: &mut Options, needs_large_parts: bool, observer: &Observer) {
+    if needs_large_parts && options.chunk_size.bytes() < ChunkSize::DEFAULT.bytes() {
+        let text = "object stores take parts of 5 MiB and more; the chunk size is 8M";
+        observer.tell(Event::Note(text.to_owned()));
+        options.chunk_size = ChunkSize::DEFAULT;
+    }
     let preserve = &mut options.preserve;
     let mut left = Vec::new();
     let mut leave = |is_on: &mut bool, what: &'static str| {

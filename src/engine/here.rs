@@ -49,17 +49,16 @@ pub async fn receive_into<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     } else {
         sink = sink.apart_from(whereabouts).map_err(startup)?;
     }
+    keep_root(&sink, root, &options, &outbox, &observer)?;
     let state =
         if options.dry_run { None } else { Some(open_state(sink.open_state(), inbox).await?) };
-    let ready = Ready { sink, root, state, boot: boot_id() };
+    let ready = Ready { sink, state, boot: boot_id() };
     receive(ready, job, inbox, outbox, channels, options, observer).await
 }
 
 /// A sink that is open, and all that belongs to it.
 pub struct Ready<K> {
     pub sink: K,
-    /// What the destination's own directory is to be like.
-    pub root: Option<Metadata>,
     /// Where the journal is; without it, nothing can be resumed.
     pub state: Option<StateDir>,
     /// See [`Purpose::boot`].
@@ -76,12 +75,7 @@ pub async fn receive<K: Sink, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     options: Options,
     observer: Observer,
 ) -> Result<ReceiverEnd, SessionError> {
-    let Ready { sink, root, state, boot } = ready;
-    if let Some(root) = root {
-        root.check().map_err(SessionError::violation)?;
-        let changes = sink.keep_root(root.clone());
-        tell_of_root(root, changes, options.dry_run, &outbox, &observer)?;
-    }
+    let Ready { sink, state, boot } = ready;
     let mut destination =
         Destination { sink, journal: None, begun: HashMap::default(), stale: Vec::new() };
     if let Some(state) = &state {
@@ -106,6 +100,20 @@ pub async fn receive<K: Sink, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     }
     outbox.say(&Message::Closed).map_err(SessionError::bug)?;
     Ok(end)
+}
+
+/// Takes note of what the destination's own directory is to be like: before anything is made in it.
+pub fn keep_root<K: Sink>(
+    sink: &K,
+    root: Option<Metadata>,
+    options: &Options,
+    outbox: &Outbox,
+    observer: &Observer,
+) -> Result<(), SessionError> {
+    let Some(root) = root else { return Ok(()) };
+    root.check().map_err(SessionError::violation)?;
+    let changes = sink.keep_root(root.clone());
+    tell_of_root(root, changes, options.dry_run, outbox, observer)
 }
 
 /// Tells both ends what is different about the destination's own directory (UPD-2).

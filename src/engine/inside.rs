@@ -86,7 +86,7 @@ async fn carry(
     observer: &Observer,
 ) -> Result<SessionEnd, Failed> {
     let mut options = options(job)?;
-    endpoint::fit(&mut options, observer);
+    endpoint::fit(&mut options, endpoint::needs_large_parts(destination), observer);
     let names = endpoint::names_of_sources(sources).into_iter();
     let name = job_name(&names.chain([endpoint::name_of_site(destination)]).collect::<Vec<_>>());
     let source = AnySource::open(sources, &options, job, observer).await.map_err(early)?;

@@ -28,6 +28,7 @@ pub struct Job {
     /// How to reach the other end.
     pub launch: Launch,
     pub config: TransferConfig,
+    pub stores: ObjectStores,
 }
 
 /// Which way the data goes.
@@ -80,6 +81,8 @@ pub enum Site {
 pub enum Store {
     /// An SFTP server, by ssh. Relative paths begin where it says.
     Sftp(Host),
+    /// A bucket of what speaks S3.
+    S3(String),
 }
 
 impl Store {
@@ -87,6 +90,7 @@ impl Store {
     pub fn prefix(&self) -> String {
         match self {
             Self::Sftp(host) => format!("sftp://{host}"),
+            Self::S3(bucket) => format!("s3://{bucket}"),
         }
     }
 }
@@ -143,6 +147,23 @@ impl fmt::Display for Host {
     }
 }
 
+/// How object stores are reached.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ObjectStores {
+    /// The server's URL; Amazon's if `None`.
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    /// A section of the user's configuration of Amazon's tools.
+    pub profile: Option<String>,
+    /// Without credentials.
+    pub anonymous: bool,
+    /// Buckets are part of the path and not of the host's name; as it is usual there if `None`.
+    pub path_style: Option<bool>,
+    pub storage_class: Option<String>,
+    /// How many requests at a time; 64 if `None`.
+    pub requests: Option<u16>,
+}
+
 /// How the agent is started.
 #[derive(Clone, Debug, Default)]
 pub struct Launch {
@@ -157,6 +178,9 @@ pub struct Launch {
     pub agent_binary: Option<PathBuf>,
     /// This program, to be started as the agent on this machine; the running one if `None`.
     pub local_program: Option<PathBuf>,
+    /// How long a login may take until an SFTP server answers; ten minutes if `None`, as a person may
+    /// have to type something.
+    pub login_patience: Option<Duration>,
 }
 
 /// What makes ssh connections.
@@ -380,6 +404,7 @@ impl Job {
             paths: None,
             launch: Launch::default(),
             config: TransferConfig::default(),
+            stores: ObjectStores::default(),
         }
     }
 
@@ -390,6 +415,7 @@ impl Job {
             paths: None,
             launch: Launch::default(),
             config: TransferConfig::default(),
+            stores: ObjectStores::default(),
         }
     }
 
@@ -403,6 +429,7 @@ impl Job {
             paths: None,
             launch: Launch::default(),
             config: TransferConfig::default(),
+            stores: ObjectStores::default(),
         }
     }
 

@@ -483,7 +483,7 @@ fn in_brackets(complaints: &str) -> String {
 }
 
 /// How long a person may take to log in, and an upload may make no progress.
-const LOGIN_PATIENCE: Duration = Duration::from_mins(10);
+pub const LOGIN_PATIENCE: Duration = Duration::from_mins(10);
 
 /// How long the agent may be silent before the connection counts as lost (SES-7).
 pub const AGENT_SILENCE: Duration = Duration::from_secs(30);

@@ -51,6 +51,9 @@ pub enum EngineError {
     /// ssh could not log in.
     #[error("cannot log in to {host}: {cause}")]
     Authentication { host: String, cause: String },
+    /// Who we are was not believed at an endpoint, or there is no such place for us.
+    #[error("cannot use {place}: {cause}")]
+    Credentials { place: String, cause: String },
     /// The agent could not be started, or is no fastsync.
     #[error("cannot start fastsync on {host}: {cause}")]
     AgentNotStartable { host: String, cause: String },
@@ -202,6 +205,8 @@ fn without_agent(
                 failed.error
             )));
             job.direction = direction;
+            // It has been logged in to a moment ago.
+            job.launch.login_patience = Some(AGAIN_PATIENCE);
             *agentless = Some(failed.error);
             Ok(None)
         }
@@ -213,6 +218,9 @@ async fn wait_or_stop(pause: Duration, watch: &Watch) -> bool {
     let mut stop = watch.stop.clone();
     tokio::time::timeout(pause, stop.wait_for(|stop| *stop)).await.is_ok_and(|stop| stop.is_ok())
 }
+
+/// How long a second login may take, after one that brought no agent.
+const AGAIN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The longest pause between two attempts to connect.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);

@@ -5,8 +5,10 @@
 
 mod error;
 pub mod filter;
+pub mod http;
 pub mod local;
 mod names;
+pub mod object;
 pub mod remote;
 mod select;
 pub mod sftp;

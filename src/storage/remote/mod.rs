@@ -87,11 +87,12 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
     /// [`Properties::replaces`] says.
     fn put(&self, key: &Key, data: Bytes, kept: &Kept) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Begins a file of this size, which nobody sees under its key before [`Self::finish`].
+    /// Begins a file of this size and so many parts, which nobody sees under its key before [`Self::finish`].
     fn begin(
         &self,
         key: &Key,
         size: u64,
+        parts: u64,
         kept: &Kept,
     ) -> impl Future<Output = Answer<Self::Upload>> + Send;
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::sink::{Inner, has_target, is_same_type, what};
 use super::source::metadata;
-use super::{Answer, Class, Endpoint, Fault, Key, Listed, Thing, ThingKind, all};
+use super::{Answer, Class, Endpoint, Fault, KeepsRoot, Key, Listed, Thing, ThingKind, all};
 use crate::protocol::chunk::EntryId;
 use crate::protocol::manifest::Timestamp;
 use crate::protocol::message::{
@@ -283,6 +283,25 @@ impl<E: Endpoint> Inner<E> {
         file: FileKind,
         entry: &Entry,
     ) -> Result<Placed, StorageError> {
+        let placed = self.compare_file(key, existing, file, entry).await?;
+        let comes_in_parts = self.chunk_size.count(file.size) > 1;
+        let is_first = self.endpoint.properties().keeps.roots == KeepsRoot::FromTheBeginning;
+        match placed {
+            // What its data amounts to has to be known before the first part goes there.
+            Placed::Wanted(_) if is_first && comes_in_parts && !self.dry_run => {
+                Ok(Placed::Compare(storage::Existing::Replaced))
+            }
+            placed => Ok(placed),
+        }
+    }
+
+    async fn compare_file(
+        &self,
+        key: &Key,
+        existing: Option<Thing>,
+        file: FileKind,
+        entry: &Entry,
+    ) -> Result<Placed, StorageError> {
         let Some(mut thing) = existing else {
             return Ok(Placed::Wanted(Changes::CREATED_WITH_CONTENT));
         };
@@ -369,6 +388,10 @@ impl<E: Endpoint> Inner<E> {
 
     /// What of what is kept is different.
     fn differences(&self, thing: &Thing, entry: &Entry) -> Changes {
+        let is_directory = entry.kind == Kind::Directory;
+        if is_directory && !self.endpoint.properties().keeps.directories {
+            return Changes::NONE;
+        }
         let kept = self.kept(entry, None);
         let is_other_time = match (kept.mtime, thing.mtime) {
             (Some(wanted), Some(found)) => !self.is_same_time(found, wanted),
@@ -379,8 +402,7 @@ impl<E: Endpoint> Inner<E> {
         let is_other_mode = self.preserve.permissions
             && kept.mode.is_some_and(|wanted| thing.mode.is_some_and(|found| found != wanted));
         Changes::TIME
-            .when(is_other_time && entry.kind != Kind::Directory)
-            .with(Changes::TIME.when(is_other_time && entry.kind == Kind::Directory))
+            .when(is_other_time)
             .with(Changes::PERMISSIONS.when(is_other_mode))
     }
 

@@ -42,7 +42,7 @@ pub struct Inner<E> {
     pub preserve: Preserve,
     pub update: Update,
     pub dry_run: bool,
-    chunk_size: ChunkSize,
+    pub chunk_size: ChunkSize,
     delete: Option<Delete>,
     rules: Rules,
     pub state: Mutex<State>,
@@ -615,7 +615,8 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
     ) -> Result<RemoteFile<E>, StorageError> {
         let key = self.inner.key(&entry)?;
         let kept = self.inner.kept(&entry, root);
-        let begun = self.inner.endpoint.begin(&key, entry.size(), &kept).await;
+        let parts = self.inner.chunk_size.count(entry.size());
+        let begun = self.inner.endpoint.begin(&key, entry.size(), parts, &kept).await;
         let upload = begun.map_err(self.inner.error(Operation::Create, &entry))?;
         Ok(RemoteFile::new(key, entry, Data::Coming(upload)))
     }

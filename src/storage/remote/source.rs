@@ -34,6 +34,8 @@ pub struct Inner<E> {
     pub missing: Vec<(Name, Failure)>,
     pub selection: Selection,
     pub links: Links,
+    /// Things are looked at one by one where a listing does not tell all.
+    pub looks_closely: bool,
     root: Option<Metadata>,
     state: Mutex<State>,
 }
@@ -132,7 +134,10 @@ impl<E: Endpoint> RemoteSource<E> {
             .map(|origin| metadata(&origin.thing));
         let links = options.select.links;
         let state = Mutex::default();
-        let inner = Inner { endpoint, origins, missing, selection, links, root, state };
+        let preserve = &options.preserve;
+        let looks_closely = preserve.times || preserve.permissions;
+        let inner =
+            Inner { endpoint, origins, missing, selection, links, looks_closely, root, state };
         Ok(Self { inner: Arc::new(inner) })
     }
 

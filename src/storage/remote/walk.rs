@@ -234,7 +234,7 @@ impl<E: Endpoint> Walk<'_, E> {
                 group = finds.recv_async() => group,
             };
             let Ok(group) = group else { break };
-            for listed in group {
+            for listed in self.looked_at(group).await {
                 self.take_deep(&mut deep, &start, listed).await?;
             }
         }
@@ -248,6 +248,28 @@ impl<E: Endpoint> Walk<'_, E> {
         }
         self.is_root_complete &= deep.is_complete;
         Ok(())
+    }
+
+    /// The same things with all that is known of them, where a listing does not tell it.
+    async fn looked_at(&self, group: Vec<Listed>) -> Vec<Listed> {
+        let properties = self.inner.endpoint.properties();
+        if properties.lists_all || !self.inner.looks_closely {
+            return group;
+        }
+        let looks: Vec<_> = group
+            .into_iter()
+            .map(async |listed| {
+                let Listed::Thing(key, thing) = listed else { return listed };
+                if thing.kind == ThingKind::Directory {
+                    return Listed::Thing(key, thing);
+                }
+                // What is gone by now, or cannot be looked at, shows when it is read.
+                let found = self.inner.endpoint.stat(&key).await;
+                let thing = found.ok().flatten().unwrap_or(thing);
+                Listed::Thing(key, thing)
+            })
+            .collect();
+        super::all(looks, properties.requests).await
     }
 
     async fn take_deep(

@@ -471,7 +471,7 @@ impl Endpoint for SftpEndpoint {
         }
     }
 
-    async fn begin(&self, key: &Key, size: u64, _: &Kept) -> Answer<Upload> {
+    async fn begin(&self, key: &Key, size: u64, _: u64, _: &Kept) -> Answer<Upload> {
         let path = path_of(key);
         self.inner.check_room(parent_of(&path), size).await?;
         let nonce = random();

@@ -1,0 +1,253 @@
+//! Requests that are sent again when that is worth it.
+//!
+//! A request is a value, so that it can be made anew for each attempt: signed anew too, as a signature
+//! holds for minutes only. What a server answers to the last attempt is the answer.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use tokio::sync::Semaphore;
+
+use crate::storage::remote::{Class, Fault};
+
+/// A request that can be made as often as need be.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub method: Method,
+    /// Encoded, and without a secret.
+    pub url: String,
+    pub headers: HeaderMap,
+    pub body: Vec<Bytes>,
+}
+
+impl Call {
+    pub fn new(method: Method, url: String) -> Self {
+        Self { method, url, headers: HeaderMap::new(), body: Vec::new() }
+    }
+
+    /// The same with a header. A value that no header can have is left out.
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: &str) -> Self {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            self.headers.insert(HeaderName::from_static(name), value);
+        }
+        self
+    }
+
+    #[must_use]
+    pub fn body(self, body: Vec<Bytes>) -> Self {
+        Self { body, ..self }
+    }
+
+    fn body_len(&self) -> usize {
+        self.body.iter().map(Bytes::len).sum()
+    }
+}
+
+/// Puts into a request's headers who we are.
+pub type Sign = Arc<
+    dyn for<'a> Fn(&'a mut Parts) -> Pin<Box<dyn Future<Output = Result<(), Fault>> + Send + 'a>>
+        + Send
+        + Sync,
+>;
+
+/// Sends requests to one server.
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    sign: Option<Sign>,
+    /// One permit for each request at a time.
+    permits: Arc<Semaphore>,
+    budget: Arc<Budget>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+/// How much may be sent again: a part of what was sent, so that a server in trouble is not made to
+/// answer everything many times.
+#[derive(Debug, Default)]
+struct Budget {
+    sent: AtomicU64,
+    again: AtomicU64,
+}
+
+impl Budget {
+    fn allows_another(&self) -> bool {
+        let allowed = FREE_RETRIES + self.sent.load(Ordering::Relaxed) / 10;
+        self.again.fetch_add(1, Ordering::Relaxed) < allowed
+    }
+}
+
+impl Client {
+    /// A client that sends so many requests at a time.
+    ///
+    /// # Errors
+    ///
+    /// If the system's certificates or proxy settings cannot be used.
+    pub fn new(requests: usize) -> Result<Self, Fault> {
+        let http = reqwest::Client::builder()
+            .http1_only()
+            .pool_max_idle_per_host(256)
+            .tcp_nodelay(true)
+            .connect_timeout(Duration::from_secs(10))
+            .read_timeout(Duration::from_secs(60))
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("fastsync/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| Fault::new(Class::Other, format!("HTTP cannot be used: {error}")))?;
+        let permits = Arc::new(Semaphore::new(requests));
+        Ok(Self { http, sign: None, permits, budget: Arc::default() })
+    }
+
+    /// The same, with every request signed.
+    #[must_use]
+    pub fn signing(self, sign: Sign) -> Self {
+        Self { sign: Some(sign), ..self }
+    }
+
+    /// What sends requests that are not signed.
+    pub fn plain(&self) -> reqwest::Client {
+        self.http.clone()
+    }
+
+    /// Sends a request, again and again while the server has too much to do or is not there. The answer
+    /// is what it said last, whatever that is.
+    ///
+    /// # Errors
+    ///
+    /// [`Class::Disconnected`] if no answer came; that of signing.
+    pub async fn send(&self, call: &Call) -> Result<reqwest::Response, Fault> {
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            self.budget.sent.fetch_add(1, Ordering::Relaxed);
+            let answer = {
+                let permit = self.permits.acquire().await;
+                let _permit = permit.map_err(|_| Fault::new(Class::Other, "it is over"))?;
+                self.attempt(call).await?
+            };
+            let is_last = attempt >= ATTEMPTS || !self.budget.allows_another();
+            match answer {
+                Ok(response) if is_last || !is_passing(response.status()) => return Ok(response),
+                Err(error) if is_last || error.is_builder() => return Err(lost(&error)),
+                Ok(response) => {
+                    let asked = response.headers().get(http::header::RETRY_AFTER);
+                    let asked = asked.and_then(|it| it.to_str().ok()?.parse().ok());
+                    let asked = asked.map_or(Duration::ZERO, Duration::from_secs);
+                    tokio::time::sleep(jitter(pause).max(asked.min(LONGEST_PAUSE))).await;
+                }
+                Err(_) => tokio::time::sleep(jitter(pause)).await,
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        Err(Fault::new(Class::Busy, "the server does not answer"))
+    }
+
+    async fn attempt(
+        &self,
+        call: &Call,
+    ) -> Result<Result<reqwest::Response, reqwest::Error>, Fault> {
+        let wrong = |error: &dyn std::fmt::Display| {
+            Fault::new(Class::Other, format!("the request cannot be made: {error}"))
+        };
+        let request = http::Request::builder().method(&call.method).uri(&call.url).body(());
+        let (mut parts, ()) = request.map_err(|error| wrong(&error))?.into_parts();
+        parts.headers.clone_from(&call.headers);
+        let has_body = matches!(call.method, Method::PUT | Method::POST);
+        if has_body {
+            parts.headers.insert(http::header::CONTENT_LENGTH, call.body_len().into());
+        }
+        if let Some(sign) = &self.sign {
+            sign(&mut parts).await?;
+        }
+        let body = match &call.body[..] {
+            [] => reqwest::Body::from(Bytes::new()),
+            [whole] => reqwest::Body::from(whole.clone()),
+            pieces => {
+                let pieces: Vec<Result<Bytes, std::io::Error>> =
+                    pieces.iter().cloned().map(Ok).collect();
+                reqwest::Body::wrap_stream(futures_util::stream::iter(pieces))
+            }
+        };
+        let request = http::Request::from_parts(parts, body);
+        let request = reqwest::Request::try_from(request).map_err(|error| wrong(&error))?;
+        Ok(self.http.execute(request).await)
+    }
+}
+
+/// Reads a body that may not be longer than so many bytes.
+///
+/// # Errors
+///
+/// If it is, or breaks off.
+pub async fn read_body(mut response: reqwest::Response, max: usize) -> Result<Vec<u8>, Fault> {
+    let mut body = Vec::new();
+    while let Some(piece) = response.chunk().await.map_err(|error| lost(&error))? {
+        if body.len() + piece.len() > max {
+            return Err(Fault::new(Class::Violation, "the server's answer is far too long"));
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body)
+}
+
+/// Fills `into` with a body, and returns how much came before it broke off. One that is longer is
+/// [`Class::Violation`].
+///
+/// # Errors
+///
+/// As said.
+pub async fn fill(mut response: reqwest::Response, into: &mut [u8]) -> Result<usize, Fault> {
+    let mut filled = 0;
+    while let Ok(Some(piece)) = response.chunk().await {
+        let Some(place) = into.get_mut(filled..filled + piece.len()) else {
+            return Err(Fault::new(Class::Violation, "the server sends more than it was asked for"));
+        };
+        place.copy_from_slice(&piece);
+        filled += piece.len();
+    }
+    Ok(filled)
+}
+
+/// Whether another attempt may well succeed.
+fn is_passing(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
+}
+
+/// What a request that got no answer is told as. An error of the library may have the URL, which has no
+/// secret.
+pub fn lost(error: &reqwest::Error) -> Fault {
+    let mut text = String::new();
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        text = error.to_string();
+        cause = error.source();
+    }
+    let what = if error.is_timeout() { "the server fell silent" } else { "the connection failed" };
+    Fault::new(Class::Disconnected, format!("{what}: {text}"))
+}
+
+/// Between nothing and all of a pause, so that not everybody comes back at once.
+fn jitter(pause: Duration) -> Duration {
+    let random = RandomState::new().hash_one(std::time::Instant::now());
+    let share = u32::try_from(random % 1000).unwrap_or(500);
+    pause * share / 1000
+}
+
+/// How often a request is sent at the most.
+const ATTEMPTS: u32 = 8;
+
+/// How many requests may be sent again whatever was sent.
+const FREE_RETRIES: u64 = 100;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(20);

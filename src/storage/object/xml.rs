@@ -1,0 +1,269 @@
+//! Answers of S3.
+//!
+//! Only elements that are known are looked at, at most so deep; there are no entities but those of XML
+//! itself, so nothing expands.
+
+use quick_xml::events::Event;
+use quick_xml::reader::Reader;
+
+use crate::protocol::manifest::Timestamp;
+use crate::storage::remote::{Class, Fault};
+
+/// An element with text, by the names of those around it, joined by slashes.
+type Field<'a> = (&'a str, &'a str);
+
+/// Goes through a document and hands over each element that has text, and each end of an element (with
+/// an empty text and a slash behind its path).
+pub fn fields(xml: &[u8], mut take: impl FnMut(Field<'_>)) -> Result<(), Fault> {
+    let wrong = || Fault::new(Class::Violation, "the server's answer is no valid XML");
+    let mut reader = Reader::from_reader(xml);
+    let mut path: Vec<String> = Vec::new();
+    let mut text = String::new();
+    loop {
+        match reader.read_event().map_err(|_| wrong())? {
+            Event::Start(start) => {
+                let name = start.local_name();
+                if path.len() >= MAX_DEPTH {
+                    return Err(wrong());
+                }
+                path.push(name.as_ref().to_owned());
+                text.clear();
+            }
+            Event::Text(piece) => text.push_str(&piece),
+            Event::CData(piece) => text.push_str(&piece),
+            Event::GeneralRef(reference) => {
+                let name: &str = &reference;
+                text.push(resolved(name).ok_or_else(wrong)?);
+            }
+            Event::Empty(empty) => {
+                let name = empty.local_name().as_ref().to_owned();
+                path.push(name);
+                take((&path.join("/"), ""));
+                path.pop();
+            }
+            Event::End(_) => {
+                let whole = path.join("/");
+                take((&whole, &text));
+                take((&format!("{whole}/"), ""));
+                path.pop().ok_or_else(wrong)?;
+                text.clear();
+            }
+            Event::Eof => return if path.is_empty() { Ok(()) } else { Err(wrong()) },
+            Event::Decl(_) | Event::Comment(_) | Event::PI(_) => {}
+            Event::DocType(_) => return Err(wrong()),
+        }
+    }
+}
+
+/// The references that XML itself has, and characters by their numbers.
+fn resolved(name: &str) -> Option<char> {
+    match name {
+        "amp" => Some('&'),
+        "lt" => Some('<'),
+        "gt" => Some('>'),
+        "quot" => Some('"'),
+        "apos" => Some('\''),
+        _ => {
+            let number = name.strip_prefix('#')?;
+            let code = match number.strip_prefix(['x', 'X']) {
+                Some(digits) => u32::from_str_radix(digits, 16).ok()?,
+                None => number.parse().ok()?,
+            };
+            char::from_u32(code)
+        }
+    }
+}
+
+/// A page of a listing.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub struct Page {
+    pub objects: Vec<Object>,
+    /// Beginnings of keys, up to a slash.
+    pub prefixes: Vec<String>,
+    /// How to ask for the next page.
+    pub next: Option<String>,
+}
+
+/// An object in a listing. Its key is encoded as in a URL.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Object {
+    pub key: String,
+    pub size: u64,
+    pub modified: Option<Timestamp>,
+    pub tag: String,
+}
+
+/// Reads an answer to ListObjectsV2.
+pub fn page(xml: &[u8]) -> Result<Page, Fault> {
+    let mut page = Page::default();
+    let mut object = Object::default();
+    fields(xml, |(path, text)| match path {
+        "ListBucketResult/Contents/Key" => text.clone_into(&mut object.key),
+        "ListBucketResult/Contents/Size" => object.size = text.trim().parse().unwrap_or_default(),
+        "ListBucketResult/Contents/LastModified" => object.modified = timestamp(text),
+        "ListBucketResult/Contents/ETag" => text.clone_into(&mut object.tag),
+        "ListBucketResult/Contents/" => page.objects.push(std::mem::take(&mut object)),
+        "ListBucketResult/CommonPrefixes/Prefix" => page.prefixes.push(text.to_owned()),
+        "ListBucketResult/NextContinuationToken" => page.next = Some(text.to_owned()),
+        _ => {}
+    })?;
+    Ok(page)
+}
+
+/// An upload that was begun.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Upload {
+    pub key: String,
+    pub id: String,
+    pub initiated: Option<Timestamp>,
+}
+
+/// Reads an answer to ListMultipartUploads, and how to ask for the next page.
+pub fn uploads(xml: &[u8]) -> Result<(Vec<Upload>, Option<(String, String)>), Fault> {
+    let (mut uploads, mut upload) = (Vec::new(), Upload::default());
+    let (mut is_cut, mut key, mut id) = (false, String::new(), String::new());
+    fields(xml, |(path, text)| match path {
+        "ListMultipartUploadsResult/Upload/Key" => text.clone_into(&mut upload.key),
+        "ListMultipartUploadsResult/Upload/UploadId" => text.clone_into(&mut upload.id),
+        "ListMultipartUploadsResult/Upload/Initiated" => upload.initiated = timestamp(text),
+        "ListMultipartUploadsResult/Upload/" => uploads.push(std::mem::take(&mut upload)),
+        "ListMultipartUploadsResult/IsTruncated" => is_cut = text == "true",
+        "ListMultipartUploadsResult/NextKeyMarker" => text.clone_into(&mut key),
+        "ListMultipartUploadsResult/NextUploadIdMarker" => text.clone_into(&mut id),
+        _ => {}
+    })?;
+    Ok((uploads, is_cut.then_some((key, id))))
+}
+
+/// Reads an answer to ListParts: numbers and tags, and how to ask for the next page.
+pub fn parts(xml: &[u8]) -> Result<(Vec<(u64, String)>, Option<String>), Fault> {
+    let (mut parts, mut part) = (Vec::new(), (0, String::new()));
+    let (mut is_cut, mut marker) = (false, String::new());
+    fields(xml, |(path, text)| match path {
+        "ListPartsResult/Part/PartNumber" => part.0 = text.trim().parse().unwrap_or_default(),
+        "ListPartsResult/Part/ETag" => text.clone_into(&mut part.1),
+        "ListPartsResult/Part/" => parts.push(std::mem::take(&mut part)),
+        "ListPartsResult/IsTruncated" => is_cut = text == "true",
+        "ListPartsResult/NextPartNumberMarker" => text.clone_into(&mut marker),
+        _ => {}
+    })?;
+    Ok((parts, is_cut.then_some(marker)))
+}
+
+/// The text of one element, by its path.
+pub fn text_of(xml: &[u8], wanted: &str) -> Option<String> {
+    let mut found = None;
+    fields(xml, |(path, text)| {
+        if path == wanted {
+            found = Some(text.to_owned());
+        }
+    })
+    .ok()?;
+    found
+}
+
+/// The keys that could not be removed, each with why.
+pub fn not_removed(xml: &[u8]) -> Result<Vec<(String, String, String)>, Fault> {
+    let (mut all, mut one) = (Vec::new(), (String::new(), String::new(), String::new()));
+    fields(xml, |(path, text)| match path {
+        "DeleteResult/Error/Key" => text.clone_into(&mut one.0),
+        "DeleteResult/Error/Code" => text.clone_into(&mut one.1),
+        "DeleteResult/Error/Message" => text.clone_into(&mut one.2),
+        "DeleteResult/Error/" => all.push(std::mem::take(&mut one)),
+        _ => {}
+    })?;
+    Ok(all)
+}
+
+/// `2026-11-24T12:00:00.000Z` (RFC 3339, always UTC here).
+pub fn timestamp(text: &str) -> Option<Timestamp> {
+    let text = text.trim().strip_suffix('Z')?;
+    let (date, time) = text.split_once('T')?;
+    let mut date = date.split('-').map(|it| it.parse::<i64>().ok());
+    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+    let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));
+    let mut time = time.split(':').map(|it| it.parse::<i64>().ok());
+    let (hour, minute, second) = (time.next()??, time.next()??, time.next()??);
+    let is_date = (0..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    let is_time = (0..24).contains(&hour) && (0..60).contains(&minute) && (0..=60).contains(&second);
+    if !is_date || !is_time {
+        return None;
+    }
+    // Days since 1970 in the Gregorian calendar, with March as a year's first month.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let era_day = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1;
+    let days = era_day - 719_468;
+    let digits = fraction.get(..fraction.len().min(9))?;
+    let nanoseconds = format!("{digits:0<9}").parse().ok()?;
+    Timestamp::new(days * 86_400 + hour * 3600 + minute * 60 + second, nanoseconds)
+}
+
+/// How deep elements may be in each other.
+const MAX_DEPTH: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_listing_is_read() {
+        let xml = br#"<?xml version="1.0" encoding="UTF-8"?>
+            <ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name>
+            <IsTruncated>true</IsTruncated><NextContinuationToken>a&amp;b&#x21;</NextContinuationToken>
+            <Contents><Key>a%20b</Key><LastModified>2026-11-24T12:00:00.250Z</LastModified>
+            <ETag>&quot;x&quot;</ETag><Size>12</Size><StorageClass>STANDARD</StorageClass></Contents>
+            <Contents><Key>c</Key><Size>0</Size></Contents>
+            <CommonPrefixes><Prefix>d/</Prefix></CommonPrefixes></ListBucketResult>"#;
+        let page = page(xml).unwrap();
+        assert_eq!(page.next.as_deref(), Some("a&b!"));
+        assert_eq!(page.prefixes, ["d/"]);
+        let modified = Timestamp::new(1_795_521_600, 250_000_000);
+        let first = Object { key: "a%20b".into(), size: 12, modified, tag: "\"x\"".into() };
+        assert_eq!(page.objects[0], first);
+        assert_eq!((&*page.objects[1].key, page.objects.len()), ("c", 2));
+    }
+
+    #[test]
+    fn parts_and_uploads_are_read() {
+        let xml = b"<ListPartsResult><IsTruncated>true</IsTruncated>\
+            <NextPartNumberMarker>2</NextPartNumberMarker>\
+            <Part><PartNumber>1</PartNumber><ETag>\"a\"</ETag></Part>\
+            <Part><PartNumber>2</PartNumber><ETag>\"b\"</ETag></Part></ListPartsResult>";
+        let wanted = vec![(1, "\"a\"".to_owned()), (2, "\"b\"".to_owned())];
+        assert_eq!(parts(xml).unwrap(), (wanted, Some("2".to_owned())));
+        let xml = b"<ListMultipartUploadsResult><IsTruncated>false</IsTruncated><Upload><Key>k</Key>\
+            <UploadId>u</UploadId></Upload></ListMultipartUploadsResult>";
+        let (found, next) = uploads(xml).unwrap();
+        assert_eq!((&*found[0].key, &*found[0].id, next), ("k", "u", None));
+    }
+
+    #[test]
+    fn what_could_expand_is_refused() {
+        let bomb = b"<!DOCTYPE x [<!ENTITY a \"aaaa\"><!ENTITY b \"&a;&a;\">]><x>&b;</x>";
+        assert!(fields(bomb, |_| {}).is_err());
+        assert!(fields(b"<x>&unknown;</x>", |_| {}).is_err());
+        assert!(fields("<x>".repeat(1000).as_bytes(), |_| {}).is_err());
+        assert!(fields(b"<x>", |_| {}).is_err());
+    }
+
+    #[test]
+    fn times_are_read() {
+        let seconds = |text| timestamp(text).map(|it| it.seconds);
+        assert_eq!(seconds("1970-01-01T00:00:00Z"), Some(0));
+        assert_eq!(seconds("2000-02-29T23:59:59.999Z"), Some(951_868_799));
+        for text in ["", "2026-11-24", "2026-13-01T00:00:00Z", "2026-01-01T25:00:00Z", "xT0:0:0Z"] {
+            assert_eq!(seconds(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_answer_can_be_read(bytes in proptest::collection::vec(any::<u8>(), 0..300), text in any::<String>()) {
+            let _ = page(&bytes);
+            let _ = fields(text.as_bytes(), |_| {});
+            timestamp(&text);
+        }
+    }
+}
