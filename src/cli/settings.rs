@@ -10,9 +10,9 @@ use serde::Deserialize;
 
 use super::UsageError;
 use super::units::{
-    Addresses, Addressing, AgentPath, ByteSize, Checksum, ChunkBytes, Congestion, DurabilityMode, Limited,
-    PackThreshold, PortRange, Requests, ResumeMode, Retries, SocketSize, SshConnections, Streams, Switch,
-    TransportMode, ValueError,
+    Addresses, Addressing, AgentPath, ByteSize, Checksum, ChunkBytes, Congestion, DurabilityMode,
+    Limited, PackThreshold, PortRange, Requests, ResumeMode, Retries, SocketSize, SshConnections,
+    Streams, Switch, TransportMode, ValueError,
 };
 use crate::engine::job::{ObjectStores, TransferConfig};
 
@@ -107,7 +107,7 @@ pub struct Settings {
     /// The URL of a server that speaks S3 [default: Amazon's]
     #[arg(long, value_name = "URL", help_heading = "Object stores")]
     pub endpoint: Option<String>,
-    /// The region of S3 buckets [default: AWS_REGION, or what the server says]
+    /// The region of S3 buckets [default: what the environment or the server says]
     #[arg(long, value_name = "NAME", help_heading = "Object stores")]
     pub region: Option<String>,
     /// A section of ~/.aws/config and ~/.aws/credentials

@@ -100,7 +100,7 @@ impl Client {
             .pool_max_idle_per_host(256)
             .tcp_nodelay(true)
             .connect_timeout(Duration::from_secs(10))
-            .read_timeout(Duration::from_secs(60))
+            .read_timeout(Duration::from_mins(1))
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("fastsync/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -210,7 +210,10 @@ pub async fn fill(mut response: reqwest::Response, into: &mut [u8]) -> Result<us
     let mut filled = 0;
     while let Ok(Some(piece)) = response.chunk().await {
         let Some(place) = into.get_mut(filled..filled + piece.len()) else {
-            return Err(Fault::new(Class::Violation, "the server sends more than it was asked for"));
+            return Err(Fault::new(
+                Class::Violation,
+                "the server sends more than it was asked for",
+            ));
         };
         place.copy_from_slice(&piece);
         filled += piece.len();

@@ -1,9 +1,3 @@
-//! What speaks HTTP.
-//!
-//! - `client`: requests that are sent again when that is worth it.
-//! - `index`, `netrc`, `digest`: what there is to know about directories, passwords and digests.
+//! What speaks HTTP: requests that are sent again when that is worth it.
 
 pub mod client;
-pub mod digest;
-pub mod index;
-pub mod netrc;

@@ -37,9 +37,8 @@ pub fn thing(headers: &HeaderMap) -> Option<Thing> {
     let size = text("content-length")?.trim().parse().ok()?;
     let modified = text("last-modified").and_then(|it| httpdate::parse_http_date(it).ok());
     let modified = modified.and_then(|it| it.duration_since(UNIX_EPOCH).ok());
-    let modified = modified.and_then(|it| {
-        Timestamp::new(i64::try_from(it.as_secs()).ok()?, it.subsec_nanos())
-    });
+    let modified = modified
+        .and_then(|it| Timestamp::new(i64::try_from(it.as_secs()).ok()?, it.subsec_nanos()));
     Some(Thing {
         kind: ThingKind::File,
         size,
@@ -94,10 +93,7 @@ mod tests {
         map.insert("etag", "\"x\"".parse().unwrap());
         map.insert("last-modified", "Tue, 24 Nov 2026 12:00:00 GMT".parse().unwrap());
         let found = thing(&map).unwrap();
-        assert_eq!(
-            (found.mtime, found.mode, found.root),
-            (kept.mtime, kept.mode, kept.root)
-        );
+        assert_eq!((found.mtime, found.mode, found.root), (kept.mtime, kept.mode, kept.root));
         assert_eq!((found.size, found.tag.as_deref()), (12, Some(&b"\"x\""[..])));
         assert_eq!(found.modified.unwrap().seconds, 1_795_521_600);
     }

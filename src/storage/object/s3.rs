@@ -15,7 +15,7 @@ use super::credentials;
 use super::metadata;
 use super::xml;
 use crate::protocol::chunk::{ByteRange, ChunkData};
-use crate::protocol::manifest::{Escaped, Timestamp};
+use crate::protocol::manifest::Escaped;
 use crate::protocol::message::Changes;
 use crate::storage::http::client::{Call, Client, fill, read_body};
 use crate::storage::remote::{
@@ -72,14 +72,6 @@ pub struct Upload {
     id: Option<Arc<str>>,
     /// All of its data, once it has come.
     whole: Arc<Mutex<Vec<Bytes>>>,
-}
-
-/// An upload that somebody has begun, and not finished.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Unfinished {
-    pub key: String,
-    pub id: String,
-    pub begun: Option<Timestamp>,
 }
 
 impl S3Endpoint {
@@ -143,34 +135,6 @@ impl S3Endpoint {
             copies: true,
         };
         Ok(Self { inner: Arc::new(Inner { client, config, base, properties }) })
-    }
-
-    /// Uploads that were begun below a key and not finished, by whomever.
-    ///
-    /// # Errors
-    ///
-    /// As of any listing.
-    pub async fn unfinished(&self, below: &Key) -> Answer<Vec<Unfinished>> {
-        let mut all = Vec::new();
-        let mut marker: Option<(String, String)> = None;
-        loop {
-            let mut query = format!("uploads&encoding-type=url&prefix={}", encoded(below));
-            if let Some((key, id)) = &marker {
-                let key = utf8_percent_encode(key, IN_QUERY);
-                let id = utf8_percent_encode(id, IN_QUERY);
-                query.push_str(&format!("&key-marker={key}&upload-id-marker={id}"));
-            }
-            let call = Call::new(Method::GET, format!("{}/?{query}", self.inner.base));
-            let (found, next) = xml::uploads(&self.inner.body(&call).await?)?;
-            for xml::Upload { key, id, initiated } in found {
-                let key = percent_decode_str(&key).decode_utf8_lossy().into_owned();
-                all.push(Unfinished { key, id, begun: initiated });
-            }
-            match next {
-                Some(next) if marker.as_ref() != Some(&next) => marker = Some(next),
-                _ => return Ok(all),
-            }
-        }
     }
 }
 
@@ -245,8 +209,7 @@ impl Inner {
             .header("x-amz-copy-source", &source)
             .header("x-amz-metadata-directive", "REPLACE");
         if let Some(tag) = &thing.tag {
-            call = call
-                .header("x-amz-copy-source-if-match", &String::from_utf8_lossy(tag));
+            call = call.header("x-amz-copy-source-if-match", &String::from_utf8_lossy(tag));
         }
         let body = self.body(&self.with_kept(call, kept)).await?;
         check_late_error(&body)
@@ -381,12 +344,7 @@ impl Endpoint for S3Endpoint {
         Token::new(&[b"u", id.as_bytes()].concat()).unwrap_or_default()
     }
 
-    async fn resume(
-        &self,
-        key: &Key,
-        _: u64,
-        left: &Left,
-    ) -> Answer<Option<(Upload, Vec<u64>)>> {
+    async fn resume(&self, key: &Key, _: u64, left: &Left) -> Answer<Option<(Upload, Vec<u64>)>> {
         let Some(id) = id_of(&left.token) else { return Ok(None) };
         let mut known = std::collections::HashMap::new();
         let mut marker = String::new();
@@ -466,10 +424,12 @@ impl Endpoint for S3Endpoint {
         for (number, receipt) in receipts {
             let tag = String::from_utf8_lossy(receipt.as_bytes());
             let tag = quick_xml::escape::escape(&*tag);
-            body.push_str(&format!(
-                "<Part><PartNumber>{}</PartNumber><ETag>{tag}</ETag></Part>",
-                number + 1
-            ));
+            let number = number + 1;
+            body.push_str("<Part><PartNumber>");
+            body.push_str(&number.to_string());
+            body.push_str("</PartNumber><ETag>");
+            body.push_str(&tag);
+            body.push_str("</ETag></Part>");
         }
         body.push_str("</CompleteMultipartUpload>");
         let url = format!("{}?uploadId={}", self.inner.url(key), in_query(id));
@@ -524,7 +484,9 @@ impl S3Endpoint {
         for key in keys {
             let name = String::from_utf8_lossy(key.as_bytes());
             let name = quick_xml::escape::escape(&*name);
-            body.push_str(&format!("<Object><Key>{name}</Key></Object>"));
+            body.push_str("<Object><Key>");
+            body.push_str(&name);
+            body.push_str("</Key></Object>");
         }
         body.push_str("</Delete>");
         let body = vec![Bytes::from(body)];
@@ -538,9 +500,8 @@ impl S3Endpoint {
             Ok(left) => left,
             Err(fault) => return keys.iter().map(|_| Err(fault.clone())).collect(),
         };
-        let is_left = |key: &&&Key| {
-            left.iter().find(|(name, ..)| name.as_bytes() == key.as_bytes())
-        };
+        let is_left =
+            |key: &&&Key| left.iter().find(|(name, ..)| name.as_bytes() == key.as_bytes());
         keys.iter()
             .map(|key| match is_left(&key) {
                 None => Ok(()),
@@ -561,9 +522,9 @@ fn base_url(config: &S3Config, region: &str) -> Answer<String> {
         Some(endpoint) => endpoint.trim_end_matches('/').to_owned(),
         None => format!("https://s3.{region}.amazonaws.com"),
     };
-    let Some((scheme, rest)) = endpoint.split_once("://").filter(|(it, _)| {
-        matches!(*it, "http" | "https")
-    }) else {
+    let Some((scheme, rest)) =
+        endpoint.split_once("://").filter(|(it, _)| matches!(*it, "http" | "https"))
+    else {
         return Err(Fault::new(Class::Name, "the endpoint is no http:// or https:// URL"));
     };
     // Certificates for all buckets do not cover names with dots.
@@ -605,7 +566,7 @@ fn thing_of(object: &xml::Object) -> Thing {
         kind: ThingKind::File,
         size: object.size,
         modified: object.modified,
-        tag: Some(object.tag.as_bytes().into()).filter(|tag: &Box<[u8]>| !tag.is_empty()),
+        tag: (!object.tag.is_empty()).then(|| object.tag.as_bytes().into()),
         ..directory()
     }
 }
@@ -679,7 +640,9 @@ fn refused(status: StatusCode, body: &[u8]) -> Fault {
 /// What a code of S3 means, and what to do about it.
 fn coded(code: &str, message: &str) -> Fault {
     let (class, text) = match code {
-        "NoSuchBucket" => (Class::Credentials, "there is no such bucket; make it first, or check its name"),
+        "NoSuchBucket" => {
+            (Class::Credentials, "there is no such bucket; make it first, or check its name")
+        }
         "NoSuchKey" => (Class::Missing, "there is no such object"),
         "InvalidAccessKeyId" => (
             Class::Credentials,
@@ -721,7 +684,8 @@ fn coded(code: &str, message: &str) -> Fault {
 }
 
 /// What stands for itself in a path: a slash does.
-const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+const IN_PATH: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
 /// What stands for itself in a query.
 const IN_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');

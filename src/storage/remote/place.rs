@@ -401,9 +401,7 @@ impl<E: Endpoint> Inner<E> {
         };
         let is_other_mode = self.preserve.permissions
             && kept.mode.is_some_and(|wanted| thing.mode.is_some_and(|found| found != wanted));
-        Changes::TIME
-            .when(is_other_time)
-            .with(Changes::PERMISSIONS.when(is_other_mode))
+        Changes::TIME.when(is_other_time).with(Changes::PERMISSIONS.when(is_other_mode))
     }
 
     /// Whether a file counts as one of this time. Where no time was stored with it, it does if it was
