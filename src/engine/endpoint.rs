@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::AsyncRead;
 
-use super::client::{Failed, absolute};
+use super::client::{Failed, LAST_WORDS, absolute};
 use super::control::{Inbox, Outbox};
 use super::event::{Connection, Event};
 use super::here::{self, Ready, Told};
@@ -242,7 +242,10 @@ async fn sftp(host: &Host, job: &Job, observer: &Observer) -> Result<SftpEndpoin
         () = observer.asked_to_stop() => return Err(EngineError::Interrupted),
     };
     let process = lock(&first).take();
-    connected.map_err(|fault| no_sftp(&host.name, &fault, process))
+    match connected {
+        Ok(endpoint) => Ok(endpoint),
+        Err(fault) => Err(no_sftp(&host.name, &fault, process).await),
+    }
 }
 
 /// Finds a bucket.
@@ -268,8 +271,16 @@ fn key_of(store: &Store, path: &[u8]) -> Result<Key, EngineError> {
 }
 
 /// Why there is no connection to an SFTP server, by what ssh says.
-fn no_sftp(host: &str, fault: &Fault, process: Option<Arc<Mutex<Process>>>) -> EngineError {
-    let complaints = process.map_or_else(String::new, |process| lock(&process).complaints());
+async fn no_sftp(host: &str, fault: &Fault, process: Option<Arc<Mutex<Process>>>) -> EngineError {
+    // Nobody else has it any more, as there is no connection.
+    let process = process.and_then(Arc::into_inner).map(Mutex::into_inner);
+    let complaints = match process {
+        Some(Ok(mut process)) => {
+            process.wait(LAST_WORDS).await;
+            process.complaints()
+        }
+        _ => String::new(),
+    };
     let said = Escaped(complaints.trim().as_bytes()).to_string();
     let host = host.to_owned();
     if launch::is_refused(&complaints) {
