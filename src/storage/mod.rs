@@ -7,6 +7,7 @@ mod error;
 pub mod filter;
 pub mod http;
 pub mod local;
+pub mod memory;
 mod names;
 pub mod object;
 pub mod remote;
