@@ -6,14 +6,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::OnceCell;
+
 use super::sink::{Inner, has_target, is_same_type, what};
 use super::source::metadata;
 use super::{Answer, Class, Endpoint, Fault, KeepsRoot, Key, Listed, Thing, ThingKind, all};
 use crate::protocol::chunk::EntryId;
 use crate::protocol::manifest::Timestamp;
-use crate::protocol::message::{
-    Changes, Compare, Deleted, Entry, FileKind, Kind, MakeRoom, Metadata,
-};
+use crate::protocol::message::{Changes, Compare, Entry, FileKind, Kind, MakeRoom, Metadata};
 use crate::storage::{self, Operation, Placed, StorageError};
 
 /// A directory of the destination.
@@ -47,17 +47,28 @@ pub enum State {
     Failed,
 }
 
-/// What is in a directory.
+/// What is in a directory, once that was asked for.
 #[derive(Debug, Default)]
-pub struct Existing(Mutex<HashMap<Box<[u8]>, Thing>>);
+pub struct Existing(OnceCell<Answer<Known>>);
+
+/// The names in a directory; `None` if there are too many to be remembered.
+type Known = Option<Mutex<HashMap<Box<[u8]>, Thing>>>;
 
 impl Existing {
-    fn get(&self, name: &[u8]) -> Option<Thing> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    fn names(&self) -> Option<std::sync::MutexGuard<'_, HashMap<Box<[u8]>, Thing>>> {
+        let known = self.0.get()?.as_ref().ok()?.as_ref()?;
+        Some(known.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How many names it takes memory for.
+    fn len(&self) -> usize {
+        self.names().map_or(0, |names| names.len())
     }
 
     pub fn forget(&self, name: &[u8]) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        if let Some(mut names) = self.names() {
+            names.remove(name);
+        }
     }
 }
 
@@ -132,11 +143,12 @@ impl<E: Endpoint> Inner<E> {
             _ => self.look(&key, entry).await?,
         };
         let is_absent = existing.is_none();
-        if is_absent && self.update.existing_only || !is_absent && self.update.ignore_existing {
-            let goes_on = entry.kind == Kind::Directory
-                && existing.as_ref().is_some_and(|it| it.kind == ThingKind::Directory);
-            let state = if goes_on { State::There } else { State::Left };
-            self.remember(entry, state, true);
+        // What comes into a directory may be new all the same.
+        let is_entered = entry.kind == Kind::Directory
+            && existing.as_ref().is_some_and(|it| it.kind == ThingKind::Directory);
+        let is_ignored = !is_absent && self.update.ignore_existing && !is_entered;
+        if is_absent && self.update.existing_only || is_ignored {
+            self.remember(entry, State::Left, true);
             return Ok(Placed::Left);
         }
         let in_the_way = existing.as_ref().filter(|thing| !is_same_type(thing, &entry.kind));
@@ -168,34 +180,71 @@ impl<E: Endpoint> Inner<E> {
         let Some(parent) = key.parent() else { return Ok(None) };
         let existing = self.existing(&parent).await;
         let existing = existing.map_err(self.error(Operation::List, entry))?;
-        Ok(existing.get(key.name()))
+        if let Some(names) = existing.names() {
+            return Ok(names.get(key.name()).cloned());
+        }
+        self.endpoint.stat(key).await.map_err(self.error(Operation::Stat, entry))
     }
 
+    /// What is in a directory. Whoever asks first lists it, and the others wait for that.
     async fn existing(&self, directory: &Key) -> Answer<Arc<Existing>> {
-        let known = self.state().existing.get(directory).cloned();
-        if let Some(known) = known {
-            return Ok(known);
-        }
-        let listed = match list(&self.endpoint, directory, false).await {
-            Ok(listed) => listed,
-            Err(fault) if fault.class == Class::Missing => Vec::new(),
-            Err(fault) => return Err(fault),
-        };
-        let mut things = HashMap::with_capacity(listed.len());
-        for listed in listed {
-            if let Listed::Thing(key, thing) = listed {
-                things.insert(key.name().into(), thing);
+        let existing = {
+            let mut state = self.state();
+            if let Some(known) = state.existing.get(directory) {
+                Arc::clone(known)
+            } else {
+                let mut names: usize = state.existing.values().map(|it| it.len()).sum();
+                while !state.order.is_empty()
+                    && (state.order.len() >= MAX_REMEMBERED || names > MAX_NAMES)
+                {
+                    let oldest = state.order.remove(0);
+                    names -= state.existing.remove(&oldest).map_or(0, |oldest| oldest.len());
+                }
+                let existing = Arc::new(Existing::default());
+                state.order.push(directory.clone());
+                state.existing.insert(directory.clone(), Arc::clone(&existing));
+                existing
             }
-        }
-        let existing = Arc::new(Existing(Mutex::new(things)));
-        let mut state = self.state();
-        if state.order.len() >= MAX_REMEMBERED {
-            let oldest = state.order.remove(0);
-            state.existing.remove(&oldest);
-        }
-        state.order.push(directory.clone());
-        state.existing.insert(directory.clone(), Arc::clone(&existing));
+        };
+        existing
+            .0
+            .get_or_init(|| self.list_names(directory))
+            .await
+            .as_ref()
+            .map_err(Fault::clone)?;
         Ok(existing)
+    }
+
+    async fn list_names(&self, directory: &Key) -> Answer<Known> {
+        let (found, finds) = flume::bounded::<Vec<Listed>>(16);
+        let gather = async {
+            let mut things = HashMap::new();
+            while let Ok(group) = finds.recv_async().await {
+                for listed in group {
+                    // Whatever else it is, it is not in this directory.
+                    if let Listed::Thing(key, thing) = listed
+                        && key.parent().as_ref() == Some(directory)
+                    {
+                        let is_directory = thing.kind == ThingKind::Directory;
+                        // Where directories are only implied, a file may have the name of one.
+                        if is_directory || !things.contains_key(key.name()) {
+                            things.insert(Box::from(key.name()), thing);
+                        }
+                    }
+                }
+                if things.len() > MAX_NAMES {
+                    drop(finds);
+                    return None;
+                }
+            }
+            Some(Mutex::new(things))
+        };
+        let (answer, things) = tokio::join!(self.endpoint.list(directory, false, found), gather);
+        match answer {
+            Ok(()) => Ok(things),
+            Err(fault) if fault.class == Class::Missing => Ok(Some(Mutex::default())),
+            Err(fault) => Err(fault),
+        }
     }
 
     /// Lets something of another type give way, if the options allow it.
@@ -209,23 +258,20 @@ impl<E: Endpoint> Inner<E> {
             let (path, existing) = (self.path(entry), what(thing));
             return Err(StorageError::Conflict { path, existing });
         }
-        if self.dry_run {
-            return Ok(());
+        if is_directory {
+            self.check_room(key, entry).await?;
+            // A file's data has to be there first.
+            let is_now = matches!(entry.kind, Kind::Symlink { .. }) && !self.dry_run;
+            return if is_now { self.clear_room(key, entry).await } else { Ok(()) };
         }
-        // A file may replace another thing at once; a directory is made where nothing is.
-        let is_replaced = !is_directory && matches!(entry.kind, Kind::File(_));
-        if is_replaced {
+        // A file replaces another thing at once; anything else is made where nothing is.
+        if self.dry_run || matches!(entry.kind, Kind::File(_)) {
             return Ok(());
         }
         let removed = self.endpoint.remove(vec![(key.clone(), thing.kind)]).await;
         let removed = removed.into_iter().next().unwrap_or(Ok(()));
-        if is_directory && removed.is_err() {
-            let (path, existing) = (self.path(entry), "a directory that is not empty");
-            return Err(StorageError::Conflict { path, existing });
-        }
         removed.map_err(self.error(Operation::Remove, entry))?;
-        let path = self.path(entry);
-        self.state().removed.deleted.push(Deleted { path, is_directory });
+        self.touch(entry.parent);
         self.forget(key);
         Ok(())
     }
@@ -242,6 +288,7 @@ impl<E: Endpoint> Inner<E> {
             return Ok(Placed::Settled(changes));
         }
         if !self.dry_run {
+            self.touch(entry.parent);
             let made = self.endpoint.make_directory(key).await;
             made.map_err(self.error(Operation::Create, entry))?;
         }
@@ -270,6 +317,7 @@ impl<E: Endpoint> Inner<E> {
             None => Changes::CREATED_WITH_CONTENT,
         };
         if !self.dry_run {
+            self.touch(entry.parent);
             let made = self.endpoint.make_symlink(key, target, &self.kept(entry, None)).await;
             made.map_err(self.error(Operation::Create, entry))?;
         }
@@ -336,7 +384,7 @@ impl<E: Endpoint> Inner<E> {
         if is_equal {
             self.correct(key, &thing, entry).await
         } else {
-            Ok(self.want(&thing, file, entry))
+            Ok(Placed::Wanted(self.replacement(&thing, file, entry)))
         }
     }
 
@@ -353,21 +401,23 @@ impl<E: Endpoint> Inner<E> {
         let key = self.key(entry)?;
         let found = self.endpoint.stat(&key).await;
         let found = found.map_err(self.error(Operation::Stat, entry))?;
-        match found.filter(|thing| thing.kind == ThingKind::File) {
+        let gave_way = Changes::TYPE.when(found.as_ref().is_some_and(|it| !is_file(it)));
+        match found.filter(is_file) {
             Some(thing) if is_equal => self.correct(&key, &thing, entry).await,
-            Some(thing) => Ok(self.want(&thing, file, entry)),
-            None => Ok(Placed::Wanted(Changes::CREATED_WITH_CONTENT)),
+            Some(thing) => Ok(Placed::Wanted(self.replacement(&thing, file, entry))),
+            None => Ok(Placed::Wanted(Changes::CREATED_WITH_CONTENT.with(gave_way))),
         }
     }
 
-    fn want(&self, thing: &Thing, file: FileKind, entry: &Entry) -> Placed {
+    /// What changes where a file replaces another.
+    fn replacement(&self, thing: &Thing, file: FileKind, entry: &Entry) -> Changes {
         let is_told = self.update.compare == Compare::Checksum;
-        let changes = self.differences(thing, entry).with(Changes::CONTENT);
-        Placed::Wanted(
-            changes
-                .with(Changes::SIZE.when(thing.size != file.size))
-                .with(Changes::CHECKSUM.when(is_told)),
-        )
+        self.differences(thing, entry)
+            .with(Changes::CONTENT)
+            .with(Changes::SIZE.when(thing.size != file.size))
+            // It gets the time of now.
+            .with(Changes::TIME.when(self.kept(entry, None).mtime.is_none()))
+            .with(Changes::CHECKSUM.when(is_told))
     }
 
     /// A file whose data is right: corrects what is kept beside it.
@@ -381,7 +431,14 @@ impl<E: Endpoint> Inner<E> {
         if !changes.is_empty() && !self.dry_run {
             let kept = super::Kept { root: thing.root, ..self.kept(entry, None) };
             let set = self.endpoint.set(key, thing, &kept, changes).await;
-            set.map_err(self.error(Operation::SetTimes, entry))?;
+            if let Err(fault) = set {
+                let is_fatal = fault.is_fatal();
+                let error = self.error(Operation::SetTimes, entry)(fault);
+                if is_fatal {
+                    return Err(error);
+                }
+                self.complain(error);
+            }
         }
         Ok(Placed::Settled(changes))
     }
@@ -452,9 +509,14 @@ impl<E: Endpoint> Inner<E> {
         }
         let mut directories: Vec<(EntryId, Directory)> = {
             let state = self.state();
-            let is_ours = |it: &&Directory| matches!(it.state, State::There | State::New);
+            let is_due = |id: &EntryId, it: &Directory| match it.state {
+                State::New => true,
+                // What nothing was put into is as it was found to be.
+                State::There => !it.is_kept || state.touched.contains(id),
+                State::Left | State::Failed => false,
+            };
             let all = state.directories.iter();
-            all.filter(|(_, it)| is_ours(it)).map(|(id, it)| (*id, it.clone())).collect()
+            all.filter(|(id, it)| is_due(id, it)).map(|(id, it)| (*id, it.clone())).collect()
         };
         directories.sort_by_key(|(_, it)| std::cmp::Reverse(it.depth));
         for same_depth in directories.chunk_by(|one, other| one.1.depth == other.1.depth) {
@@ -479,8 +541,7 @@ impl<E: Endpoint> Inner<E> {
         };
         let kept = self.kept(&entry, None);
         let kept = super::Kept { mode: kept.mode.filter(|_| self.preserve.permissions), ..kept };
-        // What nothing was written into is as it was found to be.
-        if directory.is_kept && kept.mtime.is_none() || kept == super::Kept::default() {
+        if kept == super::Kept::default() {
             return;
         }
         let thing = super::walk::implied();
@@ -507,5 +568,10 @@ pub async fn list<E: Endpoint>(endpoint: &E, directory: &Key, deep: bool) -> Ans
     answer.map(|()| all)
 }
 
-/// The contents of how many directories are remembered.
+fn is_file(thing: &Thing) -> bool {
+    thing.kind == ThingKind::File
+}
+
+/// The contents of how many directories are remembered, and about how many names in all of them.
 const MAX_REMEMBERED: usize = 256;
+const MAX_NAMES: usize = 1 << 17;

@@ -5,9 +5,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::place::{Directory, Existing};
+use super::place::{Directory, Existing, State as Became};
 use super::source::kind_of;
 use super::walk::OWN_PREFIX;
 use super::{Class, Endpoint, Fault, Kept, Key, Listed, Thing, ThingKind, all};
@@ -17,8 +17,8 @@ use crate::protocol::chunk::{
 };
 use crate::protocol::manifest::Name;
 use crate::protocol::message::{
-    Changes, Delete, Deleted, Deletions, Entry, Kind, Links, Metadata, Options, Owner, Preserve,
-    Update,
+    Changes, Delete, Deleted, Deletions, Entry, Kind, Links, MakeRoom, Metadata, Mode, Options,
+    Owner, Preserve, Update,
 };
 use crate::storage::filter::{FilterOptions, Rules, Scope, Side};
 use crate::storage::{
@@ -39,6 +39,10 @@ pub struct Inner<E> {
     pub root: Key,
     /// What the only source is called there.
     rename: Option<Name>,
+    /// Which entry that turned out to be.
+    renamed: OnceLock<EntryId>,
+    /// Whether this run has made the root.
+    is_root_new: OnceLock<bool>,
     pub preserve: Preserve,
     pub update: Update,
     pub dry_run: bool,
@@ -56,8 +60,14 @@ pub struct State {
     pub existing: HashMap<Key, Arc<Existing>>,
     /// The keys of `existing`, the one that was asked for longest ago first.
     pub order: Vec<Key>,
+    /// Directories that something was put into, or taken from.
+    pub touched: HashSet<EntryId>,
+    /// Files in whose places there are directories, which go when the data is there.
+    pub rooms: HashSet<EntryId>,
     pub complaints: Vec<StorageError>,
     pub removed: Removed,
+    /// How much had to go for others in all.
+    pub gone: u64,
 }
 
 /// A file of a [`RemoteSink`]: one that is coming, or one that is there and is compared.
@@ -111,7 +121,8 @@ impl<E: Endpoint> RemoteSink<E> {
         refuse_options(options).map_err(failed(Operation::Open))?;
         let delete_excluded = options.delete.is_some_and(|delete| delete.excluded);
         let filters = FilterOptions { gitignore: options.select.gitignore, delete_excluded };
-        let texts = if options.delete.is_some() { &options.select.filters[..] } else { &[] };
+        let protects = options.delete.is_some() || options.update.make_room == MakeRoom::All;
+        let texts = if protects { &options.select.filters[..] } else { &[] };
         let rules = Rules::new(texts, filters).map_err(|error| {
             failed(Operation::Open)(Fault::new(Class::Unsupported, error.to_string()))
         })?;
@@ -139,6 +150,8 @@ impl<E: Endpoint> RemoteSink<E> {
             endpoint,
             root,
             rename,
+            renamed: OnceLock::new(),
+            is_root_new: OnceLock::new(),
             preserve: options.preserve.clone(),
             update: options.update.clone(),
             dry_run: options.dry_run,
@@ -194,6 +207,7 @@ impl<E: Endpoint> Inner<E> {
             at = key.parent();
             missing.push(key);
         }
+        let _ = self.is_root_new.set(!missing.is_empty());
         for key in missing.into_iter().rev() {
             let made = self.endpoint.make_directory(&key).await;
             made.map_err(StorageError::at(Operation::Create, &self.endpoint.shown(&key)))?;
@@ -204,20 +218,36 @@ impl<E: Endpoint> Inner<E> {
     /// What an entry is called here.
     pub fn name<'a>(&'a self, entry: &'a Entry) -> &'a Name {
         match &self.rename {
-            // There is only one entry, and it is at the top.
             Some(name) if entry.parent == EntryId::ROOT => name,
             _ => &entry.name,
         }
     }
 
     /// Where an entry goes.
+    ///
+    /// # Errors
+    ///
+    /// If the name is one of our own, which no peer may choose, or cannot be stored there.
     pub fn key(&self, entry: &Entry) -> Result<Key, StorageError> {
+        let conflict = |existing| StorageError::Conflict { path: self.path(entry), existing };
+        let name = self.name(entry).as_bytes();
+        if name.starts_with(OWN_PREFIX) {
+            return Err(conflict("a temporary file"));
+        }
+        if entry.parent == EntryId::ROOT {
+            if name == STATE_NAME {
+                return Err(conflict("the state of unfinished jobs"));
+            }
+            if self.rename.is_some() && *self.renamed.get_or_init(|| entry.id) != entry.id {
+                return Err(conflict("the only source"));
+            }
+        }
         let directory = self.directory(entry.parent);
-        let missing = || Fault::new(Class::Missing, "its directory is not known");
-        let key = directory
-            .ok_or_else(missing)
-            .and_then(|(key, _)| Ok(key.child(self.name(entry))?))
-            .and_then(|key| self.check_name(key));
+        let Some((directory, _)) = directory else {
+            return Err(StorageError::NoParent { path: self.path(entry) });
+        };
+        let key = directory.child(self.name(entry)).map_err(Fault::from);
+        let key = key.and_then(|key| self.check_name(key));
         key.map_err(StorageError::at(Operation::Create, &self.path(entry)))
     }
 
@@ -274,7 +304,7 @@ impl<E: Endpoint> Inner<E> {
         let mode = entry.metadata.mode;
         let bits = if preserve.special_bits { 0o7777 } else { 0o777 };
         let bits = if preserve.permissions { bits } else { 0o777 & !0o022 };
-        let mode = crate::protocol::message::Mode::from_raw(mode.bits() & bits);
+        let mode = Mode::from_raw(mode.bits() & bits);
         Kept {
             mtime: has_time.then_some(entry.metadata.mtime),
             mode: keeps.modes.then_some(mode),
@@ -288,11 +318,18 @@ impl<E: Endpoint> Inner<E> {
         entry: &Arc<Entry>,
     ) -> Result<(), StorageError> {
         let key = self.key(entry)?;
+        self.clear_room(&key, entry).await?;
         let kept = self.kept(entry, Some(file.member().root));
+        self.touch(entry.parent);
         let put = self.endpoint.put(&key, file.data().clone(), &kept).await;
         put.map_err(self.error(Operation::Write, entry))?;
         self.forget(&key);
         Ok(())
+    }
+
+    /// What is in a directory will not be as it was.
+    pub fn touch(&self, directory: EntryId) {
+        self.state().touched.insert(directory);
     }
 
     /// What was known to be under a key is not there any more.
@@ -343,15 +380,7 @@ impl<E: Endpoint> Inner<E> {
     ) -> Result<Deletions, StorageError> {
         let Some(delete) = self.delete else { return Ok(Deletions::default()) };
         let complete: HashSet<EntryId> = complete.into_iter().collect();
-        let mut tops = Vec::new();
-        {
-            let state = self.state();
-            let is_known = |id: &EntryId| state.directories.contains_key(id);
-            let mut ids: Vec<EntryId> = complete.iter().copied().filter(is_known).collect();
-            ids.sort_unstable();
-            tops.extend(complete.contains(&EntryId::ROOT).then_some(EntryId::ROOT));
-            tops.extend(ids);
-        }
+        let tops = self.to_clear(&complete);
         if !delete.allow_empty_source {
             let outermost = |id: &&EntryId| {
                 let parent = self.state().directories.get(*id).map(|it| it.parent);
@@ -369,23 +398,41 @@ impl<E: Endpoint> Inner<E> {
                 }
             }
         }
-        let mut doomed: Vec<(Key, Vec<u8>, ThingKind)> = Vec::new();
+        let mut doomed: Vec<Doomed> = Vec::new();
+        let mut unknown: HashSet<EntryId> = HashSet::new();
         for id in tops {
             let Some((key, path)) = self.directory(id) else { continue };
+            let parent = self.state().directories.get(&id).map(|it| it.parent);
+            if parent.is_some_and(|parent| id != EntryId::ROOT && unknown.contains(&parent)) {
+                unknown.insert(id);
+                continue;
+            }
             let extra = match self.extra(id, &key, &names).await {
                 Ok(extra) => extra,
                 Err(error) => {
+                    unknown.insert(id);
                     self.complain(error);
                     continue;
                 }
             };
+            if !extra.is_empty() {
+                self.touch(id);
+            }
             for (name, thing) in extra {
                 let below = join(&path, name.as_bytes());
                 let Ok(own) = key.child(&name) else { continue };
-                if thing.kind == ThingKind::Directory {
-                    self.doom_directory(&own, &below, &mut doomed).await;
-                } else {
+                if thing.kind != ThingKind::Directory {
                     doomed.push((own, below, thing.kind));
+                    continue;
+                }
+                match self.contents(&own, &below).await {
+                    Ok(mut contents) => {
+                        doomed.append(&mut contents.doomed);
+                        if contents.is_all && self.endpoint.properties().keeps.directories {
+                            doomed.push((own, below, thing.kind));
+                        }
+                    }
+                    Err(error) => self.complain(error),
                 }
             }
         }
@@ -415,7 +462,7 @@ impl<E: Endpoint> Inner<E> {
             let Ok(name) = Name::new(own.name()) else { continue };
             let is_directory = thing.kind == ThingKind::Directory;
             let is_ours = name.as_bytes().starts_with(OWN_PREFIX)
-                || id == EntryId::ROOT && name.as_bytes() == b".fastsync";
+                || id == EntryId::ROOT && name.as_bytes() == STATE_NAME;
             let below = join(&path, name.as_bytes());
             if !is_ours
                 && !names.contains(id, name.as_bytes())
@@ -440,70 +487,130 @@ impl<E: Endpoint> Inner<E> {
         if path.is_empty() { scope } else { enter(scope, path) }
     }
 
-    /// Adds all that is in a directory and may go, the deepest first, and the directory itself if all
-    /// of it may.
-    async fn doom_directory(
-        &self,
-        key: &Key,
-        path: &[u8],
-        doomed: &mut Vec<(Key, Vec<u8>, ThingKind)>,
-    ) {
-        let listed = match super::place::list(&self.endpoint, key, true).await {
-            Ok(listed) => listed,
-            Err(fault) => {
-                return self.complain(StorageError::at(Operation::List, path)(fault));
-            }
+    /// The directories that may be cleared, each after the one that it is in: a directory of which
+    /// the source could not tell everything stays as it is, and whatever is below it (DEL-2).
+    fn to_clear(&self, complete: &HashSet<EntryId>) -> Vec<EntryId> {
+        let state = self.state();
+        let mut ids: Vec<EntryId> = complete.iter().copied().collect();
+        ids.sort_unstable();
+        let mut reached = HashSet::new();
+        let is_reached = |id: &EntryId| {
+            let parent = match state.directories.get(id) {
+                _ if *id == EntryId::ROOT => return reached.insert(*id),
+                Some(Directory { state: Became::There | Became::New, parent, .. }) => *parent,
+                _ => return false,
+            };
+            let is_top = parent == EntryId::ROOT && !complete.contains(&EntryId::ROOT);
+            (is_top || reached.contains(&parent)) && reached.insert(*id)
         };
-        let mut kept: HashSet<Vec<u8>> = HashSet::new();
-        let mut things = vec![(key.clone(), path.to_vec(), ThingKind::Directory)];
-        let mut is_whole = true;
+        ids.into_iter().filter(is_reached).collect()
+    }
+
+    /// What is in a directory and may go, the deepest first.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be listed to its end.
+    async fn contents(&self, key: &Key, path: &[u8]) -> Result<Contents, StorageError> {
+        let listed = super::place::list(&self.endpoint, key, true).await;
+        let listed = listed.map_err(StorageError::at(Operation::List, path))?;
+        let mut contents = Contents { doomed: Vec::new(), is_all: true };
+        // What stays; and what something that stays is in.
+        let (mut kept, mut above) = (HashSet::new(), HashSet::new());
         for listed in listed {
             let Listed::Thing(own, thing) = listed else {
-                is_whole = false;
+                contents.is_all = false;
                 continue;
             };
             let Some(below) = own.below(key) else { continue };
             let below = join(path, below);
-            let parent =
-                below.iter().rposition(|byte| *byte == b'/').map_or(&b""[..], |at| &below[..at]);
             let is_directory = thing.kind == ThingKind::Directory;
-            if self.scope(parent).in_removed_directory().admits(
-                Side::Receiver,
-                &below,
-                is_directory,
-            ) {
-                things.push((own, below, thing.kind));
-            } else {
+            let scope = self.scope(parent_of(&below)).in_removed_directory();
+            let is_ours = own.name().starts_with(OWN_PREFIX);
+            if is_ours || !scope.admits(Side::Receiver, &below, is_directory) {
+                contents.is_all = false;
+                above.extend(ways(&below).map(<[u8]>::to_vec));
                 kept.insert(below);
+            } else {
+                contents.doomed.push((own, below, thing.kind));
             }
         }
-        // What holds something that stays, stays.
-        let stays = |path: &[u8]| {
-            kept.iter().any(|kept| {
-                kept == path
-                    || kept.strip_prefix(path).is_some_and(|rest| rest.starts_with(b"/"))
-                    || path.strip_prefix(&kept[..]).is_some_and(|rest| rest.starts_with(b"/"))
-            })
+        let keeps_directories = self.endpoint.properties().keeps.directories;
+        // A name that is no key may be anywhere.
+        let may_remove_directories = keeps_directories && (contents.is_all || !kept.is_empty());
+        let is_protected = |path: &[u8]| {
+            above.contains(path) || !kept.is_empty() && ways(path).any(|way| kept.contains(way))
         };
-        things.retain(|(_, path, _)| kept.is_empty() || !stays(path));
-        if !is_whole {
-            things.retain(|(_, _, kind)| *kind != ThingKind::Directory);
+        let doomed = contents.doomed.iter().map(|(_, path, _)| is_protected(path));
+        contents.is_all &= !doomed.clone().any(|is_protected| is_protected);
+        contents.doomed.retain(|(_, path, kind)| {
+            !is_protected(path) && (*kind != ThingKind::Directory || may_remove_directories)
+        });
+        contents.doomed.sort_by(|one, other| other.1.cmp(&one.1));
+        Ok(contents)
+    }
+
+    /// Checks that a directory may go for a file, and in a dry run tells what would go with it.
+    pub async fn check_room(&self, key: &Key, entry: &Entry) -> Result<(), StorageError> {
+        let path = self.path(entry);
+        let conflict = |existing| Err(StorageError::Conflict { path: path.clone(), existing });
+        let contents = self.contents(key, &path).await?;
+        let has_any = !contents.is_all || !contents.doomed.is_empty();
+        if has_any && self.update.make_room != MakeRoom::All {
+            return conflict("a directory that is not empty");
         }
-        if !self.endpoint.properties().keeps.directories {
-            things.retain(|(_, _, kind)| *kind != ThingKind::Directory);
+        if !contents.is_all {
+            return conflict("a directory with something in it that has to stay");
         }
-        things.sort_by(|one, other| other.1.cmp(&one.1));
-        doomed.extend(things);
+        let count = contents.doomed.len() as u64;
+        let mut state = self.state();
+        let max = self.delete.and_then(|delete| delete.max);
+        if max.is_some_and(|max| state.gone.saturating_add(count) > max) {
+            state.removed.over_limit += count;
+            return conflict("a directory with more in it than may still be deleted");
+        }
+        if self.dry_run {
+            state.gone += count;
+            state.removed.deleted.extend(contents.doomed.into_iter().map(told));
+        } else {
+            state.rooms.insert(entry.id);
+        }
+        Ok(())
+    }
+
+    /// Removes the directory that is in a file's place, if one is.
+    pub async fn clear_room(&self, key: &Key, entry: &Entry) -> Result<(), StorageError> {
+        if !self.state().rooms.contains(&entry.id) {
+            return Ok(());
+        }
+        // Somebody may have put something into it since.
+        self.check_room(key, entry).await?;
+        let contents = self.contents(key, &self.path(entry)).await?;
+        let own = (key.clone(), self.path(entry), ThingKind::Directory);
+        let keeps_directories = self.endpoint.properties().keeps.directories;
+        for doomed in contents.doomed.into_iter().chain(keeps_directories.then(|| own.clone())) {
+            let removed = self.endpoint.remove(vec![(doomed.0.clone(), doomed.2)]).await;
+            let removed = removed.into_iter().next().unwrap_or(Ok(()));
+            removed.map_err(StorageError::at(Operation::Remove, &doomed.1))?;
+            if doomed.1 != own.1 {
+                let mut state = self.state();
+                state.gone += 1;
+                state.removed.deleted.push(told(doomed));
+            }
+        }
+        self.state().rooms.remove(&entry.id);
+        self.forget(key);
+        Ok(())
     }
 
     async fn remove_doomed(
         &self,
-        mut doomed: Vec<(Key, Vec<u8>, ThingKind)>,
+        mut doomed: Vec<Doomed>,
         delete: Delete,
         deleted: &flume::Sender<Deleted>,
     ) -> Result<Deletions, StorageError> {
         let mut count = Deletions::default();
-        let gone_before = self.state().removed.deleted.len() as u64;
+        let gone_before = self.state().gone;
         let max = delete.max.map_or(u64::MAX, |max| max.saturating_sub(gone_before));
         let allowed = usize::try_from(max).unwrap_or(usize::MAX).min(doomed.len());
         count.over_limit = (doomed.len() - allowed) as u64;
@@ -549,12 +656,15 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
     fn learn_owners(&self, _: Vec<Owner>, _: Vec<Owner>) {}
 
     fn keep_root(&self, metadata: Metadata) -> Changes {
-        let keeps = self.inner.endpoint.properties().keeps;
-        if keeps.directories && !self.inner.dry_run {
-            self.inner
+        let inner = &self.inner;
+        let keeps = inner.endpoint.properties().keeps;
+        let is_new = inner.is_root_new.get().copied().unwrap_or_default();
+        // What this run makes is made like the source's; what was there is changed only if asked for.
+        if keeps.directories && !inner.dry_run && (inner.preserve.root || is_new) {
+            inner
                 .state()
                 .directories
-                .insert(EntryId::ROOT, Directory::of_root(self.inner.root.clone(), metadata));
+                .insert(EntryId::ROOT, Directory::of_root(inner.root.clone(), metadata));
         }
         Changes::NONE
     }
@@ -615,6 +725,7 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
     ) -> Result<RemoteFile<E>, StorageError> {
         let key = self.inner.key(&entry)?;
         let kept = self.inner.kept(&entry, root);
+        self.inner.touch(entry.parent);
         let parts = self.inner.chunk_size.count(entry.size());
         let begun = self.inner.endpoint.begin(&key, entry.size(), parts, &kept).await;
         let upload = begun.map_err(self.inner.error(Operation::Create, &entry))?;
@@ -677,6 +788,8 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
         let receipts = std::mem::take(&mut *file.receipts()).into_iter().collect();
         let kept = self.inner.kept(&entry, root);
         let (upload, key) = (upload.clone(), &file.inner.key);
+        self.inner.clear_room(key, &entry).await?;
+        self.inner.touch(entry.parent);
         let finished = self.inner.endpoint.finish(upload, key, receipts, &kept).await;
         finished.map_err(self.inner.error(Operation::Rename, &entry))?;
         self.inner.forget(key);
@@ -756,12 +869,16 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
     }
 
     async fn sync_files(&self, files: Vec<RemoteFile<E>>) -> Result<(), StorageError> {
-        for file in files {
-            let Data::Coming(upload) = &file.inner.data else { continue };
-            let synced = self.inner.endpoint.sync(upload).await;
-            synced.map_err(self.inner.error(Operation::Sync, &file.inner.entry))?;
-        }
-        Ok(())
+        let syncs: Vec<_> = files
+            .iter()
+            .map(|file| async move {
+                let Data::Coming(upload) = &file.inner.data else { return Ok(()) };
+                let synced = self.inner.endpoint.sync(upload).await;
+                synced.map_err(self.inner.error(Operation::Sync, &file.inner.entry))
+            })
+            .collect();
+        let synced = all(syncs, self.inner.endpoint.properties().requests).await;
+        synced.into_iter().collect()
     }
 
     async fn finish(&self) {
@@ -798,6 +915,30 @@ fn not_coming<E: Endpoint>(file: &RemoteFile<E>) -> StorageError {
     StorageError::Changed { path: file.inner.key.as_bytes().to_vec() }
 }
 
+/// Something that is to be removed: where it is, its path for people, and what it is.
+type Doomed = (Key, Vec<u8>, ThingKind);
+
+/// What is in a directory.
+struct Contents {
+    doomed: Vec<Doomed>,
+    /// Nothing in it has to stay.
+    is_all: bool,
+}
+
+fn told((_, path, kind): Doomed) -> Deleted {
+    Deleted { path, is_directory: kind == ThingKind::Directory }
+}
+
+/// The paths of the directories that something is in.
+fn ways(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+    slashes.filter_map(|(at, _)| path.get(..at))
+}
+
+fn parent_of(path: &[u8]) -> &[u8] {
+    ways(path).last().unwrap_or_default()
+}
+
 /// The path of a name in a directory.
 pub fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
@@ -827,6 +968,9 @@ pub fn what(thing: &Thing) -> &'static str {
         ThingKind::Other => "a special file",
     }
 }
+
+/// The directory below a destination in which other programs of this name keep journals.
+const STATE_NAME: &[u8] = b".fastsync";
 
 /// How many things are removed with one call.
 const MAX_REMOVED: usize = 1000;

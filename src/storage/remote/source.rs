@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::walk;
-use super::{Answer, Class, Endpoint, Fault, Key, Thing, ThingKind};
+use super::{Answer, Class, Endpoint, Fault, Key, Listed, Thing, ThingKind};
 use crate::protocol::buffer::{Buffer, Pool};
 use crate::protocol::chunk::{
     ByteRange, Chunk, ChunkData, Digest, EntryId, Pack, PackMember, RangeHasher,
@@ -34,8 +34,8 @@ pub struct Inner<E> {
     pub missing: Vec<(Name, Failure)>,
     pub selection: Selection,
     pub links: Links,
-    /// Things are looked at one by one where a listing does not tell all.
-    pub looks_closely: bool,
+    /// A listing does not tell all that is to be kept of a file.
+    pub is_stat_needed: bool,
     root: Option<Metadata>,
     state: Mutex<State>,
 }
@@ -135,9 +135,10 @@ impl<E: Endpoint> RemoteSource<E> {
         let links = options.select.links;
         let state = Mutex::default();
         let preserve = &options.preserve;
-        let looks_closely = preserve.times || preserve.permissions;
+        let tells = keeps.times.is_some() && preserve.times || keeps.modes && preserve.permissions;
+        let is_stat_needed = tells && !endpoint.properties().lists_all;
         let inner =
-            Inner { endpoint, origins, missing, selection, links, looks_closely, root, state };
+            Inner { endpoint, origins, missing, selection, links, is_stat_needed, root, state };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -150,11 +151,16 @@ impl Origin {
     async fn look(endpoint: &impl Endpoint, key: Key, is_contents: bool) -> Answer<Self> {
         let found = endpoint.stat(&key).await?;
         let Some(thing) = found else {
-            return Err(Fault::new(Class::Missing, "there is nothing of this name"));
+            // That it vanished is said only of what was seen.
+            return Err(Fault::new(Class::Other, "there is nothing of this name"));
         };
-        let is_directory = thing.kind == ThingKind::Directory;
-        if is_contents && !is_directory {
-            return Err(Fault::new(Class::Missing, "it is no directory"));
+        let mut thing = thing;
+        if is_contents && thing.kind != ThingKind::Directory {
+            // Where directories are only implied, one may have the name of a file.
+            if endpoint.properties().keeps.directories || !has_any_in(endpoint, &key).await? {
+                return Err(Fault::new(Class::Other, "it is no directory"));
+            }
+            thing = walk::implied();
         }
         let name = if is_contents || key.is_top() { None } else { Name::new(key.name()).ok() };
         Ok(Self { key, name, thing })
@@ -166,6 +172,22 @@ impl Origin {
             None => self.key.clone(),
             Some(_) => self.key.parent().unwrap_or_default(),
         }
+    }
+}
+
+/// Whether a listing tells of anything.
+async fn has_any_in(endpoint: &impl Endpoint, key: &Key) -> Answer<bool> {
+    let (found, finds) = flume::bounded::<Vec<Listed>>(1);
+    let first = async {
+        let has_any = finds.recv_async().await.is_ok_and(|group| !group.is_empty());
+        drop(finds);
+        has_any
+    };
+    let (listed, has_any) = tokio::join!(endpoint.list(key, false, found), first);
+    match listed {
+        Ok(()) => Ok(has_any),
+        Err(fault) if fault.class == Class::Missing => Ok(false),
+        Err(fault) => Err(fault),
     }
 }
 
@@ -192,6 +214,16 @@ impl<E: Endpoint> Inner<E> {
             state.things.pop_front();
         }
         state.things.push_back((id, thing));
+    }
+
+    /// Remembers what a file has turned out to be.
+    pub fn set_thing(&self, id: EntryId, thing: Thing) {
+        let mut state = self.state();
+        if let Ok(at) = state.things.binary_search_by_key(&id, |(id, _)| *id)
+            && let Some(known) = state.things.get_mut(at)
+        {
+            known.1 = thing;
+        }
     }
 
     fn thing(&self, id: EntryId) -> Option<Thing> {
@@ -433,12 +465,7 @@ impl<E: Endpoint> Source for RemoteSource<E> {
             kind => kind,
         };
         let now = Entry { kind, metadata: metadata(&thing), ..Entry::clone(&entry) };
-        let mut state = self.inner.state();
-        if let Ok(at) = state.things.binary_search_by_key(&entry.id, |(id, _)| *id)
-            && let Some(known) = state.things.get_mut(at)
-        {
-            known.1 = thing;
-        }
+        self.inner.set_thing(entry.id, thing);
         Ok(now)
     }
 
@@ -523,7 +550,8 @@ fn is_same(thing: &Thing, entry: &Entry) -> bool {
             thing.kind == ThingKind::File
                 && thing.size == file.size
                 && stamp(thing) == file.stamp
-                && metadata(thing).mtime == entry.metadata.mtime
+                // Where a tag tells, a time that a listing does not know is no change.
+                && (thing.tag.is_some() || metadata(thing).mtime == entry.metadata.mtime)
         }
         _ => thing.kind != ThingKind::Directory,
     }

@@ -29,6 +29,7 @@ pub async fn walk<E: Endpoint>(
         inner,
         found,
         group: Vec::new(),
+        to_stat: Vec::new(),
         last: 0,
         taken: HashSet::new(),
         asked: HashSet::new(),
@@ -46,6 +47,8 @@ struct Walk<'a, E> {
     found: flume::Sender<Vec<Found>>,
     /// What was found and is not handed over yet.
     group: Vec<Found>,
+    /// Files in it of which a listing has not told all.
+    to_stat: Vec<(EntryId, Key)>,
     last: u64,
     /// Names at the top; unused with a single origin.
     taken: HashSet<Name>,
@@ -159,7 +162,14 @@ impl<E: Endpoint> Walk<'_, E> {
                     under_way.insert(number, listing);
                 }
                 Some(joined) = listing.join_next() => {
-                    let Ok((directory, answer)) = joined else { continue };
+                    let (directory, answer) = match joined {
+                        Ok(ended) => ended,
+                        Err(error) => match error.try_into_panic() {
+                            Ok(panic) => std::panic::resume_unwind(panic),
+                            // The runtime is shutting down, and will drop this too.
+                            Err(_) => return Err(Gone),
+                        },
+                    };
                     // What it said last may still be under way.
                     while let Ok((number, group)) = heard.try_recv() {
                         let Some(mut listing) = under_way.remove(&number) else { continue };
@@ -234,7 +244,7 @@ impl<E: Endpoint> Walk<'_, E> {
                 group = finds.recv_async() => group,
             };
             let Ok(group) = group else { break };
-            for listed in self.looked_at(group).await {
+            for listed in group {
                 self.take_deep(&mut deep, &start, listed).await?;
             }
         }
@@ -248,28 +258,6 @@ impl<E: Endpoint> Walk<'_, E> {
         }
         self.is_root_complete &= deep.is_complete;
         Ok(())
-    }
-
-    /// The same things with all that is known of them, where a listing does not tell it.
-    async fn looked_at(&self, group: Vec<Listed>) -> Vec<Listed> {
-        let properties = self.inner.endpoint.properties();
-        if properties.lists_all || !self.inner.looks_closely {
-            return group;
-        }
-        let looks: Vec<_> = group
-            .into_iter()
-            .map(async |listed| {
-                let Listed::Thing(key, thing) = listed else { return listed };
-                if thing.kind == ThingKind::Directory {
-                    return Listed::Thing(key, thing);
-                }
-                // What is gone by now, or cannot be looked at, shows when it is read.
-                let found = self.inner.endpoint.stat(&key).await;
-                let thing = found.ok().flatten().unwrap_or(thing);
-                Listed::Thing(key, thing)
-            })
-            .collect();
-        super::all(looks, properties.requests).await
     }
 
     async fn take_deep(
@@ -371,7 +359,11 @@ impl<E: Endpoint> Walk<'_, E> {
         }
         let metadata = metadata(&thing);
         if matches!(kind, Kind::File(_)) {
-            self.inner.add_thing(EntryId(self.last + 1), thing);
+            let id = EntryId(self.last + 1);
+            self.inner.add_thing(id, thing);
+            if self.inner.is_stat_needed {
+                self.to_stat.push((id, key.clone()));
+            }
         }
         let is_file = kind != Kind::Directory;
         let id = self.emit(at.id, name.clone(), kind, metadata).await?;
@@ -471,16 +463,55 @@ impl<E: Endpoint> Walk<'_, E> {
 
     async fn send(&mut self, found: Found) -> Result<(), Gone> {
         self.group.push(found);
-        let is_due = self.group.len() >= MIN_GROUP && self.found.is_empty();
+        // What has to be asked for is asked for many at a time.
+        let is_due =
+            self.group.len() >= MIN_GROUP && self.found.is_empty() && self.to_stat.is_empty();
         if is_due || self.group.len() >= MAX_GROUP { self.hand_over().await } else { Ok(()) }
     }
 
     async fn hand_over(&mut self) -> Result<(), Gone> {
-        let group = std::mem::take(&mut self.group);
+        let mut group = std::mem::take(&mut self.group);
         if group.is_empty() {
             return Ok(());
         }
+        self.complete(&mut group).await;
         self.found.send_async(group).await.map_err(|_| Gone)
+    }
+}
+
+impl<E: Endpoint> Walk<'_, E> {
+    /// Tells of files what their listing did not.
+    async fn complete(&mut self, group: &mut [Found]) {
+        let inner = self.inner;
+        let to_stat = std::mem::take(&mut self.to_stat);
+        let stats: Vec<_> = to_stat.iter().map(|(_, key)| inner.endpoint.stat(key)).collect();
+        let stats = super::all(stats, inner.endpoint.properties().requests).await;
+        let mut stats = to_stat.iter().map(|(id, _)| *id).zip(stats).peekable();
+        // Both are in the order of identities.
+        for found in group {
+            let Found::Entry(entry) = found else { continue };
+            let Some((_, stat)) = stats.next_if(|(id, _)| *id == entry.id) else { continue };
+            let path = inner.path_of(entry.parent, entry.name.as_bytes());
+            let failure = match stat {
+                Ok(Some(thing)) => {
+                    entry.kind = kind_of(&thing, inner.links, &path);
+                    entry.metadata = metadata(&thing);
+                    inner.set_thing(entry.id, thing);
+                    continue;
+                }
+                Ok(None) => StorageError::Vanished { path }.to_failure(),
+                Err(fault) => {
+                    let is_fatal = fault.is_fatal();
+                    let error = StorageError::at(Operation::Stat, &path)(fault);
+                    let failure = error.to_failure();
+                    if is_fatal {
+                        self.first_error.get_or_insert(error);
+                    }
+                    failure
+                }
+            };
+            (entry.kind, entry.metadata) = (Kind::Unsendable(failure), Metadata::default());
+        }
     }
 }
 
