@@ -16,7 +16,7 @@ use super::remote::{
     Replaces, Thing, ThingKind, pieces,
 };
 use super::{Left, Receipt, Remembers, Token};
-use crate::protocol::chunk::{ByteRange, ChunkData};
+use crate::protocol::chunk::{ByteRange, ChunkData, Digest};
 use crate::protocol::manifest::Timestamp;
 use crate::protocol::message::{Changes, Mode};
 
@@ -115,7 +115,10 @@ struct Stored {
 struct Coming {
     key: Key,
     size: u64,
-    kept: Kept,
+    /// As it was told at the beginning.
+    root: Option<Digest>,
+    /// It has one part, and so is begun when it is finished.
+    comes_whole: bool,
     /// By their numbers: where they begin, what they are, and whether they were synced.
     parts: BTreeMap<u64, (u64, Bytes, bool)>,
 }
@@ -355,10 +358,9 @@ impl State {
             return Err(Fault::new(Class::Other, "the directory is not empty"));
         }
         match self.things.remove(key) {
-            Some(_) => Ok(()),
             None if has_directories => Err(missing()),
-            // As object stores answer.
-            None => Ok(()),
+            // Object stores do not tell whether there was anything.
+            Some(_) | None => Ok(()),
         }
     }
 }
@@ -471,13 +473,25 @@ impl Endpoint for Memory {
         Ok(())
     }
 
-    async fn begin(&self, key: &Key, size: u64, kept: &Kept) -> Answer<MemoryUpload> {
+    async fn begin(
+        &self,
+        key: &Key,
+        size: u64,
+        parts: u64,
+        kept: &Kept,
+    ) -> Answer<MemoryUpload> {
         self.step(Step::Begin, key).await?;
         let mut state = self.state();
         state.check_parent(key, self.has_directories())?;
         state.clock += 1;
         let number = state.clock.unsigned_abs();
-        let coming = Coming { key: key.clone(), size, kept: *kept, parts: BTreeMap::new() };
+        let coming = Coming {
+            key: key.clone(),
+            size,
+            root: kept.root.filter(|_| parts > 1),
+            comes_whole: parts <= 1,
+            parts: BTreeMap::new(),
+        };
         state.uploads.insert(number, coming);
         Ok(MemoryUpload { number, key: key.clone() })
     }
@@ -573,8 +587,8 @@ impl Endpoint for Memory {
             return Err(Fault::new(Class::Violation, "parts are missing"));
         }
         let root = match self.properties.keeps.roots {
-            KeepsRoot::FromTheBeginning => coming.kept.root,
-            KeepsRoot::Never | KeepsRoot::ToTheEnd => kept.root,
+            KeepsRoot::FromTheBeginning if !coming.comes_whole => coming.root,
+            KeepsRoot::Never | KeepsRoot::FromTheBeginning | KeepsRoot::ToTheEnd => kept.root,
         };
         state.uploads.remove(&upload.number);
         state.insert(key, data.into(), &Kept { root, ..*kept }, &self.properties);
