@@ -473,13 +473,7 @@ impl Endpoint for Memory {
         Ok(())
     }
 
-    async fn begin(
-        &self,
-        key: &Key,
-        size: u64,
-        parts: u64,
-        kept: &Kept,
-    ) -> Answer<MemoryUpload> {
+    async fn begin(&self, key: &Key, size: u64, parts: u64, kept: &Kept) -> Answer<MemoryUpload> {
         self.step(Step::Begin, key).await?;
         let mut state = self.state();
         state.check_parent(key, self.has_directories())?;

@@ -330,6 +330,6 @@ async fn requests_are_made_at_the_same_time() {
         memory.release(Step::Put);
     };
     let both = async { tokio::join!(sink.prepare_files(files), waiting) };
-    let (prepared, ()) = tokio::time::timeout(Duration::from_secs(60), both).await.unwrap();
+    let (prepared, ()) = tokio::time::timeout(Duration::from_mins(1), both).await.unwrap();
     assert!(prepared.iter().all(Result::is_ok));
 }

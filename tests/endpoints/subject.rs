@@ -190,7 +190,9 @@ impl Subject for InMemory {
     async fn remove(&self, path: &[u8]) {
         let things = vec![(key(path), fastsync::storage::remote::ThingKind::File)];
         let removed = fastsync::storage::remote::Endpoint::remove(&self.0, things).await;
-        removed.into_iter().for_each(|answer| answer.unwrap());
+        for answer in removed {
+            answer.unwrap();
+        }
     }
 
     async fn files(&self) -> Files {

@@ -253,7 +253,9 @@ pub async fn delete(
 
 pub fn names(of: &[(u64, &str)]) -> NameSet {
     let mut names = NameSet::default();
-    of.iter().for_each(|(id, name)| names.insert(EntryId(*id), name.as_bytes()));
+    for (id, name) in of {
+        names.insert(EntryId(*id), name.as_bytes());
+    }
     names
 }
 
