@@ -63,7 +63,7 @@ fn what_makes_no_sense_ends_with_1_and_changes_nothing() {
         (&["push", "--config", "missing.toml", "file", "dst"], "missing.toml"),
         (&["push", "--config", "bad.toml", "file", "dst"], "streems"),
         (&["push", "--no-resume", "--resume", "file", "dst"], "cannot be used with"),
-        (&["push", "file", "s3://bucket/x"], "not supported yet"),
+        (&["push", "file", "s3://bucket/x"], "`fastsync cp` or `fastsync sync`"),
         (&["push", "file", "-oProxyCommand=x:y"], "destination"),
         (&["push", "file", "ho;st:x"], "signs of a shell"),
         (&["cp", "--delete", "file", "dst"], "--delete"),
