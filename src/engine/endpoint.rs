@@ -30,29 +30,27 @@ use crate::storage::local::{LocalSource, StateDir};
 use crate::storage::object::{S3Config, S3Endpoint};
 use crate::storage::remote::{Class, Endpoint, Fault, Key, RemoteSink, RemoteSource};
 use crate::storage::sftp::{Dial, SftpEndpoint, Which, Wire};
-use crate::storage::{Operation, StorageError};
+use crate::storage::{AnyEndpoint, Operation, StorageError};
 use crate::transport::{FrameReceiver, FrameSender};
 
 /// What this process reads.
 #[derive(Debug)]
 pub enum AnySource {
     Local(LocalSource),
-    Sftp(RemoteSource<SftpEndpoint>),
-    S3(RemoteSource<S3Endpoint>),
+    Remote(RemoteSource<AnyEndpoint>),
 }
 
 /// Where this process writes.
 #[derive(Clone, Debug)]
 pub enum AnyDestination {
     Local(PathBuf),
-    Sftp(Destination<SftpEndpoint>),
-    S3(Destination<S3Endpoint>),
+    Remote(Destination),
 }
 
 /// A place at an endpoint.
 #[derive(Clone, Debug)]
-pub struct Destination<E> {
-    endpoint: E,
+pub struct Destination {
+    endpoint: AnyEndpoint,
     key: Key,
     /// It was written as a directory.
     is_directory: bool,
@@ -72,8 +70,8 @@ impl AnySource {
             Sources::Local(paths) => LocalSource::open(paths, options, job.paths.clone())
                 .map(Self::Local)
                 .map_err(EngineError::Source),
-            Sources::Endpoint { store: store @ Store::Sftp(host), paths } => {
-                let endpoint = sftp(host, job, observer).await?;
+            Sources::Endpoint { store, paths } => {
+                let endpoint = connect(store, job, observer).await?;
                 let mut keys = Vec::with_capacity(paths.len());
                 for path in paths {
                     let is_contents = means_contents(path);
@@ -81,16 +79,7 @@ impl AnySource {
                     keys.push((resolved.map_err(at_store(store, path))?, is_contents));
                 }
                 let source = RemoteSource::open(endpoint, keys, options, job.paths.clone()).await;
-                source.map(Self::Sftp).map_err(explain)
-            }
-            Sources::Endpoint { store: store @ Store::S3(bucket), paths } => {
-                let endpoint = s3(store, bucket, job).await?;
-                let mut keys = Vec::with_capacity(paths.len());
-                for path in paths {
-                    keys.push((key_of(store, path)?, means_contents(path)));
-                }
-                let source = RemoteSource::open(endpoint, keys, options, job.paths.clone()).await;
-                source.map(Self::S3).map_err(explain)
+                source.map(Self::Remote).map_err(explain)
             }
         }
     }
@@ -112,13 +101,7 @@ impl AnySource {
                     send::run(source, inbox, outbox, channels, options, max_open_entries, observer);
                 Box::pin(sending).await
             }
-            Self::Sftp(source) => {
-                let source = source.clone();
-                let sending =
-                    send::run(source, inbox, outbox, channels, options, max_open_entries, observer);
-                Box::pin(sending).await
-            }
-            Self::S3(source) => {
+            Self::Remote(source) => {
                 let source = source.clone();
                 let sending =
                     send::run(source, inbox, outbox, channels, options, max_open_entries, observer);
@@ -133,19 +116,13 @@ impl AnyDestination {
     pub async fn open(site: &Site, job: &Job, observer: &Observer) -> Result<Self, EngineError> {
         match site {
             Site::Local(path) => Ok(Self::Local(path.clone())),
-            Site::Endpoint { store: store @ Store::Sftp(host), path } => {
-                let endpoint = sftp(host, job, observer).await?;
+            Site::Endpoint { store, path } => {
+                let endpoint = connect(store, job, observer).await?;
                 let is_directory = means_contents(path);
                 let key = endpoint.resolve(path, is_directory).await;
                 let key = key.map_err(at_store(store, path))?;
                 let state = job.config.state_directory.clone();
-                Ok(Self::Sftp(Destination { endpoint, key, is_directory, state }))
-            }
-            Site::Endpoint { store: store @ Store::S3(bucket), path } => {
-                let endpoint = s3(store, bucket, job).await?;
-                let (key, is_directory) = (key_of(store, path)?, means_contents(path));
-                let state = job.config.state_directory.clone();
-                Ok(Self::S3(Destination { endpoint, key, is_directory, state }))
+                Ok(Self::Remote(Destination { endpoint, key, is_directory, state }))
             }
         }
     }
@@ -167,12 +144,7 @@ impl AnyDestination {
                     here::receive_into(path, job, inbox, outbox, channels, options, observer, None);
                 Box::pin(receiving).await
             }
-            Self::Sftp(destination) => {
-                let receiving =
-                    receive_at(destination, job, inbox, outbox, channels, options, observer);
-                Box::pin(receiving).await
-            }
-            Self::S3(destination) => {
+            Self::Remote(destination) => {
                 let receiving =
                     receive_at(destination, job, inbox, outbox, channels, options, observer);
                 Box::pin(receiving).await
@@ -182,8 +154,8 @@ impl AnyDestination {
 }
 
 /// Receives at an endpoint.
-async fn receive_at<E: Endpoint, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
-    destination: Destination<E>,
+async fn receive_at<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
+    destination: Destination,
     job: [u8; 16],
     inbox: &mut Inbox<R>,
     outbox: Outbox,
@@ -203,6 +175,18 @@ async fn receive_at<E: Endpoint, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     // Nothing there depends on when this host was booted (JRN-12).
     let ready = Ready { sink, state, boot: [0; 16] };
     here::receive(ready, job, inbox, outbox, channels, options, observer).await
+}
+
+/// Finds an endpoint, with all that the user said about it.
+async fn connect(
+    store: &Store,
+    job: &Job,
+    observer: &Observer,
+) -> Result<AnyEndpoint, EngineError> {
+    match store {
+        Store::Sftp(host) => sftp(host, job, observer).await.map(Into::into),
+        Store::S3(bucket) => s3(store, bucket, job).await.map(Into::into),
+    }
 }
 
 /// Connects to a host's SFTP server.
@@ -262,12 +246,6 @@ async fn s3(store: &Store, bucket: &str, job: &Job) -> Result<S3Endpoint, Engine
         requests: stores.requests.map(usize::from),
     };
     S3Endpoint::connect(config).await.map_err(at_store(store, b""))
-}
-
-/// A path in a bucket, which may have slashes at its end only.
-fn key_of(store: &Store, path: &[u8]) -> Result<Key, EngineError> {
-    let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
-    Key::new(&path[..end]).map_err(Into::into).map_err(at_store(store, path))
 }
 
 /// Why there is no connection to an SFTP server, by what ssh says.
@@ -344,35 +322,21 @@ pub fn name_of_site(site: &Site) -> Vec<u8> {
 
 /// How the data travels, for reports.
 pub fn connection(source: &AnySource, destination: &AnyDestination) -> Connection {
-    let described = match (source, destination) {
-        (_, AnyDestination::Sftp(to)) => Some(of_endpoint(&to.endpoint, to.endpoint.connections())),
-        (_, AnyDestination::S3(to)) => Some(of_store(&to.endpoint)),
-        (AnySource::Sftp(from), _) => {
-            Some(of_endpoint(from.endpoint(), from.endpoint().connections()))
-        }
-        (AnySource::S3(from), _) => Some(of_store(from.endpoint())),
+    let endpoint = match (source, destination) {
+        (_, AnyDestination::Remote(to)) => Some(&to.endpoint),
+        (AnySource::Remote(from), AnyDestination::Local(_)) => Some(from.endpoint()),
         (AnySource::Local(_), AnyDestination::Local(_)) => None,
     };
-    let (transport, peer, streams) =
-        described.unwrap_or((inside::TRANSPORT, "this machine".to_owned(), 1));
-    Connection {
-        transport,
-        streams,
-        peer,
-        encrypted: transport != inside::TRANSPORT,
-        dialler: "client",
-        reason: String::new(),
-    }
-}
-
-fn of_endpoint(endpoint: &impl Endpoint, streams: u16) -> (&'static str, String, u16) {
-    let peer = Escaped(&endpoint.shown(&Key::default())).to_string();
-    (endpoint.properties().name, peer, streams)
-}
-
-fn of_store(endpoint: &impl Endpoint) -> (&'static str, String, u16) {
-    let requests = endpoint.properties().requests;
-    of_endpoint(endpoint, u16::try_from(requests).unwrap_or(u16::MAX))
+    let (transport, peer, streams, encrypted) = match endpoint {
+        Some(endpoint) => {
+            let peer = Escaped(&endpoint.shown(&Key::default())).to_string();
+            let properties = endpoint.properties();
+            (properties.name, peer, endpoint.streams(), properties.encrypts)
+        }
+        None => (inside::TRANSPORT, "this machine".to_owned(), 1, false),
+    };
+    let reason = String::new();
+    Connection { transport, streams, peer, encrypted, dialler: "client", reason }
 }
 
 /// Whether what is written there comes in parts that may not be small.

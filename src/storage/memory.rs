@@ -40,6 +40,7 @@ pub const FILES: Properties = Properties {
     requests: 8,
     lists_all: true,
     copies: true,
+    encrypts: true,
 };
 
 /// Like SFTP: whole seconds, no roots, and what was not synced has to be read again.
@@ -52,6 +53,7 @@ pub const SERVER: Properties = Properties {
         ..FILES.keeps
     },
     copies: false,
+    encrypts: true,
     ..FILES
 };
 

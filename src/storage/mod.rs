@@ -3,6 +3,7 @@
 //! A [`Source`] gives entries and chunks; a [`Sink`] takes verified chunks and nothing else.
 //! Storage knows files and nothing of networks.
 
+mod any;
 mod error;
 pub mod filter;
 pub mod http;
@@ -17,6 +18,7 @@ mod upload;
 
 use std::sync::Arc;
 
+pub use any::AnyEndpoint;
 pub use error::{Operation, StorageError};
 pub use names::NameSet;
 pub use upload::{Left, Receipt, Remembers, Reopened, Token};

@@ -133,6 +133,7 @@ impl S3Endpoint {
             requests,
             lists_all: false,
             copies: true,
+            encrypts: base.starts_with("https://"),
         };
         Ok(Self { inner: Arc::new(Inner { client, config, base, properties }) })
     }

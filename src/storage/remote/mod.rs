@@ -44,6 +44,23 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
     /// A key for people, as they would write it: `s3://bucket/key`. Never with a secret.
     fn shown(&self, key: &Key) -> Vec<u8>;
 
+    /// How many connections or requests at a time carry data, for reports.
+    fn streams(&self) -> u16 {
+        u16::try_from(self.properties().requests).unwrap_or(u16::MAX)
+    }
+
+    /// What a path of the user's means, whether or not there is anything. One that was written as a
+    /// directory's is told by `is_directory`, and may have slashes at its end.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be a key, or the endpoint cannot tell which.
+    fn resolve(&self, path: &[u8], is_directory: bool) -> impl Future<Output = Answer<Key>> + Send {
+        let _ = is_directory;
+        let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
+        std::future::ready(Key::new(&path[..end]).map_err(Into::into))
+    }
+
     /// What is there, with all that the endpoint knows about it. Symlinks are not followed.
     ///
     /// Where directories are only implied, a key that others begin with is a directory.
@@ -203,6 +220,8 @@ pub struct Properties {
     pub lists_all: bool,
     /// Files can be copied within it.
     pub copies: bool,
+    /// Nobody on the way can read what travels.
+    pub encrypts: bool,
 }
 
 /// What becomes of an old file when a new one takes its place.

@@ -90,36 +90,10 @@ impl SftpEndpoint {
             requests: 64,
             lists_all: true,
             copies: false,
+            encrypts: true,
         };
         let small = Semaphore::new(SMALL_AT_ONCE);
         Ok(Self { inner: Arc::new(Inner { pool, prefix, properties, small }) })
-    }
-
-    /// What a path of the user's means: one without a slash in front begins at the directory that the
-    /// server starts in. If it is a directory's (`is_directory`), symlinks at its end are followed.
-    ///
-    /// # Errors
-    ///
-    /// If it has `..` where the server cannot tell what that is.
-    pub async fn resolve(&self, path: &[u8], is_directory: bool) -> Answer<Key> {
-        let start = if path.starts_with(b"/") { Vec::new() } else { self.real_path(b".").await? };
-        let names = path.split(|byte| *byte == b'/').filter(|it| !matches!(*it, b"" | b"."));
-        let whole = [start.strip_prefix(b"/").unwrap_or(&start)].into_iter().chain(names);
-        let whole: Vec<&[u8]> = whole.filter(|it| !it.is_empty()).collect();
-        let path = [b"/", &whole.join(&b'/')[..]].concat();
-        let has_parents = whole.iter().any(|name| *name == b"..");
-        let real =
-            if is_directory || has_parents { self.real_path(&path).await.ok() } else { None };
-        if real.is_none() && has_parents {
-            return Err(Fault::new(Class::Name, "the server does not tell where `..` leads"));
-        }
-        let path = real.unwrap_or(path);
-        Ok(Key::new(path.strip_prefix(b"/").unwrap_or(&path))?)
-    }
-
-    /// How many connections there may be.
-    pub fn connections(&self) -> u16 {
-        u16::try_from(self.inner.pool.wanted()).unwrap_or(u16::MAX)
     }
 
     async fn real_path(&self, path: &[u8]) -> Answer<Vec<u8>> {
@@ -379,6 +353,28 @@ impl Inner {
 impl Endpoint for SftpEndpoint {
     type Open = Open;
     type Upload = Upload;
+
+    fn streams(&self) -> u16 {
+        u16::try_from(self.inner.pool.wanted()).unwrap_or(u16::MAX)
+    }
+
+    /// A path without a slash in front begins at the directory that the server starts in. At the end of
+    /// a directory's, symlinks are followed.
+    async fn resolve(&self, path: &[u8], is_directory: bool) -> Answer<Key> {
+        let start = if path.starts_with(b"/") { Vec::new() } else { self.real_path(b".").await? };
+        let names = path.split(|byte| *byte == b'/').filter(|it| !matches!(*it, b"" | b"."));
+        let whole = [start.strip_prefix(b"/").unwrap_or(&start)].into_iter().chain(names);
+        let whole: Vec<&[u8]> = whole.filter(|it| !it.is_empty()).collect();
+        let path = [b"/", &whole.join(&b'/')[..]].concat();
+        let has_parents = whole.iter().any(|name| *name == b"..");
+        let real =
+            if is_directory || has_parents { self.real_path(&path).await.ok() } else { None };
+        if real.is_none() && has_parents {
+            return Err(Fault::new(Class::Name, "the server does not tell where `..` leads"));
+        }
+        let path = real.unwrap_or(path);
+        Ok(Key::new(path.strip_prefix(b"/").unwrap_or(&path))?)
+    }
 
     fn properties(&self) -> &Properties {
         &self.inner.properties
