@@ -240,6 +240,7 @@ async fn s3(store: &Store, bucket: &str, job: &Job) -> Result<S3Endpoint, Engine
         endpoint: stores.endpoint,
         region: stores.region,
         profile: stores.profile,
+        keys: None,
         anonymous: stores.anonymous,
         path_style: stores.path_style,
         storage_class: stores.storage_class,

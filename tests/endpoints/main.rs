@@ -1,21 +1,32 @@
-//! What every storage has to do, whatever it is: sources and sinks of this machine, and of endpoints
-//! in memory that can do more and less.
+//! What every storage has to do, whatever it is: sources and sinks of this machine, of endpoints in
+//! memory that can do more and less, and of real servers.
 
 #![allow(clippy::unwrap_used)] // clippy.toml covers only #[test] functions, not their helpers
 
 mod conformance;
 mod deleting;
 mod failing;
+#[allow(dead_code)]
+#[path = "../it/garage.rs"]
+mod garage;
 mod placing;
 mod reading;
+mod served;
+#[allow(dead_code)]
+#[path = "../it/sshd.rs"]
+mod sshd;
 mod subject;
+#[allow(dead_code)]
+#[path = "../it/support.rs"]
+mod support;
 mod tools;
 
 /// Holds a sort of storage against every check.
 macro_rules! conforms {
     ($name:ident, $subject:expr) => {
         mod $name {
-            use super::subject::*;
+            #[allow(unused_imports)]
+            use super::{served, subject::*};
             #[allow(unused_imports)]
             use fastsync::storage::memory::{FILES, OBJECTS, SERVER, STORE};
 
@@ -54,3 +65,5 @@ conforms!(files, InMemory::new(FILES));
 conforms!(server, InMemory::new(SERVER));
 conforms!(objects, InMemory::new(OBJECTS));
 conforms!(store, InMemory::new(STORE));
+conforms!(sftp, served::sftp().await);
+conforms!(s3, served::s3().await);

@@ -50,6 +50,11 @@ pub trait Subject: Sized {
     /// Directories that are there, if they are things of their own.
     fn directories(&self) -> impl Future<Output = Vec<Vec<u8>>>;
 
+    /// Whether a file that was written anew differs from the old one even in size and time alike.
+    fn tells_versions(&self) -> bool {
+        true
+    }
+
     /// Loses what was written of a part of a file that is coming. `false` if that cannot be done.
     fn lose_part(&self, path: &str, number: u64) -> bool;
 }

@@ -4,28 +4,36 @@
 use std::sync::Arc;
 
 use http::request::Parts;
-use reqsign_aws_v4::{Credential, DefaultCredentialProvider, RequestSigner};
+use reqsign_aws_v4::{
+    Credential, DefaultCredentialProvider, RequestSigner, StaticCredentialProvider,
+};
 use reqsign_command_execute_tokio::TokioCommandExecute;
 use reqsign_core::{Context, ErrorKind, OsEnv, Signer};
 use reqsign_file_read_tokio::TokioFileRead;
 use reqsign_http_send_reqwest::ReqwestHttpSend;
 
+use super::s3::S3Config;
 use crate::storage::http::client::Sign;
 use crate::storage::remote::{Class, Fault};
 
 /// Signs requests for a region. `http` is what asks for credentials where they come from a network.
-pub fn signer(http: reqwest::Client, region: &str, profile: Option<&str>) -> Sign {
+pub fn signer(http: reqwest::Client, region: &str, config: &S3Config) -> Sign {
     let context = Context::new()
         .with_file_read(TokioFileRead)
         .with_http_send(ReqwestHttpSend::new(http))
         .with_command_execute(TokioCommandExecute)
         .with_env(OsEnv);
-    let mut provider = DefaultCredentialProvider::builder();
-    if let Some(profile) = profile {
-        provider = provider.with_profile(profile);
-    }
-    let signer: Arc<Signer<Credential>> =
-        Arc::new(Signer::new(context, provider.build(), RequestSigner::new("s3", region)));
+    let sign = RequestSigner::new("s3", region);
+    let signer: Signer<Credential> = if let Some(keys) = &config.keys {
+        Signer::new(context, StaticCredentialProvider::new(&keys.access, &keys.secret), sign)
+    } else {
+        let mut provider = DefaultCredentialProvider::builder();
+        if let Some(profile) = &config.profile {
+            provider = provider.with_profile(profile);
+        }
+        Signer::new(context, provider.build(), sign)
+    };
+    let signer = Arc::new(signer);
     Arc::new(move |parts: &mut Parts| {
         let signer = Arc::clone(&signer);
         Box::pin(async move {

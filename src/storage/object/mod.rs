@@ -8,4 +8,4 @@ mod metadata;
 mod s3;
 mod xml;
 
-pub use s3::{S3Config, S3Endpoint};
+pub use s3::{S3Config, S3Endpoint, S3Keys};

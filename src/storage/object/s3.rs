@@ -33,6 +33,8 @@ pub struct S3Config {
     pub region: Option<String>,
     /// A section of the user's configuration of Amazon's tools.
     pub profile: Option<String>,
+    /// Instead of what the environment and the user's configuration say.
+    pub keys: Option<S3Keys>,
     /// Without any credentials.
     pub anonymous: bool,
     /// The bucket is part of the path and not of the host's name; as it is usual there if `None`.
@@ -40,6 +42,20 @@ pub struct S3Config {
     pub storage_class: Option<String>,
     /// How many requests at a time; 64 if `None`.
     pub requests: Option<usize>,
+}
+
+/// Who we are, said outright.
+#[derive(Clone, Eq, PartialEq)]
+pub struct S3Keys {
+    pub access: String,
+    pub secret: String,
+}
+
+impl std::fmt::Debug for S3Keys {
+    /// Without the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("S3Keys").field("access", &self.access).finish_non_exhaustive()
+    }
 }
 
 /// A bucket.
@@ -62,6 +78,8 @@ struct Inner {
 pub struct Open {
     url: Arc<str>,
     tag: Option<Arc<str>>,
+    /// It has nothing to be read.
+    is_empty: bool,
 }
 
 /// An object that is coming.
@@ -110,7 +128,7 @@ impl S3Endpoint {
         let requests = config.requests.unwrap_or(REQUESTS).max(1);
         let mut client = Client::new(requests)?;
         if !config.anonymous {
-            let signer = credentials::signer(client.plain(), region, config.profile.as_deref());
+            let signer = credentials::signer(client.plain(), region, &config);
             client = client.signing(signer);
         }
         let base = base_url(&config, region)?;
@@ -277,7 +295,7 @@ impl Endpoint for S3Endpoint {
 
     async fn open(&self, key: &Key, thing: &Thing) -> Answer<Open> {
         let tag = thing.tag.as_ref().map(|tag| String::from_utf8_lossy(tag).as_ref().into());
-        Ok(Open { url: self.inner.url(key).into(), tag })
+        Ok(Open { url: self.inner.url(key).into(), tag, is_empty: thing.size == 0 })
     }
 
     async fn read(&self, file: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
@@ -312,9 +330,20 @@ impl Endpoint for S3Endpoint {
         Err(Fault::new(Class::Disconnected, "the connection broke off again and again"))
     }
 
-    async fn confirm(&self, _: &Open) -> Answer<bool> {
-        // Each answer was to a request for this very version.
-        Ok(true)
+    async fn confirm(&self, file: &Open) -> Answer<bool> {
+        // Each answer was to a request for this very version, if there was one.
+        if !file.is_empty {
+            return Ok(true);
+        }
+        let mut call = Call::new(Method::HEAD, file.url.to_string());
+        if let Some(tag) = &file.tag {
+            call = call.header("if-match", tag);
+        }
+        match self.inner.done(&call).await {
+            Ok(_) => Ok(true),
+            Err(fault) if fault.class == Class::Changed => Ok(false),
+            Err(fault) => Err(fault),
+        }
     }
 
     async fn put(&self, key: &Key, data: Bytes, kept: &Kept) -> Answer<()> {

@@ -428,16 +428,24 @@ impl Endpoint for SftpEndpoint {
     }
 
     async fn confirm(&self, file: &Open) -> Answer<bool> {
-        let now = match file.handles.any() {
-            Some((session, handle)) => match session.call(Request::fstat(&handle)).await? {
-                Said::Attributes(attributes) => Some(attributes.to_thing()),
-                other => return Err(refused(other)),
-            },
-            None => self.inner.lstat(&file.path).await?,
-        };
-        Ok(now.is_some_and(|now| {
-            (now.kind, now.size, now.mtime) == (file.thing.kind, file.thing.size, file.thing.mtime)
-        }))
+        let then = &file.thing;
+        let is_same =
+            |now: &Thing| (now.kind, now.size, now.mtime) == (then.kind, then.size, then.mtime);
+        // Connections may have opened it at different times, and so different files.
+        let (lost, open): (Vec<_>, Vec<_>) =
+            file.handles.all().into_iter().partition(|(session, _)| session.is_lost());
+        let now = open.iter().map(async |(session, handle)| {
+            match session.call(Request::fstat(handle)).await? {
+                Said::Attributes(attributes) => Ok(is_same(&attributes.to_thing())),
+                other => Err(refused(other)),
+            }
+        });
+        let are_same = futures_util::future::try_join_all(now).await?.into_iter().all(|it| it);
+        if !are_same || lost.is_empty() && !open.is_empty() {
+            return Ok(are_same);
+        }
+        let now = self.inner.lstat(&file.path).await?;
+        now.map(|now| is_same(&now)).ok_or_else(|| Fault::new(Class::Missing, "it is gone"))
     }
 
     async fn put(&self, key: &Key, data: Bytes, kept: &Kept) -> Answer<()> {

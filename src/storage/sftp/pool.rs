@@ -136,13 +136,9 @@ impl Handles {
         all.into_values().filter_map(|cell| cell.get().cloned()).collect()
     }
 
-    /// Some handle that is open.
-    pub fn any(&self) -> Option<(Arc<Session>, Bytes)> {
-        let all = lock(&self.0);
-        let open = all.values().filter_map(|cell| cell.get());
-        open.filter(|(session, _)| !session.is_lost())
-            .map(|(s, h)| (Arc::clone(s), h.clone()))
-            .next()
+    /// All handles, those on connections that were lost too.
+    pub fn all(&self) -> Vec<(Arc<Session>, Bytes)> {
+        lock(&self.0).values().filter_map(|cell| cell.get().cloned()).collect()
     }
 }
 

@@ -1,0 +1,169 @@
+//! Places on real servers, which the tests start.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use fastsync::protocol::manifest::{Name, Timestamp};
+use fastsync::protocol::message::{Mode, Options};
+use fastsync::storage::StorageError;
+use fastsync::storage::object::{S3Config, S3Endpoint, S3Keys};
+use fastsync::storage::remote::{
+    Endpoint, Kept, Key, Listed, Properties, RemoteSink, RemoteSource, Thing, ThingKind,
+};
+use fastsync::storage::sftp::{Dial, SftpEndpoint, Wire};
+
+use crate::garage::{ACCESS_KEY, BUCKET, SECRET_KEY, garage};
+use crate::sshd::sftp_server;
+use crate::subject::{Files, Subject, WRITTEN, key};
+
+/// A directory of this test's own at an endpoint.
+pub struct Served<E> {
+    endpoint: E,
+    top: Key,
+    tells_versions: bool,
+    /// What the server keeps it in, if it is removed at the end.
+    _directory: Option<tempfile::TempDir>,
+}
+
+/// A directory of a real OpenSSH server, with two connections to it.
+pub async fn sftp() -> Served<SftpEndpoint> {
+    let dial: Dial = Arc::new(|_| {
+        Box::pin(async {
+            let mut command = tokio::process::Command::new("ssh");
+            command.arg("-F").arg(sftp_server().config()).args(["-s", "testhost", "sftp"]);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+            let mut child = command.spawn()?;
+            let (input, output) = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
+            let (input, output) = (Box::new(input), Box::new(output));
+            Ok(Wire { input, output, keeper: Box::new(child) })
+        })
+    });
+    let prefix = "sftp://testhost".to_owned();
+    let endpoint = SftpEndpoint::connect(dial, prefix, 2, false).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let top = absolute(directory.path());
+    Served { endpoint, top, tells_versions: false, _directory: Some(directory) }
+}
+
+/// A prefix in the bucket of a real S3 server.
+pub async fn s3() -> Served<S3Endpoint> {
+    let config = S3Config {
+        bucket: BUCKET.to_owned(),
+        endpoint: Some(format!("http://127.0.0.1:{}", garage().port)),
+        region: Some("garage".to_owned()),
+        keys: Some(S3Keys { access: ACCESS_KEY.to_owned(), secret: SECRET_KEY.to_owned() }),
+        ..S3Config::default()
+    };
+    let endpoint = S3Endpoint::connect(config).await.unwrap();
+    Served { endpoint, top: prefix(), tells_versions: true, _directory: None }
+}
+
+/// A key that no other test has.
+fn prefix() -> Key {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    key(format!("suite-{}-{number}", std::process::id()).as_bytes())
+}
+
+fn absolute(path: &Path) -> Key {
+    key(path.to_str().unwrap().trim_start_matches('/').as_bytes())
+}
+
+impl<E: Endpoint> Served<E> {
+    fn key(&self, path: &[u8]) -> Key {
+        self.top.join(path).unwrap()
+    }
+
+    async fn things(&self) -> Vec<(Key, Thing)> {
+        let (sender, found) = flume::unbounded();
+        match self.endpoint.list(&self.top, true, sender).await {
+            Ok(()) => {}
+            Err(fault) if fault.class == fastsync::storage::remote::Class::Missing => {}
+            Err(fault) => panic!("{fault}"),
+        }
+        let things = found.into_iter().flatten().map(|listed| match listed {
+            Listed::Thing(key, thing) => (key, thing),
+            Listed::Unusable { shown, reason } => panic!("{shown:?}: {reason}"),
+        });
+        things.collect()
+    }
+
+    async fn content(&self, key: &Key) -> Vec<u8> {
+        let thing = self.endpoint.stat(key).await.unwrap().unwrap();
+        let mut data = vec![0; usize::try_from(thing.size).unwrap()];
+        if thing.kind == ThingKind::File && !data.is_empty() {
+            let open = self.endpoint.open(key, &thing).await.unwrap();
+            self.endpoint.read(&open, 0, &mut data).await.unwrap();
+        }
+        if thing.kind == ThingKind::File { data } else { Vec::new() }
+    }
+
+    fn below(&self, key: &Key) -> Vec<u8> {
+        key.below(&self.top).unwrap().to_vec()
+    }
+}
+
+impl<E: Endpoint> Subject for Served<E> {
+    type Source = RemoteSource<E>;
+    type Sink = RemoteSink<E>;
+
+    fn properties(&self) -> Properties {
+        *self.endpoint.properties()
+    }
+
+    async fn source(&self, at: &str, options: &Options) -> Result<Self::Source, StorageError> {
+        let sources = vec![(self.key(at.as_bytes()), true)];
+        RemoteSource::open(self.endpoint.clone(), sources, options, None).await
+    }
+
+    async fn sink(&self, at: &str, options: &Options) -> Result<Self::Sink, StorageError> {
+        let at = self.key(at.as_bytes());
+        RemoteSink::open(self.endpoint.clone(), at, true, false, options).await
+    }
+
+    async fn write(&self, path: &[u8], data: &[u8]) {
+        let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+        let mut at = self.top.clone();
+        for name in &names[..names.len() - 1] {
+            at = at.child(&Name::new(name).unwrap()).unwrap();
+            self.endpoint.make_directory(&at).await.unwrap();
+        }
+        let (mtime, mode) = (Timestamp::new(WRITTEN, 0), Some(Mode::from_raw(0o644)));
+        let kept = Kept { mtime, mode, root: None };
+        self.endpoint.put(&self.key(path), data.to_vec().into(), &kept).await.unwrap();
+    }
+
+    async fn remove(&self, path: &[u8]) {
+        for answer in self.endpoint.remove(vec![(self.key(path), ThingKind::File)]).await {
+            answer.unwrap();
+        }
+    }
+
+    async fn files(&self) -> Files {
+        let mut files = Files::new();
+        for (key, thing) in self.things().await {
+            if thing.kind != ThingKind::Directory {
+                files.insert(self.below(&key), self.content(&key).await);
+            }
+        }
+        files
+    }
+
+    async fn directories(&self) -> Vec<Vec<u8>> {
+        let things = self.things().await.into_iter();
+        let directories = things.filter(|(_, thing)| thing.kind == ThingKind::Directory);
+        let mut found: Vec<_> = directories.map(|(key, _)| self.below(&key)).collect();
+        found.sort();
+        found
+    }
+
+    fn tells_versions(&self) -> bool {
+        self.tells_versions
+    }
+
+    fn lose_part(&self, _: &str, _: u64) -> bool {
+        false
+    }
+}
