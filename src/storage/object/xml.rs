@@ -1,7 +1,9 @@
-//! Answers of S3.
+//! Answers of S3 and Azure.
 //!
 //! Only elements that are known are looked at, at most so deep; there are no entities but those of XML
 //! itself, so nothing expands.
+
+use std::collections::HashSet;
 
 use quick_xml::events::Event;
 use quick_xml::reader::Reader;
@@ -128,6 +130,64 @@ pub fn parts(xml: &[u8]) -> Result<(Vec<Part>, Option<String>), Fault> {
     Ok((parts, is_cut.then_some(marker)))
 }
 
+/// A page of a listing of Azure's.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub struct Blobs {
+    pub blobs: Vec<Blob>,
+    /// Beginnings of names, up to a slash.
+    pub prefixes: Vec<String>,
+    /// How to ask for the next page.
+    pub next: Option<String>,
+}
+
+/// A blob in a listing of Azure's.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Blob {
+    pub name: String,
+    pub size: u64,
+    pub modified: String,
+    pub tag: String,
+    pub metadata: Vec<(String, String)>,
+}
+
+/// Reads an answer to `List Blobs`.
+pub fn blobs(xml: &[u8]) -> Result<Blobs, Fault> {
+    let mut page = Blobs::default();
+    let mut blob = Blob::default();
+    fields(xml, |(path, text)| {
+        let Some(path) = path.strip_prefix("EnumerationResults/") else { return };
+        match path {
+            "Blobs/Blob/Name" => text.clone_into(&mut blob.name),
+            "Blobs/Blob/Properties/Content-Length" => {
+                blob.size = text.trim().parse().unwrap_or_default();
+            }
+            "Blobs/Blob/Properties/Last-Modified" => text.clone_into(&mut blob.modified),
+            "Blobs/Blob/Properties/Etag" => text.clone_into(&mut blob.tag),
+            "Blobs/Blob/" => page.blobs.push(std::mem::take(&mut blob)),
+            "Blobs/BlobPrefix/Name" => page.prefixes.push(text.to_owned()),
+            "NextMarker" => page.next = Some(text.to_owned()).filter(|it| !it.is_empty()),
+            _ => {
+                let name = path.strip_prefix("Blobs/Blob/Metadata/");
+                if let Some(name) = name.filter(|name| !name.ends_with('/')) {
+                    blob.metadata.push((name.to_owned(), text.to_owned()));
+                }
+            }
+        }
+    })?;
+    Ok(page)
+}
+
+/// Reads an answer to `Get Block List`: identifiers of blocks that are in no list yet.
+pub fn uncommitted_blocks(xml: &[u8]) -> Result<HashSet<String>, Fault> {
+    let mut blocks = HashSet::new();
+    fields(xml, |(path, text)| {
+        if path == "BlockList/UncommittedBlocks/Block/Name" {
+            blocks.insert(text.to_owned());
+        }
+    })?;
+    Ok(blocks)
+}
+
 /// The text of one element, by its path.
 pub fn text_of(xml: &[u8], wanted: &str) -> Option<String> {
     let mut found = None;
@@ -206,7 +266,41 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_read() {}
+    fn parts_are_read() {
+        let xml = b"<ListPartsResult><Part><PartNumber>2</PartNumber><ETag>\"x\"</ETag></Part>
+            <IsTruncated>true</IsTruncated><NextPartNumberMarker>2</NextPartNumberMarker>
+            </ListPartsResult>";
+        let (parts, next) = parts(xml).unwrap();
+        assert_eq!((parts, next.as_deref()), (vec![(2, "\"x\"".to_owned())], Some("2")));
+    }
+
+    #[test]
+    fn blobs_are_read() {
+        let xml = b"\xef\xbb\xbf<?xml version=\"1.0\" encoding=\"utf-8\"?><EnumerationResults><Blobs><Blob>
+            <Name>a &amp; b</Name><Properties><Last-Modified>Tue, 24 Nov 2026 12:00:00 GMT</Last-Modified>
+            <Etag>0x1</Etag><Content-Length>12</Content-Length></Properties>
+            <Metadata><fastsync_mode>0644</fastsync_mode></Metadata></Blob><Blob><Name>c</Name>
+            <Properties /><Metadata /></Blob><BlobPrefix><Name>d/</Name></BlobPrefix></Blobs>
+            <NextMarker>m</NextMarker></EnumerationResults>";
+        let page = blobs(xml).unwrap();
+        assert_eq!((page.prefixes, page.next.as_deref()), (vec!["d/".to_owned()], Some("m")));
+        let metadata = vec![("fastsync_mode".to_owned(), "0644".to_owned())];
+        let modified = "Tue, 24 Nov 2026 12:00:00 GMT".to_owned();
+        let first = Blob { name: "a & b".into(), size: 12, modified, tag: "0x1".into(), metadata };
+        assert_eq!(page.blobs[0], first);
+        assert_eq!(page.blobs[1], Blob { name: "c".into(), ..Blob::default() });
+        assert_eq!(
+            blobs(b"<EnumerationResults><NextMarker/></EnumerationResults>").unwrap().next,
+            None
+        );
+    }
+
+    #[test]
+    fn blocks_are_read() {
+        let xml = b"<BlockList><CommittedBlocks><Block><Name>x</Name></Block></CommittedBlocks>
+            <UncommittedBlocks><Block><Name>y</Name><Size>1</Size></Block></UncommittedBlocks></BlockList>";
+        assert_eq!(uncommitted_blocks(xml).unwrap(), HashSet::from(["y".to_owned()]));
+    }
 
     #[test]
     fn what_could_expand_is_refused() {
@@ -231,6 +325,7 @@ mod tests {
         #[test]
         fn any_answer_can_be_read(bytes in proptest::collection::vec(any::<u8>(), 0..300), text in any::<String>()) {
             let _ = page(&bytes);
+            let _ = blobs(&bytes);
             let _ = fields(text.as_bytes(), |_| {});
             timestamp(&text);
         }

@@ -20,7 +20,7 @@ pub use fault::{Class, Fault};
 pub use key::{Key, KeyError};
 pub use sink::RemoteSink;
 pub use source::RemoteSource;
-pub use walk::OWN_PREFIX;
+pub use walk::{OWN_PREFIX, implied};
 
 use super::{Left, Receipt, Remembers, Token};
 use crate::protocol::chunk::{ByteRange, ChunkData, Digest};
@@ -325,6 +325,12 @@ pub async fn all<F: Future>(futures: Vec<F>, limit: usize) -> Vec<F::Output> {
     let mut answers: Vec<(usize, F::Output)> = answers.collect().await;
     answers.sort_unstable_by_key(|(number, _)| *number);
     answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
+/// A number that no other upload has.
+pub fn nonce() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(std::time::Instant::now())
 }
 
 /// A chunk's data as it is to be written, zeros for holes, without a copy of it.
