@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 
-use super::object::S3Endpoint;
+use super::object::{AzureEndpoint, GcsEndpoint, S3Endpoint};
 use super::remote::{
     Answer, Class, Endpoint, Fault, Kept, Key, Listed, Properties, Thing, ThingKind,
 };
@@ -250,6 +250,8 @@ macro_rules! any_endpoint {
 any_endpoint! {
     Sftp(SftpEndpoint),
     S3(S3Endpoint),
+    Gcs(GcsEndpoint),
+    Azure(AzureEndpoint),
 }
 
 /// A file of one endpoint was handed to another: no caller can do that, and no data would be wrong.
