@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::object::{AzureEndpoint, GcsEndpoint, S3Endpoint};
 use super::remote::{
-    Answer, Class, Endpoint, Fault, Kept, Key, Listed, Properties, Thing, ThingKind,
+    Answer, Class, Endpoint, Fault, Kept, Key, Listed, Properties, Thing, ThingKind, Unfinished,
 };
 use super::sftp::SftpEndpoint;
 use super::{Left, Receipt, Token};
@@ -205,6 +205,16 @@ macro_rules! any_endpoint {
             async fn abandon(&self, key: &Key, token: &Token) -> Answer<()> {
                 match self {
                     $(Self::$which(it) => it.abandon(key, token).await,)*
+                }
+            }
+
+            async fn unfinished(
+                &self,
+                directory: &Key,
+                found: flume::Sender<Vec<Unfinished>>,
+            ) -> Answer<()> {
+                match self {
+                    $(Self::$which(it) => it.unfinished(directory, found).await,)*
                 }
             }
 

@@ -66,7 +66,12 @@ fn shared_access_signatures_and_connection_strings_are_enough() {
     ];
     bucket.run_with(&world, &["check", "src", &there], &connected, &[KEY]).exits(0);
     // A server that is not there is told without the signature, which is part of the URL.
-    let gone = [signed[0], signed[1], signed[2], ("AZURE_STORAGE_SERVICE_ENDPOINT", Some("http://127.0.0.1:1"))];
+    let gone = [
+        signed[0],
+        signed[1],
+        signed[2],
+        ("AZURE_STORAGE_SERVICE_ENDPOINT", Some("http://127.0.0.1:1")),
+    ];
     bucket.run_with(&world, &["ls", &there], &gone, &[secret]);
 }
 

@@ -33,7 +33,8 @@ pub fn gcs() -> &'static Server {
         let bucket = format!(
             "{{\"name\": \"{BUCKET}\", \"softDeletePolicy\": {{\"retentionDurationSeconds\": 0}}}}"
         );
-        let answer = ask(server.port, "POST", "/storage/v1/b?project=test", &[], &bucket);
+        let json = [("content-type", "application/json")];
+        let answer = ask(server.port, "POST", "/storage/v1/b?project=test", &json, &bucket);
         assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
         server
     })
@@ -94,7 +95,7 @@ fn ask(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &str
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let mut request = format!(
         "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\
-         Content-Type: application/json\r\nContent-Length: {}\r\n",
+         Content-Length: {}\r\n",
         body.len()
     );
     for (name, value) in headers {

@@ -5,7 +5,7 @@
 //! when anybody writes a blob of that name, or after a week. So the identifiers of an upload's blocks
 //! begin with what only this upload has.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use super::credentials::{self, AzureAccount};
 use super::fault::{Meaning, by_status, coded, text};
 use super::metadata;
 use super::store::{
-    MAX_PAGE_LEN, REQUESTS, Server, Whole, check_count, checked_url, id_of, in_path, in_query,
-    listed, pages, prefix_of, text as key_text, token, with_kept,
+    MAX_PAGE_LEN, REQUESTS, Server, Whole, begun, check_count, checked_url, id_of, in_path,
+    in_query, listed, pages, prefix_of, text as key_text, token, upload_id, with_kept,
 };
 use super::xml;
 use crate::protocol::chunk::{ByteRange, ChunkData};
@@ -27,7 +27,7 @@ use crate::protocol::message::Changes;
 use crate::storage::http::client::{Call, Client, read_body};
 use crate::storage::remote::{
     Answer, Class, Endpoint, Fault, Keeps, KeepsRoot, Kept, Key, Listed, Parts, Properties,
-    Replaces, Thing, ThingKind, all, implied, nonce, pieces,
+    Replaces, Thing, ThingKind, Unfinished, all, implied, pieces,
 };
 use crate::storage::{Left, Receipt, Remembers, Token};
 
@@ -145,7 +145,7 @@ impl Inner {
 
     fn list_url(&self, prefix: &str, query: &str) -> String {
         let (base, prefix) = (&self.base, in_query(prefix));
-        format!("{base}?restype=container&comp=list&include=metadata&prefix={prefix}{query}")
+        format!("{base}?restype=container&comp=list&prefix={prefix}{query}")
     }
 
     async fn page(&self, prefix: &str, query: &str, next: Option<String>) -> Answer<xml::Blobs> {
@@ -176,12 +176,44 @@ impl Inner {
         self.server.done(&self.with_kept(call, kept)).await.map(drop)
     }
 
-    /// The identifiers of blocks that are in no list yet.
-    async fn uncommitted(&self, key: &Key) -> Answer<HashSet<String>> {
+    /// Blocks that are in no list yet, by their identifiers, and their sizes.
+    async fn uncommitted(&self, key: &Key) -> Answer<HashMap<String, u64>> {
         let url = format!("{}?comp=blocklist&blocklisttype=uncommitted", self.url(key));
         let response = self.server.maybe(&call(Method::GET, url)).await?;
-        let Some(response) = response else { return Ok(HashSet::new()) };
+        let Some(response) = response else { return Ok(HashMap::new()) };
         xml::uncommitted_blocks(&read_body(response, MAX_PAGE_LEN).await?)
+    }
+
+    /// The names of all empty blobs, or of those too that are blocks without a list.
+    async fn empty(&self, prefix: &str, query: &str) -> Answer<HashSet<String>> {
+        let (mut names, mut next) = (HashSet::new(), None);
+        loop {
+            let page = self.page(prefix, query, next).await?;
+            let empty = page.blobs.into_iter().filter(|blob| blob.size == 0);
+            names.extend(empty.map(|blob| blob.name));
+            next = page.next;
+            if next.is_none() {
+                return Ok(names);
+            }
+        }
+    }
+
+    /// What uploads have left under a name.
+    async fn left(&self, name: &str) -> Answer<Vec<Unfinished>> {
+        let key = Key::new(name.as_bytes())?;
+        let mut uploads: HashMap<String, u64> = HashMap::new();
+        for (block, size) in self.uncommitted(&key).await? {
+            if let Some(id) = upload_of(&block) {
+                *uploads.entry(id).or_default() += size;
+            }
+        }
+        let left = uploads.into_iter().map(|(id, size)| Unfinished {
+            key: key.clone(),
+            token: Some(token(Some(&id))),
+            size,
+            since: begun(&id),
+        });
+        Ok(left.collect())
     }
 
     /// Waits until the server has copied a blob, which it does at once within an account as a rule.
@@ -235,9 +267,9 @@ impl Endpoint for AzureEndpoint {
         found: flume::Sender<Vec<Listed>>,
     ) -> Answer<()> {
         let (prefix, top) = (prefix_of(directory)?, self.shown(&Key::default()));
-        let delimiter = if deep { "" } else { "&delimiter=%2F" };
+        let query = if deep { "&include=metadata" } else { "&include=metadata&delimiter=%2F" };
         let page = |next: Option<String>| async {
-            let page = self.inner.page(&prefix, delimiter, next).await?;
+            let page = self.inner.page(&prefix, query, next).await?;
             let blobs = page.blobs.iter().map(|blob| (&blob.name, thing_of(blob)));
             let prefixes = page.prefixes.iter().map(|prefix| (prefix, implied()));
             let group = blobs.chain(prefixes);
@@ -273,7 +305,7 @@ impl Endpoint for AzureEndpoint {
     async fn begin(&self, key: &Key, _: u64, parts: u64, _: &Kept) -> Answer<Upload> {
         check_name(key)?;
         check_count(parts, self.inner.properties.parts.max_count)?;
-        let id = (parts > 1).then(|| format!("{:016x}", nonce()).into());
+        let id = (parts > 1).then(|| upload_id().into());
         Ok(Upload { key: key.clone(), id, whole: Whole::default() })
     }
 
@@ -284,11 +316,11 @@ impl Endpoint for AzureEndpoint {
     async fn resume(&self, key: &Key, _: u64, left: &Left) -> Answer<Option<(Upload, Vec<u64>)>> {
         let Some(id) = id_of(&left.token) else { return Ok(None) };
         let found = self.inner.uncommitted(key).await?;
-        if !found.iter().any(|block| is_block_of(block, &id)) {
+        if !found.keys().any(|block| is_block_of(block, &id)) {
             return Ok(None);
         }
         let numbers = left.receipts.iter().map(|(number, _)| *number);
-        let lost = numbers.filter(|number| !found.contains(&block_id(&id, *number))).collect();
+        let lost = numbers.filter(|number| !found.contains_key(&block_id(&id, *number))).collect();
         let upload = Upload { key: key.clone(), id: Some(id.into()), whole: Whole::default() };
         Ok(Some((upload, lost)))
     }
@@ -341,7 +373,7 @@ impl Endpoint for AzureEndpoint {
         let Some(id) = id_of(token) else { return Ok(()) };
         let found = self.inner.uncommitted(key).await?;
         // Blocks go all at once or not at all, and those of others are not ours to remove.
-        if found.is_empty() || !found.iter().all(|block| is_block_of(block, &id)) {
+        if found.is_empty() || !found.keys().all(|block| is_block_of(block, &id)) {
             return Ok(());
         }
         // A blob of no blocks makes them go, if there is none that it would replace. Where there is one,
@@ -356,6 +388,25 @@ impl Endpoint for AzureEndpoint {
         }
         let tag = response.headers().get(http::header::ETAG).and_then(|it| it.to_str().ok());
         self.inner.remove(key, tag).await
+    }
+
+    async fn unfinished(
+        &self,
+        directory: &Key,
+        found: flume::Sender<Vec<Unfinished>>,
+    ) -> Answer<()> {
+        let prefix = prefix_of(directory)?;
+        // Blocks without a list look like empty blobs, and are not listed unless asked for.
+        let there = self.inner.empty(&prefix, "").await?;
+        let mut names = self.inner.empty(&prefix, "&include=uncommittedblobs").await?;
+        names.retain(|name| !there.contains(name));
+        let looks = names.iter().map(|name| self.inner.left(name)).collect();
+        for left in all(looks, self.inner.properties.requests).await {
+            if found.send_async(left?).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     async fn make_directory(&self, _: &Key) -> Answer<()> {
@@ -474,6 +525,13 @@ fn block_id(id: &str, number: u64) -> String {
 
 fn is_block_of(block: &str, id: &str) -> bool {
     BASE64.decode(block).is_ok_and(|block| block.starts_with(id.as_bytes()))
+}
+
+/// The upload of ours that a block is of.
+fn upload_of(block: &str) -> Option<String> {
+    let block = String::from_utf8(BASE64.decode(block).ok()?).ok()?;
+    let (id, _) = block.split_once('-').filter(|(id, _)| begun(id).is_some())?;
+    Some(id.to_owned())
 }
 
 fn thing_of(blob: &xml::Blob) -> Thing {
@@ -617,6 +675,8 @@ mod tests {
     #[test]
     fn blocks_of_an_upload_are_told_from_others() {
         let (one, other) = ("0123456789abcdef", "fedcba9876543210");
+        assert_eq!(upload_of(&block_id(one, 3)).as_deref(), Some(one));
+        assert_eq!(upload_of(&BASE64.encode("00000001")), None);
         let block = block_id(one, 49_999);
         assert!(is_block_of(&block, one) && !is_block_of(&block, other));
         assert!(!is_block_of("no base64", one));

@@ -21,8 +21,8 @@ use super::credentials;
 use super::fault::{Meaning, by_status, coded, text};
 use super::metadata;
 use super::store::{
-    MAX_PAGE_LEN, REQUESTS, Server, Whole, checked_url, id_of, in_query, listed, pages, prefix_of,
-    text as key_text, token,
+    MAX_PAGE_LEN, REQUESTS, Server, Whole, begun, checked_url, id_of, in_query, listed, pages,
+    prefix_of, text as key_text, token, upload_id,
 };
 use super::xml::timestamp;
 use crate::protocol::chunk::{ByteRange, ChunkData};
@@ -30,7 +30,7 @@ use crate::protocol::message::Changes;
 use crate::storage::http::client::{Call, Client, read_body};
 use crate::storage::remote::{
     Answer, Class, Endpoint, Fault, Keeps, KeepsRoot, Kept, Key, Listed, OWN_PREFIX, Parts,
-    Properties, Replaces, Thing, ThingKind, all, implied, nonce, pieces,
+    Properties, Replaces, Thing, ThingKind, Unfinished, all, implied, nonce, pieces,
 };
 use crate::storage::{Left, Receipt, Remembers, Token};
 
@@ -388,7 +388,7 @@ impl Endpoint for GcsEndpoint {
     }
 
     async fn begin(&self, key: &Key, _: u64, parts: u64, _: &Kept) -> Answer<Upload> {
-        let id = (parts > 1).then(|| format!("{:016x}", nonce()).into());
+        let id = (parts > 1).then(|| upload_id().into());
         Ok(Upload { key: key.clone(), id, whole: Whole::default() })
     }
 
@@ -471,6 +471,33 @@ impl Endpoint for GcsEndpoint {
         let found = self.inner.temporary(key, &id).await?;
         let names: Vec<String> = found.into_iter().map(|it| it.name).collect();
         self.inner.remove_all(&names).await.into_iter().collect()
+    }
+
+    async fn unfinished(
+        &self,
+        directory: &Key,
+        found: flume::Sender<Vec<Unfinished>>,
+    ) -> Answer<()> {
+        let (prefix, mut next) = (prefix_of(directory)?, None);
+        let mut uploads: HashMap<(Key, String), Unfinished> = HashMap::new();
+        loop {
+            let page = self.inner.page(&prefix, "", next).await?;
+            for object in &page.items {
+                let Some((key, id)) = upload_of(&object.name) else { continue };
+                let thing = object.thing()?;
+                let token = Some(token(Some(&id)));
+                let left = || Unfinished { key: key.clone(), token, size: 0, since: None };
+                let left = uploads.entry((key.clone(), id)).or_insert_with(left);
+                left.size += thing.size;
+                left.since = left.since.max(thing.modified);
+            }
+            next = page.next_page_token;
+            if next.is_none() {
+                break;
+            }
+        }
+        let _ = found.send_async(uploads.into_values().collect()).await;
+        Ok(())
     }
 
     async fn make_directory(&self, _: &Key) -> Answer<()> {
@@ -574,6 +601,16 @@ fn part_name(key: &Key, id: &str, which: &str) -> Answer<String> {
     let prefix = prefix_of(&key.parent().unwrap_or_default())?;
     let own = String::from_utf8_lossy(OWN_PREFIX);
     Ok(format!("{prefix}{own}{id}-{which}"))
+}
+
+/// The upload that a temporary object is of, and a key beside which it is: which one it was to have is not
+/// known.
+fn upload_of(name: &str) -> Option<(Key, String)> {
+    let key = Key::new(name.as_bytes()).ok()?;
+    let own = std::str::from_utf8(key.name().strip_prefix(OWN_PREFIX)?).ok()?;
+    let (id, _) = own.split_once('-').filter(|(id, _)| begun(id).is_some())?;
+    let stem = [OWN_PREFIX, id.as_bytes()].concat();
+    Some((key.parent()?.join(&stem).ok()?, id.to_owned()))
 }
 
 /// So that they are listed in their order.
@@ -687,6 +724,20 @@ mod tests {
         assert_eq!(part_name(&key, "id", &part_number(7)).unwrap(), "a/.fastsync-id-00000007");
         let key = Key::new(b"b").unwrap();
         assert_eq!(part_name(&key, "id", "").unwrap(), ".fastsync-id-");
+    }
+
+    #[test]
+    fn temporary_objects_tell_their_upload() {
+        let id = upload_id();
+        let key = Key::new(b"a/b").unwrap();
+        let name = part_name(&key, &id, &part_number(7)).unwrap();
+        let (stem, found) = upload_of(&name).unwrap();
+        assert_eq!(found, id);
+        // Which is enough to find its other parts.
+        assert_eq!(part_name(&stem, &id, "").unwrap(), part_name(&key, &id, "").unwrap());
+        for name in ["a/b", ".fastsync-x-00000001", ".fastsync-0123456789abcdef"] {
+            assert_eq!(upload_of(name), None, "{name}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Objects are whole or not there: a large one goes up in parts, under an upload's identifier, and gets
 //! its key when all parts are there. What is kept beside it has to be known when the upload begins.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use crate::protocol::message::Changes;
 use crate::storage::http::client::{Call, Client, read_body};
 use crate::storage::remote::{
     Answer, Class, Endpoint, Fault, Keeps, KeepsRoot, Kept, Key, Listed, Parts, Properties,
-    Replaces, Thing, ThingKind, all, implied, pieces,
+    Replaces, Thing, ThingKind, Unfinished, all, implied, pieces,
 };
 use crate::storage::{Left, Receipt, Remembers, Token};
 
@@ -171,6 +172,34 @@ impl Inner {
         }
     }
 
+    /// The parts of an upload, whose object's URL is given; `None` if there is no such upload.
+    async fn parts(&self, url: &str, id: &str) -> Answer<Option<Vec<xml::Part>>> {
+        let (mut found, mut marker) = (Vec::new(), String::new());
+        loop {
+            let url = format!("{url}?uploadId={}{marker}", in_query(id));
+            let response = self.server.maybe(&Call::new(Method::GET, url)).await?;
+            let Some(response) = response else { return Ok(None) };
+            let (parts, next) = xml::parts(&read_body(response, MAX_PAGE_LEN).await?)?;
+            found.extend(parts);
+            match next.map(|next| format!("&part-number-marker={next}")) {
+                Some(next) if next != marker => marker = next,
+                _ => return Ok(Some(found)),
+            }
+        }
+    }
+
+    /// What there is of an upload.
+    async fn left(&self, upload: &xml::Upload) -> Answer<Option<Unfinished>> {
+        let Ok(key) = Key::new(&decoded(&upload.key)) else { return Ok(None) };
+        let parts = self.parts(&self.url(&key), &upload.id).await?;
+        Ok(parts.map(|parts| Unfinished {
+            key,
+            token: Some(token(Some(&upload.id))),
+            size: parts.iter().map(|part| part.size).sum(),
+            since: parts.iter().map(|part| part.modified).max().flatten().max(upload.begun),
+        }))
+    }
+
     async fn put_whole(&self, key: &Key, data: Vec<Bytes>, kept: &Kept) -> Answer<()> {
         let checksum = checksum(&data);
         let call = Call::new(Method::PUT, self.url(key)).header(CHECKSUM, &checksum).body(data);
@@ -286,19 +315,10 @@ impl Endpoint for S3Endpoint {
 
     async fn resume(&self, key: &Key, _: u64, left: &Left) -> Answer<Option<(Upload, Vec<u64>)>> {
         let Some(id) = id_of(&left.token) else { return Ok(None) };
-        let mut known = std::collections::HashMap::new();
-        let mut marker = String::new();
-        loop {
-            let url = format!("{}?uploadId={}{marker}", self.inner.url(key), in_query(&id));
-            let response = self.inner.server.maybe(&Call::new(Method::GET, url)).await?;
-            let Some(response) = response else { return Ok(None) };
-            let (parts, next) = xml::parts(&read_body(response, MAX_PAGE_LEN).await?)?;
-            known.extend(parts);
-            match next.map(|next| format!("&part-number-marker={next}")) {
-                Some(next) if next != marker => marker = next,
-                _ => break,
-            }
-        }
+        let Some(parts) = self.inner.parts(&self.inner.url(key), &id).await? else {
+            return Ok(None);
+        };
+        let known: HashMap<u64, String> = parts.into_iter().map(|it| (it.number, it.tag)).collect();
         let is_lost = |(number, receipt): &&(u64, Receipt)| {
             known.get(&(number + 1)).is_none_or(|tag| tag.as_bytes() != receipt.as_bytes())
         };
@@ -374,6 +394,35 @@ impl Endpoint for S3Endpoint {
         let Some(id) = id_of(token) else { return Ok(()) };
         let url = format!("{}?uploadId={}", self.inner.url(key), in_query(&id));
         self.inner.server.maybe(&Call::new(Method::DELETE, url)).await.map(drop)
+    }
+
+    async fn unfinished(
+        &self,
+        directory: &Key,
+        found: flume::Sender<Vec<Unfinished>>,
+    ) -> Answer<()> {
+        let prefix = in_query(&prefix_of(directory)?);
+        let mut marker = String::new();
+        loop {
+            let base = &self.inner.base;
+            let url = format!("{base}/?uploads&encoding-type=url&prefix={prefix}{marker}");
+            let body = self.inner.server.body(&Call::new(Method::GET, url)).await?;
+            let (uploads, next) = xml::uploads(&body)?;
+            let looks = uploads.iter().map(|upload| self.inner.left(upload)).collect();
+            let left = all(looks, self.inner.properties.requests).await;
+            let left: Vec<Option<Unfinished>> = left.into_iter().collect::<Answer<_>>()?;
+            if found.send_async(left.into_iter().flatten().collect()).await.is_err() {
+                return Ok(());
+            }
+            let next = next.map(|(key, id)| {
+                let key = in_query(&String::from_utf8_lossy(&decoded(&key)));
+                format!("&key-marker={key}&upload-id-marker={}", in_query(&id))
+            });
+            match next {
+                Some(next) if next != marker => marker = next,
+                _ => return Ok(()),
+            }
+        }
     }
 
     async fn make_directory(&self, _: &Key) -> Answer<()> {

@@ -1,15 +1,17 @@
 //! What all object stores have in common.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::metadata::Names;
+use crate::protocol::manifest::Timestamp;
 use crate::storage::Token;
 use crate::storage::http::client::{Call, Client, fill, read_body};
-use crate::storage::remote::{Answer, Class, Fault, Kept, Key, Listed, Thing, implied};
+use crate::storage::remote::{Answer, Class, Fault, Kept, Key, Listed, Thing, implied, nonce};
 
 /// Why a request failed, by its answer.
 pub type Refused = fn(StatusCode, &HeaderMap, &[u8]) -> Fault;
@@ -185,6 +187,19 @@ pub fn id_of(token: &Token) -> Option<String> {
     String::from_utf8(id.to_vec()).ok()
 }
 
+/// A name for an upload that no other has, and that says when it was begun.
+pub fn upload_id() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{:08x}{:08x}", now.as_secs() & 0xffff_ffff, nonce() & 0xffff_ffff)
+}
+
+/// When an upload was begun, by its name; `None` if that is no name of [`upload_id`].
+pub fn begun(id: &str) -> Option<Timestamp> {
+    let is_name = id.len() == 16 && id.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+    let seconds = i64::from_str_radix(id.get(..8)?, 16).ok()?;
+    Timestamp::new(seconds, 0).filter(|_| is_name)
+}
+
 /// What stands for itself in a path: a slash does.
 const IN_PATH: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
@@ -225,6 +240,17 @@ mod tests {
         assert_eq!(id_of(&token(Some("x/y"))).as_deref(), Some("x/y"));
         assert_eq!(id_of(&token(None)), None);
         assert_eq!(id_of(&Token::from(7)), None);
+    }
+
+    #[test]
+    fn an_upload_says_when_it_was_begun() {
+        let (one, other) = (upload_id(), upload_id());
+        assert_ne!(one, other);
+        assert!(begun(&one).unwrap().seconds > 1_700_000_000);
+        assert_eq!(begun("6553f100ffffffff"), Timestamp::new(1_700_000_000, 0));
+        for text in ["", "6553f100", "6553f100fffffffg", "6553F100ffffffff", "measure-1234-567"] {
+            assert_eq!(begun(text), None, "{text}");
+        }
     }
 
     #[test]

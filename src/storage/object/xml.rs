@@ -3,7 +3,7 @@
 //! Only elements that are known are looked at, at most so deep; there are no entities but those of XML
 //! itself, so nothing expands.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use quick_xml::events::Event;
 use quick_xml::reader::Reader;
@@ -112,16 +112,25 @@ pub fn page(xml: &[u8]) -> Result<Page, Fault> {
     Ok(page)
 }
 
-/// A part's number, counted from 1, and its tag.
-pub type Part = (u64, String);
+/// A part of an upload.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Part {
+    /// Counted from 1.
+    pub number: u64,
+    pub tag: String,
+    pub size: u64,
+    pub modified: Option<Timestamp>,
+}
 
-/// Reads an answer to `ListParts`: numbers and tags, and how to ask for the next page.
+/// Reads an answer to `ListParts`: parts, and how to ask for the next page.
 pub fn parts(xml: &[u8]) -> Result<(Vec<Part>, Option<String>), Fault> {
-    let (mut parts, mut part) = (Vec::new(), (0, String::new()));
+    let (mut parts, mut part) = (Vec::new(), Part::default());
     let (mut is_cut, mut marker) = (false, String::new());
     fields(xml, |(path, text)| match path {
-        "ListPartsResult/Part/PartNumber" => part.0 = text.trim().parse().unwrap_or_default(),
-        "ListPartsResult/Part/ETag" => text.clone_into(&mut part.1),
+        "ListPartsResult/Part/PartNumber" => part.number = text.trim().parse().unwrap_or_default(),
+        "ListPartsResult/Part/ETag" => text.clone_into(&mut part.tag),
+        "ListPartsResult/Part/Size" => part.size = text.trim().parse().unwrap_or_default(),
+        "ListPartsResult/Part/LastModified" => part.modified = timestamp(text),
         "ListPartsResult/Part/" => parts.push(std::mem::take(&mut part)),
         "ListPartsResult/IsTruncated" => is_cut = text == "true",
         "ListPartsResult/NextPartNumberMarker" => text.clone_into(&mut marker),
@@ -177,15 +186,47 @@ pub fn blobs(xml: &[u8]) -> Result<Blobs, Fault> {
     Ok(page)
 }
 
-/// Reads an answer to `Get Block List`: identifiers of blocks that are in no list yet.
-pub fn uncommitted_blocks(xml: &[u8]) -> Result<HashSet<String>, Fault> {
-    let mut blocks = HashSet::new();
-    fields(xml, |(path, text)| {
-        if path == "BlockList/UncommittedBlocks/Block/Name" {
-            blocks.insert(text.to_owned());
+/// Reads an answer to `Get Block List`: blocks that are in no list yet, by their identifiers, and their sizes.
+pub fn uncommitted_blocks(xml: &[u8]) -> Result<HashMap<String, u64>, Fault> {
+    let (mut blocks, mut block) = (HashMap::new(), (String::new(), 0));
+    fields(xml, |(path, text)| match path {
+        "BlockList/UncommittedBlocks/Block/Name" => text.clone_into(&mut block.0),
+        "BlockList/UncommittedBlocks/Block/Size" => {
+            block.1 = text.trim().parse().unwrap_or_default();
         }
+        "BlockList/UncommittedBlocks/Block/" => {
+            let (name, size) = std::mem::take(&mut block);
+            blocks.insert(name, size);
+        }
+        _ => {}
     })?;
     Ok(blocks)
+}
+
+/// An upload in a listing of S3's. Its key is encoded as in a URL.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Upload {
+    pub key: String,
+    pub id: String,
+    pub begun: Option<Timestamp>,
+}
+
+/// Reads an answer to `ListMultipartUploads`: uploads, and the key and the upload that the next page
+/// begins behind.
+pub fn uploads(xml: &[u8]) -> Result<(Vec<Upload>, Option<(String, String)>), Fault> {
+    let (mut uploads, mut upload) = (Vec::new(), Upload::default());
+    let (mut is_cut, mut next) = (false, (String::new(), String::new()));
+    fields(xml, |(path, text)| match path {
+        "ListMultipartUploadsResult/Upload/Key" => text.clone_into(&mut upload.key),
+        "ListMultipartUploadsResult/Upload/UploadId" => text.clone_into(&mut upload.id),
+        "ListMultipartUploadsResult/Upload/Initiated" => upload.begun = timestamp(text),
+        "ListMultipartUploadsResult/Upload/" => uploads.push(std::mem::take(&mut upload)),
+        "ListMultipartUploadsResult/IsTruncated" => is_cut = text == "true",
+        "ListMultipartUploadsResult/NextKeyMarker" => text.clone_into(&mut next.0),
+        "ListMultipartUploadsResult/NextUploadIdMarker" => text.clone_into(&mut next.1),
+        _ => {}
+    })?;
+    Ok((uploads, is_cut.then_some(next)))
 }
 
 /// The text of one element, by its path.
@@ -267,11 +308,25 @@ mod tests {
 
     #[test]
     fn parts_are_read() {
-        let xml = b"<ListPartsResult><Part><PartNumber>2</PartNumber><ETag>\"x\"</ETag></Part>
+        let xml = b"<ListPartsResult><Part><PartNumber>2</PartNumber><ETag>\"x\"</ETag>
+            <Size>5</Size><LastModified>1970-01-01T00:00:01Z</LastModified></Part>
             <IsTruncated>true</IsTruncated><NextPartNumberMarker>2</NextPartNumberMarker>
             </ListPartsResult>";
         let (parts, next) = parts(xml).unwrap();
-        assert_eq!((parts, next.as_deref()), (vec![(2, "\"x\"".to_owned())], Some("2")));
+        let modified = Timestamp::new(1, 0);
+        let part = Part { number: 2, tag: "\"x\"".to_owned(), size: 5, modified };
+        assert_eq!((parts, next.as_deref()), (vec![part], Some("2")));
+    }
+
+    #[test]
+    fn uploads_are_read() {
+        let xml = b"<ListMultipartUploadsResult><Upload><Key>a%20b</Key><UploadId>i</UploadId>
+            <Initiated>1970-01-01T00:00:01Z</Initiated></Upload><IsTruncated>true</IsTruncated>
+            <NextKeyMarker>k</NextKeyMarker><NextUploadIdMarker>j</NextUploadIdMarker>
+            </ListMultipartUploadsResult>";
+        let (uploads, next) = uploads(xml).unwrap();
+        let upload = Upload { key: "a%20b".into(), id: "i".into(), begun: Timestamp::new(1, 0) };
+        assert_eq!((uploads, next), (vec![upload], Some(("k".into(), "j".into()))));
     }
 
     #[test]
@@ -299,7 +354,7 @@ mod tests {
     fn blocks_are_read() {
         let xml = b"<BlockList><CommittedBlocks><Block><Name>x</Name></Block></CommittedBlocks>
             <UncommittedBlocks><Block><Name>y</Name><Size>1</Size></Block></UncommittedBlocks></BlockList>";
-        assert_eq!(uncommitted_blocks(xml).unwrap(), HashSet::from(["y".to_owned()]));
+        assert_eq!(uncommitted_blocks(xml).unwrap(), HashMap::from([("y".to_owned(), 1)]));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod key;
 mod place;
 mod sink;
 mod source;
+mod unfinished;
 mod walk;
 
 use std::time::Duration;
@@ -20,6 +21,7 @@ pub use fault::{Class, Fault};
 pub use key::{Key, KeyError};
 pub use sink::RemoteSink;
 pub use source::RemoteSource;
+pub use unfinished::{Unfinished, remove_unfinished};
 pub use walk::{OWN_PREFIX, implied};
 
 use super::{Left, Receipt, Remembers, Token};
@@ -159,6 +161,18 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
 
     /// Removes what is there of an upload that will not be finished. What is not there is no error.
     fn abandon(&self, key: &Key, token: &Token) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Tells what is left of uploads in a directory, and below it, in groups and in any order: of all that
+    /// were begun and neither finished nor abandoned, those that are still under way among them.
+    ///
+    /// Ends early, without an error, when nobody listens any more.
+    fn unfinished(
+        &self,
+        directory: &Key,
+        found: flume::Sender<Vec<Unfinished>>,
+    ) -> impl Future<Output = Answer<()>> + Send {
+        unfinished::temporary_files(self, directory, found)
+    }
 
     /// Makes a directory, whose parent is there. One that is there already is no error. Does nothing
     /// where directories are only implied.
