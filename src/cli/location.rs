@@ -57,22 +57,25 @@ impl Location {
     }
 
     fn parse_url(typed: &[u8], scheme: &[u8], rest: &[u8]) -> Result<Self, UsageError> {
-        if scheme.eq_ignore_ascii_case(b"s3") {
+        if let Some((make, what)) = object_store(scheme) {
             // Keys are taken as they are: a percent sign is one.
             let (bucket, key) = match rest.iter().position(|byte| *byte == b'/') {
                 Some(slash) => (&rest[..slash], &rest[slash + 1..]),
                 None => (rest, &b""[..]),
             };
             let bucket = std::str::from_utf8(bucket).ok().filter(|it| !it.is_empty());
-            let bucket = bucket.ok_or_else(|| refuse(typed, "there is no bucket behind s3://"))?;
-            return Ok(Self::Endpoint { store: Store::S3(bucket.to_owned()), path: key.to_vec() });
+            let bucket = bucket.ok_or_else(|| {
+                refuse(typed, &format!("there is no {what} behind {}://", Escaped(scheme)))
+            })?;
+            return Ok(Self::Endpoint { store: make(bucket.to_owned()), path: key.to_vec() });
         }
         let is_sftp = scheme.eq_ignore_ascii_case(b"sftp");
         if !is_sftp && !scheme.eq_ignore_ascii_case(b"ssh") {
             let scheme = Escaped(scheme);
             let text = format!(
                 "{scheme}:// locations are not supported yet; write a path, [user@]host:path, \
-                 ssh://user@host:port/path, sftp://user@host:port/path or s3://bucket/key"
+                 ssh://user@host:port/path, sftp://user@host:port/path, s3://bucket/key, \
+                 gs://bucket/key or az://container/blob"
             );
             return Err(UsageError::new(text));
         }
@@ -107,6 +110,16 @@ impl Location {
             return Ok(Self::Endpoint { store: Store::Sftp(host), path });
         }
         Ok(Self::Remote { host, path })
+    }
+}
+
+/// What makes a store of a bucket's name, and how buckets are called there.
+fn object_store(scheme: &[u8]) -> Option<(fn(String) -> Store, &'static str)> {
+    match scheme.to_ascii_lowercase().as_slice() {
+        b"s3" => Some((Store::S3, "bucket")),
+        b"gs" => Some((Store::Gcs, "bucket")),
+        b"az" => Some((Store::Azure, "container")),
+        _ => None,
     }
 }
 
@@ -358,8 +371,23 @@ mod tests {
     }
 
     #[test]
+    fn keys_of_object_stores_are_taken_as_they_are() {
+        for (scheme, store) in [
+            ("s3", Store::S3("b".into())),
+            ("GS", Store::Gcs("b".into())),
+            ("az", Store::Azure("b".into())),
+        ] {
+            for (typed, path) in [("b", ""), ("b/", ""), ("b/a%20b/?x", "a%20b/?x")] {
+                let wanted = Location::Endpoint { store: store.clone(), path: path.into() };
+                assert_eq!(parse(format!("{scheme}://{typed}").as_bytes()), Ok(wanted));
+            }
+            assert!(parse(format!("{scheme}:///x").as_bytes()).is_err());
+        }
+    }
+
+    #[test]
     fn other_schemes_are_for_later() {
-        for typed in ["https://h/x", "gs://b", "host://x"] {
+        for typed in ["https://h/x", "host://x"] {
             let error = parse(typed.as_bytes()).unwrap_err().to_string();
             assert!(error.contains("not supported yet"), "{error}");
         }

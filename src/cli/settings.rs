@@ -104,9 +104,19 @@ pub struct Settings {
     /// The program to store there, for another kind of machine [default: this one]
     #[arg(long, value_name = "FILE")]
     pub agent_binary: Option<PathBuf>,
-    /// The URL of a server that speaks S3 [default: Amazon's]
+    /// The URL of the server, if it is not Amazon's, Google's or Microsoft's
     #[arg(long, value_name = "URL", help_heading = "Object stores")]
     pub endpoint: Option<String>,
+    /// Files and the environment only: each kind of store has its own.
+    #[arg(skip)]
+    pub s3_endpoint: Option<String>,
+    #[arg(skip)]
+    pub gcs_endpoint: Option<String>,
+    #[arg(skip)]
+    pub azure_endpoint: Option<String>,
+    /// The storage account of az:// containers [default: what the environment says]
+    #[arg(long, value_name = "NAME", help_heading = "Object stores")]
+    pub azure_account: Option<String>,
     /// The region of S3 buckets [default: what the environment or the server says]
     #[arg(long, value_name = "NAME", help_heading = "Object stores")]
     pub region: Option<String>,
@@ -157,10 +167,13 @@ impl Settings {
             agent_path: environment.value("FASTSYNC_AGENT_PATH")?,
             bootstrap: environment.value("FASTSYNC_BOOTSTRAP")?,
             agent_binary: environment.raw("FASTSYNC_AGENT_BINARY").map(Into::into),
-            endpoint: environment
-                .text("FASTSYNC_ENDPOINT")?
-                .or(environment.text("AWS_ENDPOINT_URL_S3")?)
+            endpoint: environment.text("FASTSYNC_ENDPOINT")?,
+            s3_endpoint: environment
+                .text("AWS_ENDPOINT_URL_S3")?
                 .or(environment.text("AWS_ENDPOINT_URL")?),
+            gcs_endpoint: environment.text("STORAGE_EMULATOR_HOST")?.map(with_scheme),
+            azure_endpoint: environment.text("AZURE_STORAGE_SERVICE_ENDPOINT")?,
+            azure_account: environment.text("FASTSYNC_AZURE_ACCOUNT")?,
             region: environment
                 .text("FASTSYNC_REGION")?
                 .or(environment.text("AWS_REGION")?)
@@ -219,6 +232,10 @@ impl Settings {
             bootstrap: self.bootstrap.or(lower.bootstrap),
             agent_binary: self.agent_binary.or(lower.agent_binary),
             endpoint: self.endpoint.or(lower.endpoint),
+            s3_endpoint: self.s3_endpoint.or(lower.s3_endpoint),
+            gcs_endpoint: self.gcs_endpoint.or(lower.gcs_endpoint),
+            azure_endpoint: self.azure_endpoint.or(lower.azure_endpoint),
+            azure_account: self.azure_account.or(lower.azure_account),
             region: self.region.or(lower.region),
             aws_profile: self.aws_profile.or(lower.aws_profile),
             anonymous: self.anonymous.or(lower.anonymous),
@@ -233,6 +250,10 @@ impl Settings {
     pub fn to_stores(&self) -> ObjectStores {
         ObjectStores {
             endpoint: self.endpoint.clone(),
+            s3_endpoint: self.s3_endpoint.clone(),
+            gcs_endpoint: self.gcs_endpoint.clone(),
+            azure_endpoint: self.azure_endpoint.clone(),
+            azure_account: self.azure_account.clone(),
             region: self.region.clone(),
             profile: self.aws_profile.clone(),
             anonymous: self.anonymous.is_some_and(|switch| switch.0),
@@ -266,6 +287,11 @@ impl Settings {
         set(&mut reach.ssh_connections, self.ssh_connections.map(|count| count.0));
         config
     }
+}
+
+/// Google's emulators are often told as a host and a port only.
+fn with_scheme(host: String) -> String {
+    if host.contains("://") { host } else { format!("http://{host}") }
 }
 
 fn set<T>(target: &mut T, value: Option<T>) {
@@ -371,6 +397,22 @@ mod tests {
         // As an upper layer it prevails in everything; as a lower one it fills every gap.
         assert_eq!(settings.clone().or(Settings::default()), settings);
         assert_eq!(Settings::default().or(settings.clone()), settings);
+    }
+
+    /// What Amazon's tools are told leads no data of others elsewhere.
+    #[test]
+    fn each_kind_of_store_has_its_own_endpoint() {
+        let lookup = |name: &str| match name {
+            "AWS_ENDPOINT_URL" => Some("http://s3.example.org".into()),
+            "STORAGE_EMULATOR_HOST" => Some("localhost:9023".into()),
+            "FASTSYNC_AZURE_ACCOUNT" => Some("account".into()),
+            _ => None,
+        };
+        let stores = Settings::from_environment(&Environment(&lookup)).unwrap().to_stores();
+        assert_eq!(stores.endpoint, None);
+        assert_eq!(stores.s3_endpoint.as_deref(), Some("http://s3.example.org"));
+        assert_eq!(stores.gcs_endpoint.as_deref(), Some("http://localhost:9023"));
+        assert_eq!((stores.azure_endpoint, stores.azure_account), (None, Some("account".into())));
     }
 
     #[test]

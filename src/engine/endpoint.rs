@@ -15,7 +15,7 @@ use super::client::{Failed, LAST_WORDS, absolute};
 use super::control::{Inbox, Outbox};
 use super::event::{Connection, Event};
 use super::here::{self, Ready, Told};
-use super::job::{At, Direction, Host, Job, Place, Site, Sources, Store};
+use super::job::{At, Direction, Host, Job, ObjectStores, Place, Site, Sources, Store};
 use super::launch;
 use super::plan::lock;
 use super::receive::ReceiverEnd;
@@ -27,7 +27,9 @@ use crate::protocol::manifest::Escaped;
 use crate::protocol::message::{Durability, Failure, FailureCode, Keep, Options};
 use crate::ssh::{Process, Started};
 use crate::storage::local::{LocalSource, StateDir};
-use crate::storage::object::{S3Config, S3Endpoint};
+use crate::storage::object::{
+    AzureConfig, AzureEndpoint, GcsConfig, GcsEndpoint, S3Config, S3Endpoint,
+};
 use crate::storage::remote::{Class, Endpoint, Fault, Key, RemoteSink, RemoteSource};
 use crate::storage::sftp::{Dial, SftpEndpoint, Which, Wire};
 use crate::storage::{AnyEndpoint, Operation, StorageError};
@@ -185,7 +187,18 @@ async fn connect(
 ) -> Result<AnyEndpoint, EngineError> {
     match store {
         Store::Sftp(host) => sftp(host, job, observer).await.map(Into::into),
-        Store::S3(bucket) => s3(store, bucket, job).await.map(Into::into),
+        Store::S3(bucket) => {
+            let endpoint = S3Endpoint::connect(s3(bucket, &job.stores)).await;
+            endpoint.map(Into::into).map_err(at_store(store, b""))
+        }
+        Store::Gcs(bucket) => {
+            let endpoint = GcsEndpoint::connect(gcs(bucket, &job.stores)).await;
+            endpoint.map(Into::into).map_err(at_store(store, b""))
+        }
+        Store::Azure(container) => {
+            let endpoint = AzureEndpoint::connect(azure(container, &job.stores)).await;
+            endpoint.map(Into::into).map_err(at_store(store, b""))
+        }
     }
 }
 
@@ -232,12 +245,11 @@ async fn sftp(host: &Host, job: &Job, observer: &Observer) -> Result<SftpEndpoin
     }
 }
 
-/// Finds a bucket.
-async fn s3(store: &Store, bucket: &str, job: &Job) -> Result<S3Endpoint, EngineError> {
-    let stores = job.stores.clone();
-    let config = S3Config {
+fn s3(bucket: &str, stores: &ObjectStores) -> S3Config {
+    let stores = stores.clone();
+    S3Config {
         bucket: bucket.to_owned(),
-        endpoint: stores.endpoint,
+        endpoint: stores.endpoint.or(stores.s3_endpoint),
         region: stores.region,
         profile: stores.profile,
         keys: None,
@@ -245,8 +257,30 @@ async fn s3(store: &Store, bucket: &str, job: &Job) -> Result<S3Endpoint, Engine
         path_style: stores.path_style,
         storage_class: stores.storage_class,
         requests: stores.requests.map(usize::from),
-    };
-    S3Endpoint::connect(config).await.map_err(at_store(store, b""))
+    }
+}
+
+fn gcs(bucket: &str, stores: &ObjectStores) -> GcsConfig {
+    let stores = stores.clone();
+    GcsConfig {
+        bucket: bucket.to_owned(),
+        endpoint: stores.endpoint.or(stores.gcs_endpoint),
+        anonymous: stores.anonymous,
+        storage_class: stores.storage_class,
+        requests: stores.requests.map(usize::from),
+    }
+}
+
+fn azure(container: &str, stores: &ObjectStores) -> AzureConfig {
+    let stores = stores.clone();
+    AzureConfig {
+        container: container.to_owned(),
+        account: stores.azure_account,
+        endpoint: stores.endpoint.or(stores.azure_endpoint),
+        anonymous: stores.anonymous,
+        storage_class: stores.storage_class,
+        requests: stores.requests.map(usize::from),
+    }
 }
 
 /// Why there is no connection to an SFTP server, by what ssh says.

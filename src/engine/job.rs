@@ -83,6 +83,10 @@ pub enum Store {
     Sftp(Host),
     /// A bucket of what speaks S3.
     S3(String),
+    /// A bucket of Google Cloud Storage.
+    Gcs(String),
+    /// A container of Azure Blob Storage.
+    Azure(String),
 }
 
 impl Store {
@@ -91,6 +95,8 @@ impl Store {
         match self {
             Self::Sftp(host) => format!("sftp://{host}"),
             Self::S3(bucket) => format!("s3://{bucket}"),
+            Self::Gcs(bucket) => format!("gs://{bucket}"),
+            Self::Azure(container) => format!("az://{container}"),
         }
     }
 }
@@ -150,8 +156,13 @@ impl fmt::Display for Host {
 /// How object stores are reached.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct ObjectStores {
-    /// The server's URL; Amazon's if `None`.
+    /// The server's URL, whatever it speaks; if `None`, that of its own kind below, or its maker's.
     pub endpoint: Option<String>,
+    pub s3_endpoint: Option<String>,
+    pub gcs_endpoint: Option<String>,
+    pub azure_endpoint: Option<String>,
+    /// The storage account of Azure's; that of the environment if `None`.
+    pub azure_account: Option<String>,
     pub region: Option<String>,
     /// A section of the user's configuration of Amazon's tools.
     pub profile: Option<String>,

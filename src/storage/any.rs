@@ -4,9 +4,9 @@
 
 use bytes::Bytes;
 
-use super::object::S3Endpoint;
+use super::object::{AzureEndpoint, GcsEndpoint, S3Endpoint};
 use super::remote::{
-    Answer, Class, Endpoint, Fault, Kept, Key, Listed, Properties, Thing, ThingKind,
+    Answer, Class, Endpoint, Fault, Kept, Key, Listed, Properties, Thing, ThingKind, Unfinished,
 };
 use super::sftp::SftpEndpoint;
 use super::{Left, Receipt, Token};
@@ -208,6 +208,16 @@ macro_rules! any_endpoint {
                 }
             }
 
+            async fn unfinished(
+                &self,
+                directory: &Key,
+                found: flume::Sender<Vec<Unfinished>>,
+            ) -> Answer<()> {
+                match self {
+                    $(Self::$which(it) => it.unfinished(directory, found).await,)*
+                }
+            }
+
             async fn make_directory(&self, key: &Key) -> Answer<()> {
                 match self {
                     $(Self::$which(it) => it.make_directory(key).await,)*
@@ -250,6 +260,8 @@ macro_rules! any_endpoint {
 any_endpoint! {
     Sftp(SftpEndpoint),
     S3(S3Endpoint),
+    Gcs(GcsEndpoint),
+    Azure(AzureEndpoint),
 }
 
 /// A file of one endpoint was handed to another: no caller can do that, and no data would be wrong.

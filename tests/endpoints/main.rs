@@ -6,19 +6,11 @@
 mod conformance;
 mod deleting;
 mod failing;
-#[allow(dead_code)]
-#[path = "../it/garage.rs"]
-mod garage;
 mod placing;
 mod reading;
 mod served;
-#[allow(dead_code)]
-#[path = "../it/sshd.rs"]
-mod sshd;
+mod servers;
 mod subject;
-#[allow(dead_code)]
-#[path = "../it/support.rs"]
-mod support;
 mod tools;
 
 /// Holds a sort of storage against every check.

@@ -14,8 +14,8 @@ use fastsync::storage::remote::{
 };
 use fastsync::storage::sftp::{Dial, SftpEndpoint, Wire};
 
-use crate::garage::{ACCESS_KEY, BUCKET, SECRET_KEY, garage};
-use crate::sshd::sftp_server;
+use crate::servers::garage::{ACCESS_KEY, BUCKET, SECRET_KEY, garage};
+use crate::servers::sshd::sftp_server;
 use crate::subject::{Files, Subject, WRITTEN, key};
 
 /// A directory of this test's own at an endpoint.

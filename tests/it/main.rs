@@ -5,14 +5,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // clippy.toml covers only #[test] functions
 
+mod azure;
 mod bootstrap;
 mod builtin;
 mod cli;
+mod emulators;
 mod far;
 mod garage;
+mod gcs;
 mod journal;
 mod local;
 mod measure;
+mod objects;
 mod restricted;
 mod resume;
 mod retry;
@@ -24,4 +28,5 @@ mod support;
 #[path = "../reach/terminal.rs"]
 mod terminal;
 mod third_party;
+mod tools;
 mod verbs;

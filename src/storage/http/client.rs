@@ -31,11 +31,12 @@ impl Call {
         Self { method, url, headers: HeaderMap::new(), body: Vec::new() }
     }
 
-    /// The same with a header. A value that no header can have is left out.
+    /// The same with a header. What no header can have is left out.
     #[must_use]
-    pub fn header(mut self, name: &'static str, value: &str) -> Self {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            self.headers.insert(HeaderName::from_static(name), value);
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        let name = HeaderName::from_bytes(name.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(value)) {
+            self.headers.insert(name, value);
         }
         self
     }
@@ -162,7 +163,7 @@ impl Client {
         let request = http::Request::builder().method(&call.method).uri(&call.url).body(());
         let (mut parts, ()) = request.map_err(|error| wrong(&error))?.into_parts();
         parts.headers.clone_from(&call.headers);
-        let has_body = matches!(call.method, Method::PUT | Method::POST);
+        let has_body = matches!(call.method, Method::PUT | Method::POST | Method::PATCH);
         if has_body {
             parts.headers.insert(http::header::CONTENT_LENGTH, call.body_len().into());
         }
@@ -180,7 +181,8 @@ impl Client {
         };
         let request = http::Request::from_parts(parts, body);
         let request = reqwest::Request::try_from(request).map_err(|error| wrong(&error))?;
-        Ok(self.http.execute(request).await)
+        // The URL may have become a secret with the signature.
+        Ok(self.http.execute(request).await.map_err(reqwest::Error::without_url))
     }
 }
 
@@ -191,7 +193,7 @@ impl Client {
 /// If it is, or breaks off.
 pub async fn read_body(mut response: reqwest::Response, max: usize) -> Result<Vec<u8>, Fault> {
     let mut body = Vec::new();
-    while let Some(piece) = response.chunk().await.map_err(|error| lost(&error))? {
+    while let Some(piece) = response.chunk().await.map_err(|error| lost(&error.without_url()))? {
         if body.len() + piece.len() > max {
             return Err(Fault::new(Class::Violation, "the server's answer is far too long"));
         }

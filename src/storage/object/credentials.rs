@@ -1,53 +1,231 @@
-//! Who we are at S3: environment, profiles, single sign-on, web identity, containers and instances, in
-//! the order of Amazon's own tools; and signatures (Signature Version 4).
+//! Who we are at object stores, and signatures. Everywhere it is what the store's own tools would find,
+//! in their order.
 
+use std::fmt;
 use std::sync::Arc;
 
 use http::request::Parts;
-use reqsign_aws_v4::{
-    Credential, DefaultCredentialProvider, RequestSigner, StaticCredentialProvider,
-};
+use http::{header, uri};
+use reqsign_aws_v4 as amazon;
+use reqsign_azure_storage as azure;
 use reqsign_command_execute_tokio::TokioCommandExecute;
-use reqsign_core::{Context, ErrorKind, OsEnv, Signer};
+use reqsign_core::{
+    Context, ErrorKind, OsEnv, ProvideCredential, ProvideCredentialChain, SignRequest, Signer,
+    SigningCredential,
+};
 use reqsign_file_read_tokio::TokioFileRead;
+use reqsign_google as google;
 use reqsign_http_send_reqwest::ReqwestHttpSend;
 
 use super::s3::S3Config;
 use crate::storage::http::client::Sign;
 use crate::storage::remote::{Class, Fault};
 
-/// Signs requests for a region. `http` is what asks for credentials where they come from a network.
-pub fn signer(http: reqwest::Client, region: &str, config: &S3Config) -> Sign {
+/// At S3, for a region: environment, profiles, single sign-on, web identity, containers and instances;
+/// Signature Version 4. `http` is what asks for credentials where they come from a network.
+pub fn amazon(http: reqwest::Client, region: &str, config: &S3Config) -> Sign {
+    let remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile with \
+                  --aws-profile, or use --anonymous";
+    let signer = amazon::RequestSigner::new("s3", region);
+    if let Some(keys) = &config.keys {
+        let given = amazon::StaticCredentialProvider::new(&keys.access, &keys.secret);
+        return signing(http, given, signer, remedy);
+    }
+    let mut provider = amazon::DefaultCredentialProvider::builder();
+    if let Some(profile) = &config.profile {
+        provider = provider.with_profile(profile);
+    }
+    signing(http, provider.build(), signer, remedy)
+}
+
+/// At Google Cloud Storage: the application default credentials, which are a file named by the
+/// environment (a service account's key, an account of elsewhere), that of `gcloud auth
+/// application-default login`, and the metadata server of Google's machines; bearer tokens.
+pub fn google(http: reqwest::Client) -> Sign {
+    let remedy = "set GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account, run \
+                  `gcloud auth application-default login`, or use --anonymous";
+    let scope = "https://www.googleapis.com/auth/devstorage.read_write";
+    let signer = google::RequestSigner::new("storage").with_scope(scope);
+    signing(http, google::DefaultCredentialProvider::new(), signer, remedy)
+}
+
+/// At Azure Blob Storage: an account's key, a shared access signature, and after them what Entra ID
+/// knows: a client's secret or certificate, a workload's identity, Azure's own login, a managed
+/// identity.
+pub fn azure(http: reqwest::Client, keys: &AzureKeys, account: Option<&str>) -> Sign {
+    let remedy = "set AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, log \
+                  in with `az login`, or use --anonymous";
+    let given = match (keys, account) {
+        (AzureKeys { key: Some(key), .. }, Some(account)) => {
+            Some(azure::StaticCredentialProvider::new_shared_key(account, key))
+        }
+        (AzureKeys { sas: Some(sas), .. }, _) => {
+            Some(azure::StaticCredentialProvider::new_sas_token(sas))
+        }
+        _ => None,
+    };
+    let chain = match given {
+        // Who has a key means it: no other is looked for when it turns out to be wrong.
+        Some(given) => ProvideCredentialChain::new().push(given),
+        None => ProvideCredentialChain::new().push(azure::DefaultCredentialProvider::new()),
+    };
+    signing(http, chain, azure::RequestSigner::new(), remedy)
+}
+
+/// The secrets of an account of Azure's.
+#[derive(Clone, Default)]
+pub struct AzureKeys {
+    pub key: Option<String>,
+    pub sas: Option<String>,
+}
+
+impl fmt::Debug for AzureKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AzureKeys").finish_non_exhaustive()
+    }
+}
+
+/// What tells an account of Azure's: its name, where it is, and its secrets.
+#[derive(Debug, Default)]
+pub struct AzureAccount {
+    pub name: Option<String>,
+    pub endpoint: Option<String>,
+    pub keys: AzureKeys,
+}
+
+impl AzureAccount {
+    /// What the environment says; `account` prevails over the account that it names.
+    pub fn from_environment(account: Option<&str>) -> Self {
+        let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self::from_variables(account, get)
+    }
+
+    fn from_variables(account: Option<&str>, get: impl Fn(&str) -> Option<String>) -> Self {
+        if let Some(text) = get("AZURE_STORAGE_CONNECTION_STRING") {
+            let found = Self::from_connection_string(&text);
+            if account.is_none() || found.name.as_deref() == account {
+                return found;
+            }
+        }
+        let first = |names: &[&str]| names.iter().find_map(|name| get(name));
+        let keys = AzureKeys {
+            key: first(&["AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY"]),
+            sas: get("AZURE_STORAGE_SAS_TOKEN").map(|it| it.trim_start_matches('?').to_owned()),
+        };
+        let named = first(&["AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME"]);
+        Self { name: account.map(str::to_owned).or(named), endpoint: None, keys }
+    }
+
+    /// Source: "Configure Azure Storage connection strings", Microsoft.
+    fn from_connection_string(text: &str) -> Self {
+        let pairs = text.split(';').filter_map(|pair| pair.split_once('='));
+        let value = |wanted: &str| {
+            let mut found = pairs.clone().filter(|(name, _)| name.trim() == wanted);
+            found.next().map(|(_, value)| value.trim().to_owned()).filter(|it| !it.is_empty())
+        };
+        let name = value("AccountName");
+        let protocol = value("DefaultEndpointsProtocol").unwrap_or_else(|| "https".to_owned());
+        let derived =
+            |suffix: String| Some(format!("{protocol}://{}.blob.{suffix}", name.as_ref()?));
+        let endpoint = value("BlobEndpoint").or_else(|| value("EndpointSuffix").and_then(derived));
+        let keys = AzureKeys { key: value("AccountKey"), sas: value("SharedAccessSignature") };
+        Self { name, endpoint, keys }
+    }
+}
+
+/// Signs requests with what a provider finds. `remedy` says what to do if it finds nothing.
+fn signing<C: SigningCredential>(
+    http: reqwest::Client,
+    provider: impl ProvideCredential<Credential = C> + 'static,
+    signer: impl SignRequest<Credential = C> + 'static,
+    remedy: &'static str,
+) -> Sign {
     let context = Context::new()
         .with_file_read(TokioFileRead)
         .with_http_send(ReqwestHttpSend::new(http))
         .with_command_execute(TokioCommandExecute)
         .with_env(OsEnv);
-    let sign = RequestSigner::new("s3", region);
-    let signer: Signer<Credential> = if let Some(keys) = &config.keys {
-        Signer::new(context, StaticCredentialProvider::new(&keys.access, &keys.secret), sign)
-    } else {
-        let mut provider = DefaultCredentialProvider::builder();
-        if let Some(profile) = &config.profile {
-            provider = provider.with_profile(profile);
-        }
-        Signer::new(context, provider.build(), sign)
-    };
-    let signer = Arc::new(signer);
+    let signer = Arc::new(Signer::new(context, provider, signer));
     Arc::new(move |parts: &mut Parts| {
         let signer = Arc::clone(&signer);
         Box::pin(async move {
             signer.sign(parts, None).await.map_err(|error| {
                 // Its text may say where a credential is, and never what it is.
                 let text = match error.kind() {
-                    ErrorKind::CredentialInvalid | ErrorKind::ConfigInvalid => format!(
-                        "there are no credentials ({error}); set AWS_ACCESS_KEY_ID and \
-                         AWS_SECRET_ACCESS_KEY, name a profile with --aws-profile, or use --anonymous"
-                    ),
+                    ErrorKind::CredentialInvalid | ErrorKind::ConfigInvalid => {
+                        format!("there are no credentials ({error}); {remedy}")
+                    }
                     _ => format!("the request cannot be signed: {error}"),
                 };
                 Fault::new(Class::Credentials, text)
-            })
+            })?;
+            refuse_open_token(parts)
         })
     })
+}
+
+/// Who reads a bearer token on its way can use it: it travels encrypted or not at all.
+fn refuse_open_token(parts: &Parts) -> Result<(), Fault> {
+    let is_token = parts.headers.get(header::AUTHORIZATION);
+    let is_token = is_token.is_some_and(|it| it.as_bytes().starts_with(b"Bearer "));
+    if !is_token || parts.uri.scheme() == Some(&uri::Scheme::HTTPS) {
+        return Ok(());
+    }
+    let text = "tokens are sent to https:// endpoints only; use one, or --anonymous";
+    Err(Fault::new(Class::Credentials, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account(asked: Option<&str>, variables: &[(&str, &str)]) -> AzureAccount {
+        let get = |name: &str| {
+            let found = variables.iter().find(|(own, _)| *own == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        AzureAccount::from_variables(asked, get)
+    }
+
+    #[test]
+    fn a_connection_string_is_taken_apart() {
+        let text = "DefaultEndpointsProtocol=https;AccountName=acc;AccountKey=a2V5==;\
+                    EndpointSuffix=core.windows.net";
+        let found = account(None, &[("AZURE_STORAGE_CONNECTION_STRING", text)]);
+        assert_eq!(found.name.as_deref(), Some("acc"));
+        assert_eq!(found.endpoint.as_deref(), Some("https://acc.blob.core.windows.net"));
+        assert_eq!(found.keys.key.as_deref(), Some("a2V5=="));
+        assert!(!format!("{found:?}").contains("a2V5"), "secrets are not shown");
+        let text = "BlobEndpoint=http://h:1/acc;SharedAccessSignature=sv=1&sig=x%3D";
+        let found = account(None, &[("AZURE_STORAGE_CONNECTION_STRING", text)]);
+        assert_eq!(found.endpoint.as_deref(), Some("http://h:1/acc"));
+        assert_eq!(found.keys.sas.as_deref(), Some("sv=1&sig=x%3D"));
+    }
+
+    #[test]
+    fn an_account_that_is_asked_for_is_not_that_of_the_environment() {
+        let variables = [
+            ("AZURE_STORAGE_CONNECTION_STRING", "AccountName=one;AccountKey=MQ=="),
+            ("AZURE_STORAGE_ACCOUNT", "two"),
+            ("AZURE_STORAGE_KEY", "Mg=="),
+        ];
+        let found = account(Some("three"), &variables);
+        assert_eq!(
+            (found.name.as_deref(), found.keys.key.as_deref()),
+            (Some("three"), Some("Mg=="))
+        );
+        let found = account(None, &variables);
+        assert_eq!((found.name.as_deref(), found.keys.key.as_deref()), (Some("one"), Some("MQ==")));
+    }
+
+    #[test]
+    fn tokens_travel_encrypted() {
+        let checked = |uri: &str, authorization: &str| {
+            let request = http::Request::get(uri).header("authorization", authorization);
+            refuse_open_token(&request.body(()).unwrap().into_parts().0)
+        };
+        assert!(checked("https://h/", "Bearer x").is_ok());
+        assert!(checked("http://h/", "Bearer x").is_err());
+        assert!(checked("http://h/", "SharedKey a:x").is_ok());
+    }
 }

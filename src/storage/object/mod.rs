@@ -1,11 +1,19 @@
 //! Object stores.
 //!
-//! - `s3`: what speaks S3, as an [`Endpoint`](super::remote::Endpoint).
-//! - `xml`: its answers. `metadata`: what is stored beside an object. `credentials`: who we are.
+//! - `s3`: what speaks S3, `gcs`: Google Cloud Storage, `azure`: Azure Blob Storage; each as an
+//!   [`Endpoint`](super::remote::Endpoint).
+//! - `store`: what they have in common. `xml`: answers of two of them. `metadata`: what is stored beside
+//!   an object. `fault`: what refusals mean. `credentials`: who we are.
 
+mod azure;
 mod credentials;
+mod fault;
+mod gcs;
 mod metadata;
 mod s3;
+mod store;
 mod xml;
 
+pub use azure::{AzureConfig, AzureEndpoint};
+pub use gcs::{GcsConfig, GcsEndpoint};
 pub use s3::{S3Config, S3Endpoint, S3Keys};

@@ -3,24 +3,29 @@
 //! Objects are whole or not there: a large one goes up in parts, under an upload's identifier, and gets
 //! its key when all parts are there. What is kept beside it has to be known when the upload begins.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::percent_decode_str;
 
 use super::credentials;
+use super::fault::{Meaning, by_status, coded, text};
 use super::metadata;
+use super::store::{
+    MAX_PAGE_LEN, REQUESTS, Server, Whole, check_count, checked_url, id_of, in_path, in_query,
+    listed, pages, prefix_of, token, with_kept,
+};
 use super::xml;
 use crate::protocol::chunk::{ByteRange, ChunkData};
-use crate::protocol::manifest::Escaped;
 use crate::protocol::message::Changes;
-use crate::storage::http::client::{Call, Client, fill, read_body};
+use crate::storage::http::client::{Call, Client, read_body};
 use crate::storage::remote::{
     Answer, Class, Endpoint, Fault, Keeps, KeepsRoot, Kept, Key, Listed, Parts, Properties,
-    Replaces, Thing, ThingKind, all, pieces,
+    Replaces, Thing, ThingKind, Unfinished, all, implied, pieces,
 };
 use crate::storage::{Left, Receipt, Remembers, Token};
 
@@ -66,7 +71,7 @@ pub struct S3Endpoint {
 
 #[derive(Debug)]
 struct Inner {
-    client: Client,
+    server: Server,
     config: S3Config,
     /// What the URLs of the bucket's objects begin with, without a slash at its end.
     base: String,
@@ -88,8 +93,7 @@ pub struct Upload {
     key: Key,
     /// `None` of one that goes up whole.
     id: Option<Arc<str>>,
-    /// All of its data, once it has come.
-    whole: Arc<Mutex<Vec<Bytes>>>,
+    whole: Whole,
 }
 
 impl S3Endpoint {
@@ -104,7 +108,7 @@ impl S3Endpoint {
             let endpoint = Self::in_region(config.clone(), &region)?;
             let query = "list-type=2&max-keys=1&encoding-type=url";
             let call = Call::new(Method::GET, format!("{}/?{query}", endpoint.inner.base));
-            let response = endpoint.inner.client.send(&call).await?;
+            let response = endpoint.inner.server.client.send(&call).await?;
             if response.status().is_success() {
                 return Ok(endpoint);
             }
@@ -118,7 +122,7 @@ impl S3Endpoint {
                 None if xml::text_of(&body, "Error/Code").as_deref() == Some("AccessDenied") => {
                     return Ok(endpoint);
                 }
-                None => return Err(refused(status, &body)),
+                None => return Err(refused(status, &HeaderMap::new(), &body)),
             }
         }
         Err(Fault::new(Class::Other, "the server names another region each time"))
@@ -128,7 +132,7 @@ impl S3Endpoint {
         let requests = config.requests.unwrap_or(REQUESTS).max(1);
         let mut client = Client::new(requests)?;
         if !config.anonymous {
-            let signer = credentials::signer(client.plain(), region, &config);
+            let signer = credentials::amazon(client.plain(), region, &config);
             client = client.signing(signer);
         }
         let base = base_url(&config, region)?;
@@ -153,68 +157,71 @@ impl S3Endpoint {
             copies: true,
             encrypts: base.starts_with("https://"),
         };
-        Ok(Self { inner: Arc::new(Inner { client, config, base, properties }) })
+        let server = Server { client, refused };
+        Ok(Self { inner: Arc::new(Inner { server, config, base, properties }) })
     }
 }
 
 impl Inner {
     fn url(&self, key: &Key) -> String {
-        format!("{}/{}", self.base, encoded(key))
-    }
-
-    /// Sends a request that is to succeed.
-    async fn done(&self, call: &Call) -> Answer<reqwest::Response> {
-        let response = self.client.send(call).await?;
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
-        let body = read_body(response, MAX_PAGE_LEN).await.unwrap_or_default();
-        Err(refused(status, &body))
-    }
-
-    async fn body(&self, call: &Call) -> Answer<Vec<u8>> {
-        read_body(self.done(call).await?, MAX_PAGE_LEN).await
+        format!("{}/{}", self.base, in_path(key))
     }
 
     async fn head(&self, key: &Key) -> Answer<Option<Thing>> {
-        let response = self.client.send(&Call::new(Method::HEAD, self.url(key))).await?;
-        match response.status() {
-            StatusCode::NOT_FOUND => Ok(None),
-            status if status.is_success() => {
-                let thing = metadata::thing(response.headers());
-                thing.map(Some).ok_or_else(|| {
-                    Fault::new(Class::Violation, "the server does not tell the object's size")
-                })
-            }
-            // An answer to HEAD has no text that could say more.
-            status => Err(refused(status, &[])),
-        }
+        let response = self.server.maybe(&Call::new(Method::HEAD, self.url(key))).await?;
+        let Some(response) = response else { return Ok(None) };
+        let thing = metadata::S3.thing(response.headers());
+        thing.map(Some).ok_or_else(|| {
+            Fault::new(Class::Violation, "the server does not tell the object's size")
+        })
     }
 
     async fn page(&self, prefix: &str, query: &str) -> Answer<xml::Page> {
-        let url = format!(
-            "{}/?list-type=2&encoding-type=url&prefix={}{query}",
-            self.base,
-            utf8_percent_encode(prefix, IN_QUERY)
-        );
-        xml::page(&self.body(&Call::new(Method::GET, url)).await?)
+        let prefix = in_query(prefix);
+        let url = format!("{}/?list-type=2&encoding-type=url&prefix={prefix}{query}", self.base);
+        xml::page(&self.server.body(&Call::new(Method::GET, url)).await?)
     }
 
-    fn with_kept(&self, mut call: Call, kept: &Kept) -> Call {
-        for (name, value) in metadata::headers(kept) {
-            call = call.header(name, &value);
-        }
+    fn with_kept(&self, call: Call, kept: &Kept) -> Call {
+        let call = with_kept(call, &metadata::S3, kept);
         match &self.config.storage_class {
             Some(class) => call.header("x-amz-storage-class", class),
             None => call,
         }
     }
 
+    /// The parts of an upload, whose object's URL is given; `None` if there is no such upload.
+    async fn parts(&self, url: &str, id: &str) -> Answer<Option<Vec<xml::Part>>> {
+        let (mut found, mut marker) = (Vec::new(), String::new());
+        loop {
+            let url = format!("{url}?uploadId={}{marker}", in_query(id));
+            let response = self.server.maybe(&Call::new(Method::GET, url)).await?;
+            let Some(response) = response else { return Ok(None) };
+            let (parts, next) = xml::parts(&read_body(response, MAX_PAGE_LEN).await?)?;
+            found.extend(parts);
+            match next.map(|next| format!("&part-number-marker={next}")) {
+                Some(next) if next != marker => marker = next,
+                _ => return Ok(Some(found)),
+            }
+        }
+    }
+
+    /// What there is of an upload.
+    async fn left(&self, upload: &xml::Upload) -> Answer<Option<Unfinished>> {
+        let Ok(key) = Key::new(&decoded(&upload.key)) else { return Ok(None) };
+        let parts = self.parts(&self.url(&key), &upload.id).await?;
+        Ok(parts.map(|parts| Unfinished {
+            key,
+            token: Some(token(Some(&upload.id))),
+            size: parts.iter().map(|part| part.size).sum(),
+            since: parts.iter().map(|part| part.modified).max().flatten().max(upload.begun),
+        }))
+    }
+
     async fn put_whole(&self, key: &Key, data: Vec<Bytes>, kept: &Kept) -> Answer<()> {
         let checksum = checksum(&data);
         let call = Call::new(Method::PUT, self.url(key)).header(CHECKSUM, &checksum).body(data);
-        self.done(&self.with_kept(call, kept)).await.map(drop)
+        self.server.done(&self.with_kept(call, kept)).await.map(drop)
     }
 
     /// Copies an object onto itself or elsewhere within the bucket, with new metadata.
@@ -223,14 +230,14 @@ impl Inner {
             let text = "objects of more than 5 GiB cannot be copied at once";
             return Err(Fault::new(Class::Unsupported, text));
         }
-        let source = format!("/{}/{}", self.config.bucket, encoded(from));
+        let source = format!("/{}/{}", self.config.bucket, in_path(from));
         let mut call = Call::new(Method::PUT, self.url(to))
             .header("x-amz-copy-source", &source)
             .header("x-amz-metadata-directive", "REPLACE");
         if let Some(tag) = &thing.tag {
             call = call.header("x-amz-copy-source-if-match", &String::from_utf8_lossy(tag));
         }
-        let body = self.body(&self.with_kept(call, kept)).await?;
+        let body = self.server.body(&self.with_kept(call, kept)).await?;
         check_late_error(&body)
     }
 }
@@ -249,15 +256,14 @@ impl Endpoint for S3Endpoint {
 
     async fn stat(&self, key: &Key) -> Answer<Option<Thing>> {
         if key.is_top() {
-            return Ok(Some(directory()));
+            return Ok(Some(implied()));
         }
         if let Some(thing) = self.inner.head(key).await? {
             return Ok(Some(thing));
         }
-        let prefix = format!("{}/", text(key)?);
-        let page = self.inner.page(&prefix, "&max-keys=1").await?;
+        let page = self.inner.page(&prefix_of(key)?, "&max-keys=1").await?;
         let is_there = !page.objects.is_empty() || !page.prefixes.is_empty();
-        Ok(is_there.then(directory))
+        Ok(is_there.then(implied))
     }
 
     async fn list(
@@ -266,31 +272,20 @@ impl Endpoint for S3Endpoint {
         deep: bool,
         found: flume::Sender<Vec<Listed>>,
     ) -> Answer<()> {
-        let prefix =
-            if directory.is_top() { String::new() } else { format!("{}/", text(directory)?) };
+        let (prefix, top) = (prefix_of(directory)?, self.shown(&Key::default()));
         let delimiter = if deep { "" } else { "&delimiter=%2F" };
-        let mut next: Option<String> = None;
-        loop {
-            let more = next.as_ref().map_or_else(String::new, |token| {
-                format!("&continuation-token={}", utf8_percent_encode(token, IN_QUERY))
+        let page = async |next: Option<String>| {
+            let more = next.map_or_else(String::new, |token| {
+                format!("&continuation-token={}", in_query(&token))
             });
             let page = self.inner.page(&prefix, &format!("{delimiter}{more}")).await?;
-            let mut group = Vec::with_capacity(page.objects.len() + page.prefixes.len());
-            for object in page.objects {
-                group.extend(listed(self, &object.key, |key| (key, thing_of(&object))));
-            }
-            for prefix in page.prefixes {
-                group.extend(listed(self, &prefix, |key| (key, self::directory())));
-            }
-            if !group.is_empty() && found.send_async(group).await.is_err() {
-                return Ok(());
-            }
-            match page.next {
-                // A server that gives the same page for ever is not followed.
-                Some(token) if next.as_ref() != Some(&token) => next = Some(token),
-                _ => return Ok(()),
-            }
-        }
+            let objects = page.objects.iter().map(|object| (&object.key, thing_of(object)));
+            let prefixes = page.prefixes.iter().map(|prefix| (prefix, implied()));
+            let group = objects.chain(prefixes);
+            let group = group.filter_map(|(name, thing)| listed(&top, &decoded(name), thing));
+            Ok((group.collect(), page.next))
+        };
+        pages(found, page).await
     }
 
     async fn open(&self, key: &Key, thing: &Thing) -> Answer<Open> {
@@ -299,35 +294,12 @@ impl Endpoint for S3Endpoint {
     }
 
     async fn read(&self, file: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
-        let mut done = 0;
-        for _ in 0..READ_ATTEMPTS {
-            let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) else {
-                return Ok(());
-            };
-            let first = offset + done as u64;
-            let last = first + rest.len() as u64 - 1;
-            let mut call = Call::new(Method::GET, file.url.to_string())
-                .header("range", &format!("bytes={first}-{last}"));
-            if let Some(tag) = &file.tag {
-                call = call.header("if-match", tag);
-            }
-            let response = self.inner.done(&call).await?;
-            let begins = response.headers().get(http::header::CONTENT_RANGE);
-            let begins = begins.and_then(|it| it.to_str().ok());
-            let is_ours = match begins {
-                Some(range) => range.starts_with(&format!("bytes {first}-")),
-                None => first == 0 && response.content_length() == Some(rest.len() as u64),
-            };
-            if !is_ours {
-                let text = "the server sends another part than it was asked for";
-                return Err(Fault::new(Class::Violation, text));
-            }
-            done += fill(response, rest).await?;
-        }
-        if done == into.len() {
-            return Ok(());
-        }
-        Err(Fault::new(Class::Disconnected, "the connection broke off again and again"))
+        let call = Call::new(Method::GET, file.url.to_string());
+        let call = match &file.tag {
+            Some(tag) => call.header("if-match", tag),
+            None => call,
+        };
+        self.inner.server.read(&call, offset, into).await
     }
 
     async fn confirm(&self, file: &Open) -> Answer<bool> {
@@ -339,7 +311,7 @@ impl Endpoint for S3Endpoint {
         if let Some(tag) = &file.tag {
             call = call.header("if-match", tag);
         }
-        match self.inner.done(&call).await {
+        match self.inner.server.done(&call).await {
             Ok(_) => Ok(true),
             Err(fault) if fault.class == Class::Changed => Ok(false),
             Err(fault) => Err(fault),
@@ -351,18 +323,15 @@ impl Endpoint for S3Endpoint {
     }
 
     async fn begin(&self, key: &Key, _: u64, parts: u64, kept: &Kept) -> Answer<Upload> {
-        if parts > self.inner.properties.parts.max_count {
-            let text = "it has more than 10,000 parts of this size; choose a larger one with -c";
-            return Err(Fault::new(Class::Unsupported, text));
-        }
-        let whole = Arc::default();
+        check_count(parts, self.inner.properties.parts.max_count)?;
+        let whole = Whole::default();
         if parts <= 1 {
             return Ok(Upload { key: key.clone(), id: None, whole });
         }
         let call = Call::new(Method::POST, format!("{}?uploads", self.inner.url(key)))
             .header("x-amz-checksum-algorithm", "CRC64NVME")
             .header("x-amz-checksum-type", "FULL_OBJECT");
-        let body = self.inner.body(&self.inner.with_kept(call, kept)).await?;
+        let body = self.inner.server.body(&self.inner.with_kept(call, kept)).await?;
         let id = xml::text_of(&body, "InitiateMultipartUploadResult/UploadId");
         let id = id.filter(|id| !id.is_empty() && id.len() <= Token::MAX_LEN);
         let id = id.ok_or_else(|| Fault::new(Class::Violation, "the server gives no upload id"))?;
@@ -370,37 +339,20 @@ impl Endpoint for S3Endpoint {
     }
 
     fn token(&self, upload: &Upload) -> Token {
-        let id = upload.id.as_deref().unwrap_or_default();
-        Token::new(&[b"u", id.as_bytes()].concat()).unwrap_or_default()
+        token(upload.id.as_deref())
     }
 
     async fn resume(&self, key: &Key, _: u64, left: &Left) -> Answer<Option<(Upload, Vec<u64>)>> {
         let Some(id) = id_of(&left.token) else { return Ok(None) };
-        let mut known = std::collections::HashMap::new();
-        let mut marker = String::new();
-        loop {
-            let url = format!("{}?uploadId={}{marker}", self.inner.url(key), in_query(&id));
-            let response = self.inner.client.send(&Call::new(Method::GET, url)).await?;
-            let status = response.status();
-            let body = read_body(response, MAX_PAGE_LEN).await?;
-            if status == StatusCode::NOT_FOUND {
-                return Ok(None);
-            }
-            if !status.is_success() {
-                return Err(refused(status, &body));
-            }
-            let (parts, next) = xml::parts(&body)?;
-            known.extend(parts);
-            match next.map(|next| format!("&part-number-marker={next}")) {
-                Some(next) if next != marker => marker = next,
-                _ => break,
-            }
-        }
+        let Some(parts) = self.inner.parts(&self.inner.url(key), &id).await? else {
+            return Ok(None);
+        };
+        let known: HashMap<u64, String> = parts.into_iter().map(|it| (it.number, it.tag)).collect();
         let is_lost = |(number, receipt): &&(u64, Receipt)| {
             known.get(&(number + 1)).is_none_or(|tag| tag.as_bytes() != receipt.as_bytes())
         };
         let lost = left.receipts.iter().filter(is_lost).map(|(number, _)| *number).collect();
-        let upload = Upload { key: key.clone(), id: Some(id.into()), whole: Arc::default() };
+        let upload = Upload { key: key.clone(), id: Some(id.into()), whole: Whole::default() };
         Ok(Some((upload, lost)))
     }
 
@@ -413,7 +365,7 @@ impl Endpoint for S3Endpoint {
     ) -> Answer<Receipt> {
         let data = pieces(range, &data);
         let Some(id) = &upload.id else {
-            *upload.whole.lock().unwrap_or_else(PoisonError::into_inner) = data;
+            upload.whole.set(data);
             return Ok(Receipt::default());
         };
         let url = format!(
@@ -424,7 +376,7 @@ impl Endpoint for S3Endpoint {
         );
         let checksum = checksum(&data);
         let call = Call::new(Method::PUT, url).header(CHECKSUM, &checksum).body(data);
-        let response = self.inner.done(&call).await?;
+        let response = self.inner.server.done(&call).await?;
         let tag = response.headers().get(http::header::ETAG).and_then(|it| it.to_str().ok());
         let receipt = tag.and_then(|tag| Receipt::new(tag.as_bytes()));
         receipt.ok_or_else(|| Fault::new(Class::Violation, "the server gives no tag for a part"))
@@ -447,8 +399,7 @@ impl Endpoint for S3Endpoint {
         kept: &Kept,
     ) -> Answer<()> {
         let Some(id) = &upload.id else {
-            let data = upload.whole.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            return self.inner.put_whole(key, data, kept).await;
+            return self.inner.put_whole(key, upload.whole.get(), kept).await;
         };
         let mut body = String::from("<CompleteMultipartUpload>");
         for (number, receipt) in receipts {
@@ -465,17 +416,41 @@ impl Endpoint for S3Endpoint {
         let url = format!("{}?uploadId={}", self.inner.url(key), in_query(id));
         let call = Call::new(Method::POST, url).body(vec![body.into()]);
         // A server may say yes first and no at the end.
-        check_late_error(&self.inner.body(&call).await?)
+        check_late_error(&self.inner.server.body(&call).await?)
     }
 
     async fn abandon(&self, key: &Key, token: &Token) -> Answer<()> {
         let Some(id) = id_of(token) else { return Ok(()) };
         let url = format!("{}?uploadId={}", self.inner.url(key), in_query(&id));
-        let response = self.inner.client.send(&Call::new(Method::DELETE, url)).await?;
-        match response.status() {
-            StatusCode::NOT_FOUND => Ok(()),
-            status if status.is_success() => Ok(()),
-            status => Err(refused(status, &read_body(response, MAX_PAGE_LEN).await?)),
+        self.inner.server.maybe(&Call::new(Method::DELETE, url)).await.map(drop)
+    }
+
+    async fn unfinished(
+        &self,
+        directory: &Key,
+        found: flume::Sender<Vec<Unfinished>>,
+    ) -> Answer<()> {
+        let prefix = in_query(&prefix_of(directory)?);
+        let mut marker = String::new();
+        loop {
+            let base = &self.inner.base;
+            let url = format!("{base}/?uploads&encoding-type=url&prefix={prefix}{marker}");
+            let body = self.inner.server.body(&Call::new(Method::GET, url)).await?;
+            let (uploads, next) = xml::uploads(&body)?;
+            let looks = uploads.iter().map(|upload| self.inner.left(upload)).collect();
+            let left = all(looks, self.inner.properties.requests).await;
+            let left: Vec<Option<Unfinished>> = left.into_iter().collect::<Answer<_>>()?;
+            if found.send_async(left.into_iter().flatten().collect()).await.is_err() {
+                return Ok(());
+            }
+            let next = next.map(|(key, id)| {
+                let key = in_query(&String::from_utf8_lossy(&decoded(&key)));
+                format!("&key-marker={key}&upload-id-marker={}", in_query(&id))
+            });
+            match next {
+                Some(next) if next != marker => marker = next,
+                _ => return Ok(()),
+            }
         }
     }
 
@@ -525,7 +500,7 @@ impl S3Endpoint {
             .header(CHECKSUM, &checksum)
             .header("content-type", "application/xml")
             .body(body);
-        let answer = async { xml::not_removed(&self.inner.body(&call).await?) };
+        let answer = async { xml::not_removed(&self.inner.server.body(&call).await?) };
         let left = match answer.await {
             Ok(left) => left,
             Err(fault) => return keys.iter().map(|_| Err(fault.clone())).collect(),
@@ -535,7 +510,7 @@ impl S3Endpoint {
         keys.iter()
             .map(|key| match is_left(&key) {
                 None => Ok(()),
-                Some((_, code, message)) => Err(coded(code, message)),
+                Some((_, code, message)) => Err(coded(MEANINGS, code, message)),
             })
             .collect()
     }
@@ -548,15 +523,9 @@ fn base_url(config: &S3Config, region: &str) -> Answer<String> {
     if !(3..=63).contains(&bucket.len()) || !bucket.bytes().all(is_name) {
         return Err(Fault::new(Class::Name, "that is no name of a bucket"));
     }
-    let endpoint = match &config.endpoint {
-        Some(endpoint) => endpoint.trim_end_matches('/').to_owned(),
-        None => format!("https://s3.{region}.amazonaws.com"),
-    };
-    let Some((scheme, rest)) =
-        endpoint.split_once("://").filter(|(it, _)| matches!(*it, "http" | "https"))
-    else {
-        return Err(Fault::new(Class::Name, "the endpoint is no http:// or https:// URL"));
-    };
+    let amazon = format!("https://s3.{region}.amazonaws.com");
+    let endpoint = checked_url(config.endpoint.as_deref().unwrap_or(&amazon))?;
+    let (scheme, rest) = endpoint.split_once("://").unwrap_or(("https", endpoint));
     // Certificates for all buckets do not cover names with dots.
     let is_path = config.path_style.unwrap_or(config.endpoint.is_some() || bucket.contains('.'));
     Ok(if is_path { format!("{endpoint}/{bucket}") } else { format!("{scheme}://{bucket}.{rest}") })
@@ -567,28 +536,9 @@ fn region_of(headers: &HeaderMap) -> Option<String> {
     Some(region.to_owned())
 }
 
-/// A key from a listing, which a server encodes as in a URL.
-fn listed(
-    endpoint: &S3Endpoint,
-    encoded: &str,
-    make: impl FnOnce(Key) -> (Key, Thing),
-) -> Option<Listed> {
-    let name: Vec<u8> = percent_decode_str(&encoded.replace('+', " ")).collect();
-    // What ends with a slash stands for a directory; a marker for one has it too.
-    let name = name.strip_suffix(b"/").unwrap_or(&name);
-    if encoded.ends_with('/') && !encoded.ends_with("//") {
-        return Key::new(name).ok().map(|key| Listed::Thing(key, directory()));
-    }
-    Some(match Key::new(name) {
-        Ok(key) => {
-            let (key, thing) = make(key);
-            Listed::Thing(key, thing)
-        }
-        Err(reason) => {
-            let shown = [&endpoint.shown(&Key::default())[..], name].concat();
-            Listed::Unusable { shown, reason }
-        }
-    })
+/// A name from a listing, which the server encodes as in a URL.
+fn decoded(name: &str) -> Vec<u8> {
+    percent_decode_str(&name.replace('+', " ")).collect()
 }
 
 fn thing_of(object: &xml::Object) -> Thing {
@@ -597,36 +547,8 @@ fn thing_of(object: &xml::Object) -> Thing {
         size: object.size,
         modified: object.modified,
         tag: (!object.tag.is_empty()).then(|| object.tag.as_bytes().into()),
-        ..directory()
+        ..implied()
     }
-}
-
-fn directory() -> Thing {
-    Thing {
-        kind: ThingKind::Directory,
-        size: 0,
-        mtime: None,
-        modified: None,
-        mode: None,
-        owners: None,
-        tag: None,
-        root: None,
-        target: None,
-    }
-}
-
-fn text(key: &Key) -> Answer<&str> {
-    std::str::from_utf8(key.as_bytes())
-        .map_err(|_| Fault::new(Class::Name, "the name is not UTF-8"))
-}
-
-/// A key as it stands in a path.
-fn encoded(key: &Key) -> String {
-    utf8_percent_encode(&String::from_utf8_lossy(key.as_bytes()), IN_PATH).to_string()
-}
-
-fn in_query(text: &str) -> String {
-    utf8_percent_encode(text, IN_QUERY).to_string()
 }
 
 /// The CRC-64/NVME of data, as headers have it.
@@ -638,98 +560,81 @@ fn checksum(data: &[Bytes]) -> String {
     base64::engine::general_purpose::STANDARD.encode(digest.finalize().to_be_bytes())
 }
 
-fn id_of(token: &Token) -> Option<String> {
-    let id = token.as_bytes().strip_prefix(b"u").filter(|id| !id.is_empty())?;
-    String::from_utf8(id.to_vec()).ok()
-}
-
 /// An error in an answer that began well.
 fn check_late_error(body: &[u8]) -> Answer<()> {
     match xml::text_of(body, "Error/Code") {
         None => Ok(()),
-        Some(code) => Err(coded(&code, &xml::text_of(body, "Error/Message").unwrap_or_default())),
+        Some(code) => {
+            Err(coded(MEANINGS, &code, &xml::text_of(body, "Error/Message").unwrap_or_default()))
+        }
     }
 }
 
 /// Why a request failed, by its answer.
-fn refused(status: StatusCode, body: &[u8]) -> Fault {
-    if let Some(code) = xml::text_of(body, "Error/Code") {
-        return coded(&code, &xml::text_of(body, "Error/Message").unwrap_or_default());
+fn refused(status: StatusCode, _: &HeaderMap, body: &[u8]) -> Fault {
+    match xml::text_of(body, "Error/Code") {
+        Some(code) => {
+            let message = xml::text_of(body, "Error/Message").unwrap_or_default();
+            coded(MEANINGS, &code, &message)
+        }
+        // An answer to HEAD has no text that could say more.
+        None => by_status(status),
     }
-    let class = match status.as_u16() {
-        401 => Class::Credentials,
-        403 => Class::Denied,
-        404 => Class::Missing,
-        412 => Class::Changed,
-        429 | 500..=599 => Class::Busy,
-        _ => Class::Other,
-    };
-    Fault::new(class, format!("the server says {status}"))
 }
 
-/// What a code of S3 means, and what to do about it.
-fn coded(code: &str, message: &str) -> Fault {
-    let (class, text) = match code {
-        "NoSuchBucket" => {
-            (Class::Credentials, "there is no such bucket; make it first, or check its name")
-        }
-        "NoSuchKey" => (Class::Missing, "there is no such object"),
-        "InvalidAccessKeyId" => (
-            Class::Credentials,
-            "the access key is not known to the server; check AWS_ACCESS_KEY_ID or --aws-profile",
-        ),
-        "SignatureDoesNotMatch" => (
-            Class::Credentials,
-            "the secret key is not that of the access key; check AWS_SECRET_ACCESS_KEY",
-        ),
-        "ExpiredToken" | "TokenRefreshRequired" | "InvalidToken" => {
-            (Class::Credentials, "the credentials have expired; log in again")
-        }
-        "RequestTimeTooSkewed" => {
-            (Class::Credentials, "this host's clock is wrong; set it, with NTP for example")
-        }
-        "AccessDenied" | "AllAccessDisabled" | "Forbidden" => {
-            (Class::Denied, "these credentials do not allow it; ask the bucket's owner")
-        }
-        "QuotaExceeded" | "InsufficientStorage" | "EntityTooLargeForQuota" => {
-            (Class::Full, "the quota is used up; make room or have it raised")
-        }
-        "PermanentRedirect" | "AuthorizationHeaderMalformed" => {
-            (Class::Credentials, "the bucket is in another region; name it with --region")
-        }
-        "PreconditionFailed" => (Class::Changed, "it is another version by now"),
-        "BadDigest" | "InvalidDigest" | "XAmzContentChecksumMismatch" => {
-            (Class::Busy, "the data was damaged on its way")
-        }
-        "SlowDown" | "ServiceUnavailable" | "InternalError" | "RequestTimeout" => {
-            (Class::Busy, "the server has too much to do")
-        }
-        "NotImplemented" => (Class::Unsupported, "the server cannot do this"),
-        _ => {
-            let (code, message) = (Escaped(code.as_bytes()), Escaped(message.as_bytes()));
-            return Fault::new(Class::Other, format!("the server says {code}: {message}"));
-        }
-    };
-    Fault::new(class, format!("{text} ({code})"))
-}
-
-/// What stands for itself in a path: a slash does.
-const IN_PATH: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
-
-/// What stands for itself in a query.
-const IN_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const MEANINGS: &[Meaning] = &[
+    Meaning { codes: &["NoSuchBucket"], class: Class::Credentials, text: text::NO_BUCKET },
+    Meaning { codes: &["NoSuchKey"], class: Class::Missing, text: text::NO_OBJECT },
+    Meaning {
+        codes: &["InvalidAccessKeyId"],
+        class: Class::Credentials,
+        text: "the access key is not known to the server; check AWS_ACCESS_KEY_ID or --aws-profile",
+    },
+    Meaning {
+        codes: &["SignatureDoesNotMatch"],
+        class: Class::Credentials,
+        text: "the secret key is not that of the access key; check AWS_SECRET_ACCESS_KEY",
+    },
+    Meaning {
+        codes: &["ExpiredToken", "TokenRefreshRequired", "InvalidToken"],
+        class: Class::Credentials,
+        text: text::EXPIRED,
+    },
+    Meaning { codes: &["RequestTimeTooSkewed"], class: Class::Credentials, text: text::CLOCK },
+    Meaning {
+        codes: &["AccessDenied", "AllAccessDisabled", "Forbidden"],
+        class: Class::Denied,
+        text: text::DENIED,
+    },
+    Meaning {
+        codes: &["QuotaExceeded", "InsufficientStorage", "EntityTooLargeForQuota"],
+        class: Class::Full,
+        text: text::FULL,
+    },
+    Meaning {
+        codes: &["PermanentRedirect", "AuthorizationHeaderMalformed"],
+        class: Class::Credentials,
+        text: "the bucket is in another region; name it with --region",
+    },
+    Meaning { codes: &["PreconditionFailed"], class: Class::Changed, text: text::OTHER_VERSION },
+    Meaning {
+        codes: &["BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch"],
+        class: Class::Busy,
+        text: text::DAMAGED,
+    },
+    Meaning {
+        codes: &["SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout"],
+        class: Class::Busy,
+        text: text::BUSY,
+    },
+    Meaning {
+        codes: &["NotImplemented"],
+        class: Class::Unsupported,
+        text: "the server cannot do this",
+    },
+];
 
 const CHECKSUM: &str = "x-amz-checksum-crc64nvme";
 
-/// How many requests at a time unless somebody says otherwise.
-const REQUESTS: usize = 64;
-
-/// The longest answer that is no object, in bytes.
-const MAX_PAGE_LEN: usize = 16 << 20;
-
 /// The longest object that can be copied with one request, in bytes.
 const MAX_COPY_LEN: u64 = 5 << 30;
-
-/// How often reading one part is begun again where it broke off.
-const READ_ATTEMPTS: u32 = 5;

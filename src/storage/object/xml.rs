@@ -1,7 +1,9 @@
-//! Answers of S3.
+//! Answers of S3 and Azure.
 //!
 //! Only elements that are known are looked at, at most so deep; there are no entities but those of XML
 //! itself, so nothing expands.
+
+use std::collections::HashMap;
 
 use quick_xml::events::Event;
 use quick_xml::reader::Reader;
@@ -110,22 +112,121 @@ pub fn page(xml: &[u8]) -> Result<Page, Fault> {
     Ok(page)
 }
 
-/// A part's number, counted from 1, and its tag.
-pub type Part = (u64, String);
+/// A part of an upload.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Part {
+    /// Counted from 1.
+    pub number: u64,
+    pub tag: String,
+    pub size: u64,
+    pub modified: Option<Timestamp>,
+}
 
-/// Reads an answer to `ListParts`: numbers and tags, and how to ask for the next page.
+/// Reads an answer to `ListParts`: parts, and how to ask for the next page.
 pub fn parts(xml: &[u8]) -> Result<(Vec<Part>, Option<String>), Fault> {
-    let (mut parts, mut part) = (Vec::new(), (0, String::new()));
+    let (mut parts, mut part) = (Vec::new(), Part::default());
     let (mut is_cut, mut marker) = (false, String::new());
     fields(xml, |(path, text)| match path {
-        "ListPartsResult/Part/PartNumber" => part.0 = text.trim().parse().unwrap_or_default(),
-        "ListPartsResult/Part/ETag" => text.clone_into(&mut part.1),
+        "ListPartsResult/Part/PartNumber" => part.number = text.trim().parse().unwrap_or_default(),
+        "ListPartsResult/Part/ETag" => text.clone_into(&mut part.tag),
+        "ListPartsResult/Part/Size" => part.size = text.trim().parse().unwrap_or_default(),
+        "ListPartsResult/Part/LastModified" => part.modified = timestamp(text),
         "ListPartsResult/Part/" => parts.push(std::mem::take(&mut part)),
         "ListPartsResult/IsTruncated" => is_cut = text == "true",
         "ListPartsResult/NextPartNumberMarker" => text.clone_into(&mut marker),
         _ => {}
     })?;
     Ok((parts, is_cut.then_some(marker)))
+}
+
+/// A page of a listing of Azure's.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub struct Blobs {
+    pub blobs: Vec<Blob>,
+    /// Beginnings of names, up to a slash.
+    pub prefixes: Vec<String>,
+    /// How to ask for the next page.
+    pub next: Option<String>,
+}
+
+/// A blob in a listing of Azure's.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Blob {
+    pub name: String,
+    pub size: u64,
+    pub modified: String,
+    pub tag: String,
+    pub metadata: Vec<(String, String)>,
+}
+
+/// Reads an answer to `List Blobs`.
+pub fn blobs(xml: &[u8]) -> Result<Blobs, Fault> {
+    let mut page = Blobs::default();
+    let mut blob = Blob::default();
+    fields(xml, |(path, text)| {
+        let Some(path) = path.strip_prefix("EnumerationResults/") else { return };
+        match path {
+            "Blobs/Blob/Name" => text.clone_into(&mut blob.name),
+            "Blobs/Blob/Properties/Content-Length" => {
+                blob.size = text.trim().parse().unwrap_or_default();
+            }
+            "Blobs/Blob/Properties/Last-Modified" => text.clone_into(&mut blob.modified),
+            "Blobs/Blob/Properties/Etag" => text.clone_into(&mut blob.tag),
+            "Blobs/Blob/" => page.blobs.push(std::mem::take(&mut blob)),
+            "Blobs/BlobPrefix/Name" => page.prefixes.push(text.to_owned()),
+            "NextMarker" => page.next = Some(text.to_owned()).filter(|it| !it.is_empty()),
+            _ => {
+                let name = path.strip_prefix("Blobs/Blob/Metadata/");
+                if let Some(name) = name.filter(|name| !name.ends_with('/')) {
+                    blob.metadata.push((name.to_owned(), text.to_owned()));
+                }
+            }
+        }
+    })?;
+    Ok(page)
+}
+
+/// Reads an answer to `Get Block List`: blocks that are in no list yet, by their identifiers, and their sizes.
+pub fn uncommitted_blocks(xml: &[u8]) -> Result<HashMap<String, u64>, Fault> {
+    let (mut blocks, mut block) = (HashMap::new(), (String::new(), 0));
+    fields(xml, |(path, text)| match path {
+        "BlockList/UncommittedBlocks/Block/Name" => text.clone_into(&mut block.0),
+        "BlockList/UncommittedBlocks/Block/Size" => {
+            block.1 = text.trim().parse().unwrap_or_default();
+        }
+        "BlockList/UncommittedBlocks/Block/" => {
+            let (name, size) = std::mem::take(&mut block);
+            blocks.insert(name, size);
+        }
+        _ => {}
+    })?;
+    Ok(blocks)
+}
+
+/// An upload in a listing of S3's. Its key is encoded as in a URL.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Upload {
+    pub key: String,
+    pub id: String,
+    pub begun: Option<Timestamp>,
+}
+
+/// Reads an answer to `ListMultipartUploads`: uploads, and the key and the upload that the next page
+/// begins behind.
+pub fn uploads(xml: &[u8]) -> Result<(Vec<Upload>, Option<(String, String)>), Fault> {
+    let (mut uploads, mut upload) = (Vec::new(), Upload::default());
+    let (mut is_cut, mut next) = (false, (String::new(), String::new()));
+    fields(xml, |(path, text)| match path {
+        "ListMultipartUploadsResult/Upload/Key" => text.clone_into(&mut upload.key),
+        "ListMultipartUploadsResult/Upload/UploadId" => text.clone_into(&mut upload.id),
+        "ListMultipartUploadsResult/Upload/Initiated" => upload.begun = timestamp(text),
+        "ListMultipartUploadsResult/Upload/" => uploads.push(std::mem::take(&mut upload)),
+        "ListMultipartUploadsResult/IsTruncated" => is_cut = text == "true",
+        "ListMultipartUploadsResult/NextKeyMarker" => text.clone_into(&mut next.0),
+        "ListMultipartUploadsResult/NextUploadIdMarker" => text.clone_into(&mut next.1),
+        _ => {}
+    })?;
+    Ok((uploads, is_cut.then_some(next)))
 }
 
 /// The text of one element, by its path.
@@ -206,7 +307,55 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_read() {}
+    fn parts_are_read() {
+        let xml = b"<ListPartsResult><Part><PartNumber>2</PartNumber><ETag>\"x\"</ETag>
+            <Size>5</Size><LastModified>1970-01-01T00:00:01Z</LastModified></Part>
+            <IsTruncated>true</IsTruncated><NextPartNumberMarker>2</NextPartNumberMarker>
+            </ListPartsResult>";
+        let (parts, next) = parts(xml).unwrap();
+        let modified = Timestamp::new(1, 0);
+        let part = Part { number: 2, tag: "\"x\"".to_owned(), size: 5, modified };
+        assert_eq!((parts, next.as_deref()), (vec![part], Some("2")));
+    }
+
+    #[test]
+    fn uploads_are_read() {
+        let xml = b"<ListMultipartUploadsResult><Upload><Key>a%20b</Key><UploadId>i</UploadId>
+            <Initiated>1970-01-01T00:00:01Z</Initiated></Upload><IsTruncated>true</IsTruncated>
+            <NextKeyMarker>k</NextKeyMarker><NextUploadIdMarker>j</NextUploadIdMarker>
+            </ListMultipartUploadsResult>";
+        let (uploads, next) = uploads(xml).unwrap();
+        let upload = Upload { key: "a%20b".into(), id: "i".into(), begun: Timestamp::new(1, 0) };
+        assert_eq!((uploads, next), (vec![upload], Some(("k".into(), "j".into()))));
+    }
+
+    #[test]
+    fn blobs_are_read() {
+        let xml = b"\xef\xbb\xbf<?xml version=\"1.0\" encoding=\"utf-8\"?><EnumerationResults><Blobs><Blob>
+            <Name>a &amp; b</Name><Properties><Last-Modified>Tue, 24 Nov 2026 12:00:00 GMT</Last-Modified>
+            <Etag>0x1</Etag><Content-Length>12</Content-Length></Properties>
+            <Metadata><fastsync_mode>0644</fastsync_mode></Metadata></Blob><Blob><Name>c</Name>
+            <Properties /><Metadata /></Blob><BlobPrefix><Name>d/</Name></BlobPrefix></Blobs>
+            <NextMarker>m</NextMarker></EnumerationResults>";
+        let page = blobs(xml).unwrap();
+        assert_eq!((page.prefixes, page.next.as_deref()), (vec!["d/".to_owned()], Some("m")));
+        let metadata = vec![("fastsync_mode".to_owned(), "0644".to_owned())];
+        let modified = "Tue, 24 Nov 2026 12:00:00 GMT".to_owned();
+        let first = Blob { name: "a & b".into(), size: 12, modified, tag: "0x1".into(), metadata };
+        assert_eq!(page.blobs[0], first);
+        assert_eq!(page.blobs[1], Blob { name: "c".into(), ..Blob::default() });
+        assert_eq!(
+            blobs(b"<EnumerationResults><NextMarker/></EnumerationResults>").unwrap().next,
+            None
+        );
+    }
+
+    #[test]
+    fn blocks_are_read() {
+        let xml = b"<BlockList><CommittedBlocks><Block><Name>x</Name></Block></CommittedBlocks>
+            <UncommittedBlocks><Block><Name>y</Name><Size>1</Size></Block></UncommittedBlocks></BlockList>";
+        assert_eq!(uncommitted_blocks(xml).unwrap(), HashMap::from([("y".to_owned(), 1)]));
+    }
 
     #[test]
     fn what_could_expand_is_refused() {
@@ -231,6 +380,7 @@ mod tests {
         #[test]
         fn any_answer_can_be_read(bytes in proptest::collection::vec(any::<u8>(), 0..300), text in any::<String>()) {
             let _ = page(&bytes);
+            let _ = blobs(&bytes);
             let _ = fields(text.as_bytes(), |_| {});
             timestamp(&text);
         }

@@ -9,6 +9,7 @@ mod key;
 mod place;
 mod sink;
 mod source;
+mod unfinished;
 mod walk;
 
 use std::time::Duration;
@@ -20,7 +21,8 @@ pub use fault::{Class, Fault};
 pub use key::{Key, KeyError};
 pub use sink::RemoteSink;
 pub use source::RemoteSource;
-pub use walk::OWN_PREFIX;
+pub use unfinished::{Unfinished, remove_unfinished};
+pub use walk::{OWN_PREFIX, implied};
 
 use super::{Left, Receipt, Remembers, Token};
 use crate::protocol::chunk::{ByteRange, ChunkData, Digest};
@@ -159,6 +161,18 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
 
     /// Removes what is there of an upload that will not be finished. What is not there is no error.
     fn abandon(&self, key: &Key, token: &Token) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Tells what is left of uploads in a directory, and below it, in groups and in any order: of all that
+    /// were begun and neither finished nor abandoned, those that are still under way among them.
+    ///
+    /// Ends early, without an error, when nobody listens any more.
+    fn unfinished(
+        &self,
+        directory: &Key,
+        found: flume::Sender<Vec<Unfinished>>,
+    ) -> impl Future<Output = Answer<()>> + Send {
+        unfinished::temporary_files(self, directory, found)
+    }
 
     /// Makes a directory, whose parent is there. One that is there already is no error. Does nothing
     /// where directories are only implied.
@@ -325,6 +339,12 @@ pub async fn all<F: Future>(futures: Vec<F>, limit: usize) -> Vec<F::Output> {
     let mut answers: Vec<(usize, F::Output)> = answers.collect().await;
     answers.sort_unstable_by_key(|(number, _)| *number);
     answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
+/// A number that no other upload has.
+pub fn nonce() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(std::time::Instant::now())
 }
 
 /// A chunk's data as it is to be written, zeros for holes, without a copy of it.

@@ -16,7 +16,7 @@ use crate::protocol::chunk::{ByteRange, ChunkData};
 use crate::protocol::message::Changes;
 use crate::storage::remote::{
     Answer, Class, Endpoint, Fault, Keeps, KeepsRoot, Kept, Key, Listed, OWN_PREFIX, Parts,
-    Properties, Replaces, Thing, ThingKind, all, pieces,
+    Properties, Replaces, Thing, ThingKind, all, nonce, pieces,
 };
 use crate::storage::{Left, Receipt, Remembers, Token};
 
@@ -451,7 +451,7 @@ impl Endpoint for SftpEndpoint {
     async fn put(&self, key: &Key, data: Bytes, kept: &Kept) -> Answer<()> {
         let _permit = self.inner.small.acquire().await.map_err(|_| nonsense())?;
         let (path, session) = (path_of(key), self.inner.pool.pick()?);
-        let temporary = temporary_path(key, random());
+        let temporary = temporary_path(key, nonce());
         let put = async {
             let handle = self.inner.create(&session, &temporary, None).await?;
             let handles = Handles::default();
@@ -478,7 +478,7 @@ impl Endpoint for SftpEndpoint {
     async fn begin(&self, key: &Key, size: u64, _: u64, _: &Kept) -> Answer<Upload> {
         let path = path_of(key);
         self.inner.check_room(parent_of(&path), size).await?;
-        let nonce = random();
+        let nonce = nonce();
         let temporary = temporary_path(key, nonce);
         let session = self.inner.pool.pick()?;
         let made = self.inner.create(&session, &temporary, Some(size)).await;
@@ -606,7 +606,7 @@ impl Endpoint for SftpEndpoint {
 
     async fn make_symlink(&self, key: &Key, target: &[u8], kept: &Kept) -> Answer<()> {
         let path = path_of(key);
-        let temporary = temporary_path(key, random());
+        let temporary = temporary_path(key, nonce());
         done(self.inner.call(Request::symlink(target, &temporary)).await?)?;
         let named = async {
             let kept = Kept { mode: None, ..*kept };
@@ -735,11 +735,6 @@ fn temporary_path(key: &Key, nonce: u64) -> Vec<u8> {
 fn nonce_of(token: &Token) -> Option<u64> {
     let bytes = token.as_bytes().strip_prefix(b"t")?;
     Some(u64::from_le_bytes(bytes.try_into().ok()?))
-}
-
-fn random() -> u64 {
-    use std::hash::{BuildHasher as _, RandomState};
-    RandomState::new().hash_one(std::time::Instant::now())
 }
 
 /// What writes data from there on.

@@ -1,0 +1,263 @@
+//! What all object stores have in common.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::metadata::Names;
+use crate::protocol::manifest::Timestamp;
+use crate::storage::Token;
+use crate::storage::http::client::{Call, Client, fill, read_body};
+use crate::storage::remote::{Answer, Class, Fault, Kept, Key, Listed, Thing, implied, nonce};
+
+/// Why a request failed, by its answer.
+pub type Refused = fn(StatusCode, &HeaderMap, &[u8]) -> Fault;
+
+/// A server, and how to understand its refusals.
+#[derive(Clone, Debug)]
+pub struct Server {
+    pub client: Client,
+    pub refused: Refused,
+}
+
+impl Server {
+    /// Sends a request that is to succeed.
+    pub async fn done(&self, call: &Call) -> Answer<reqwest::Response> {
+        let response = self.client.send(call).await?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(self.refusal(response).await)
+    }
+
+    /// Sends a request; `None` if what it is about is not there.
+    pub async fn maybe(&self, call: &Call) -> Answer<Option<reqwest::Response>> {
+        let response = self.client.send(call).await?;
+        match response.status() {
+            StatusCode::NOT_FOUND => Ok(None),
+            status if status.is_success() => Ok(Some(response)),
+            _ => Err(self.refusal(response).await),
+        }
+    }
+
+    pub async fn refusal(&self, response: reqwest::Response) -> Fault {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = read_body(response, MAX_PAGE_LEN).await.unwrap_or_default();
+        (self.refused)(status, &headers, &body)
+    }
+
+    /// The body of the answer to a request that is to succeed.
+    pub async fn body(&self, call: &Call) -> Answer<Vec<u8>> {
+        read_body(self.done(call).await?, MAX_PAGE_LEN).await
+    }
+
+    /// Reads part of an object: `call` gets it whole, if it is still the version that is meant.
+    pub async fn read(&self, call: &Call, offset: u64, into: &mut [u8]) -> Answer<()> {
+        let mut done = 0;
+        for _ in 0..READ_ATTEMPTS {
+            let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) else {
+                return Ok(());
+            };
+            let first = offset + done as u64;
+            let last = first + rest.len() as u64 - 1;
+            let call = call.clone().header("range", &format!("bytes={first}-{last}"));
+            let response = self.done(&call).await?;
+            let begins = response.headers().get(http::header::CONTENT_RANGE);
+            let is_ours = match begins.and_then(|it| it.to_str().ok()) {
+                Some(range) => range.starts_with(&format!("bytes {first}-")),
+                None => first == 0 && response.content_length() == Some(rest.len() as u64),
+            };
+            if !is_ours {
+                let text = "the server sends another part than it was asked for";
+                return Err(Fault::new(Class::Violation, text));
+            }
+            done += fill(response, rest).await?;
+        }
+        if done == into.len() {
+            return Ok(());
+        }
+        Err(Fault::new(Class::Disconnected, "the connection broke off again and again"))
+    }
+}
+
+/// Hands over a listing page by page. `page` gets what the page before it gave to ask for more.
+pub async fn pages<F: Future<Output = Answer<(Vec<Listed>, Option<String>)>>>(
+    found: flume::Sender<Vec<Listed>>,
+    page: impl Fn(Option<String>) -> F,
+) -> Answer<()> {
+    let mut next: Option<String> = None;
+    loop {
+        let (group, more) = page(next.clone()).await?;
+        if !group.is_empty() && found.send_async(group).await.is_err() {
+            return Ok(());
+        }
+        match more {
+            // A server that gives the same page for ever is not followed.
+            Some(more) if next.as_ref() != Some(&more) => next = Some(more),
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// What a listing told of. A name that ends with a slash stands for a directory, whose marker may have
+/// it too. `top` is how the store's own top is shown.
+pub fn listed(top: &[u8], name: &[u8], thing: Thing) -> Option<Listed> {
+    let without = name.strip_suffix(b"/").unwrap_or(name);
+    if without.len() < name.len() && !without.ends_with(b"/") {
+        return Key::new(without).ok().map(|key| Listed::Thing(key, implied()));
+    }
+    Some(match Key::new(without) {
+        Ok(key) => Listed::Thing(key, thing),
+        Err(reason) => Listed::Unusable { shown: [top, without].concat(), reason },
+    })
+}
+
+/// What the keys in a directory begin with.
+pub fn prefix_of(directory: &Key) -> Answer<String> {
+    Ok(if directory.is_top() { String::new() } else { format!("{}/", text(directory)?) })
+}
+
+pub fn text(key: &Key) -> Answer<&str> {
+    std::str::from_utf8(key.as_bytes())
+        .map_err(|_| Fault::new(Class::Name, "the name is not UTF-8"))
+}
+
+/// A key as it stands in a path.
+pub fn in_path(key: &Key) -> String {
+    utf8_percent_encode(&String::from_utf8_lossy(key.as_bytes()), IN_PATH).to_string()
+}
+
+/// A text as it stands in a query, or as one name in a path.
+pub fn in_query(text: &str) -> String {
+    utf8_percent_encode(text, IN_QUERY).to_string()
+}
+
+/// A request with what is to be kept beside an object in its headers.
+pub fn with_kept(mut call: Call, names: &Names, kept: &Kept) -> Call {
+    for (name, value) in names.entries(kept) {
+        call = call.header(&format!("{}{name}", names.header_prefix), &value);
+    }
+    call
+}
+
+/// The server's URL, without slashes at its end.
+pub fn checked_url(url: &str) -> Answer<&str> {
+    let url = url.trim_end_matches('/');
+    match url.split_once("://") {
+        Some(("http" | "https", rest)) if !rest.is_empty() => Ok(url),
+        _ => Err(Fault::new(Class::Name, "the endpoint is no http:// or https:// URL")),
+    }
+}
+
+/// Checks that a file has no more parts than an object may have.
+pub fn check_count(parts: u64, max: u64) -> Answer<()> {
+    if parts <= max {
+        return Ok(());
+    }
+    let text =
+        format!("it has more than {max} parts of this size; choose a larger chunk size with -c");
+    Err(Fault::new(Class::Unsupported, text))
+}
+
+/// The data of a file that goes up whole, once it has come.
+#[derive(Clone, Debug, Default)]
+pub struct Whole(Arc<Mutex<Vec<Bytes>>>);
+
+impl Whole {
+    pub fn set(&self, data: Vec<Bytes>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = data;
+    }
+
+    pub fn get(&self) -> Vec<Bytes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What names an upload in a journal; `None` for one that goes up whole.
+pub fn token(id: Option<&str>) -> Token {
+    Token::new(&[b"u", id.unwrap_or_default().as_bytes()].concat()).unwrap_or_default()
+}
+
+/// The upload that a token names.
+pub fn id_of(token: &Token) -> Option<String> {
+    let id = token.as_bytes().strip_prefix(b"u").filter(|id| !id.is_empty())?;
+    String::from_utf8(id.to_vec()).ok()
+}
+
+/// A name for an upload that no other has, and that says when it was begun.
+pub fn upload_id() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{:08x}{:08x}", now.as_secs() & 0xffff_ffff, nonce() & 0xffff_ffff)
+}
+
+/// When an upload was begun, by its name; `None` if that is no name of [`upload_id`].
+pub fn begun(id: &str) -> Option<Timestamp> {
+    let is_name = id.len() == 16 && id.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+    let seconds = i64::from_str_radix(id.get(..8)?, 16).ok()?;
+    Timestamp::new(seconds, 0).filter(|_| is_name)
+}
+
+/// What stands for itself in a path: a slash does.
+const IN_PATH: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+
+/// What stands for itself in a query.
+const IN_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// How many requests at a time unless somebody says otherwise.
+pub const REQUESTS: usize = 64;
+
+/// The longest answer that is no object, in bytes.
+pub const MAX_PAGE_LEN: usize = 16 << 20;
+
+/// How often reading one part is begun again where it broke off.
+const READ_ATTEMPTS: u32 = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::remote::ThingKind;
+
+    #[test]
+    fn a_slash_at_the_end_is_a_implied() {
+        let file = Thing { kind: ThingKind::File, size: 3, ..implied() };
+        let told = |name: &str| listed(b"gs://b/", name.as_bytes(), file.clone());
+        let key = |name: &str| Key::new(name.as_bytes()).unwrap();
+        assert_eq!(told("a/b"), Some(Listed::Thing(key("a/b"), file.clone())));
+        assert_eq!(told("a/"), Some(Listed::Thing(key("a"), implied())));
+        assert_eq!(told("/a/"), None);
+        for name in ["a//", "a//b", "/a", "../x"] {
+            let Some(Listed::Unusable { shown, .. }) = told(name) else { panic!("{name}") };
+            assert!(shown.starts_with(b"gs://b/"));
+        }
+    }
+
+    #[test]
+    fn a_token_names_its_upload() {
+        assert_eq!(id_of(&token(Some("x/y"))).as_deref(), Some("x/y"));
+        assert_eq!(id_of(&token(None)), None);
+        assert_eq!(id_of(&Token::from(7)), None);
+    }
+
+    #[test]
+    fn an_upload_says_when_it_was_begun() {
+        let (one, other) = (upload_id(), upload_id());
+        assert_ne!(one, other);
+        assert!(begun(&one).unwrap().seconds > 1_700_000_000);
+        assert_eq!(begun("6553f100ffffffff"), Timestamp::new(1_700_000_000, 0));
+        for text in ["", "6553f100", "6553f100fffffffg", "6553F100ffffffff", "measure-1234-567"] {
+            assert_eq!(begun(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_urls_of_http_are_endpoints() {
+        assert_eq!(checked_url("https://h:1/x//").unwrap(), "https://h:1/x");
+        for url in ["", "h", "ftp://h", "http://", "http:"] {
+            assert!(checked_url(url).is_err(), "{url}");
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The servers that [`super::served`] are on, as the tests of the program start them.
+
+#![allow(dead_code)] // they do more for the tests of the program
+
+#[path = "../it/garage.rs"]
+pub mod garage;
+#[path = "../it/sshd.rs"]
+pub mod sshd;
+#[path = "../it/support.rs"]
+pub mod support;
+#[path = "../it/tools.rs"]
+pub mod tools;
