@@ -257,6 +257,7 @@ fn s3(bucket: &str, stores: &ObjectStores) -> S3Config {
         path_style: stores.path_style,
         storage_class: stores.storage_class,
         requests: stores.requests.map(usize::from),
+        max_parts: None,
     }
 }
 

@@ -59,3 +59,4 @@ conforms!(objects, InMemory::new(OBJECTS));
 conforms!(store, InMemory::new(STORE));
 conforms!(sftp, served::sftp().await);
 conforms!(s3, served::s3().await);
+conforms!(s3_of_few_parts, served::s3_of_few_parts().await);

@@ -49,11 +49,21 @@ pub async fn sftp() -> Served<SftpEndpoint> {
 
 /// A prefix in the bucket of a real S3 server.
 pub async fn s3() -> Served<S3Endpoint> {
+    s3_with(None).await
+}
+
+/// The same, where an object may have two parts only.
+pub async fn s3_of_few_parts() -> Served<S3Endpoint> {
+    s3_with(Some(2)).await
+}
+
+async fn s3_with(max_parts: Option<u64>) -> Served<S3Endpoint> {
     let config = S3Config {
         bucket: BUCKET.to_owned(),
         endpoint: Some(format!("http://127.0.0.1:{}", garage().port)),
         region: Some("garage".to_owned()),
         keys: Some(S3Keys { access: ACCESS_KEY.to_owned(), secret: SECRET_KEY.to_owned() }),
+        max_parts,
         ..S3Config::default()
     };
     let endpoint = S3Endpoint::connect(config).await.unwrap();

@@ -2,6 +2,7 @@
 //!
 //! - `s3`: what speaks S3, `gcs`: Google Cloud Storage, `azure`: Azure Blob Storage; each as an
 //!   [`Endpoint`](super::remote::Endpoint).
+//! - `multipart`: S3's uploads in parts, `stages`: of files that have too many of them.
 //! - `store`: what they have in common. `xml`: answers of two of them. `metadata`: what is stored beside
 //!   an object. `fault`: what refusals mean. `credentials`: who we are.
 
@@ -10,7 +11,9 @@ mod credentials;
 mod fault;
 mod gcs;
 mod metadata;
+mod multipart;
 mod s3;
+mod stages;
 mod store;
 mod xml;
 

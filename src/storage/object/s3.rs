@@ -15,9 +15,10 @@ use percent_encoding::percent_decode_str;
 use super::credentials;
 use super::fault::{Meaning, by_status, coded, text};
 use super::metadata;
+use super::stages::Stages;
 use super::store::{
-    MAX_PAGE_LEN, REQUESTS, Server, Whole, check_count, checked_url, id_of, in_path, in_query,
-    listed, pages, prefix_of, token, with_kept,
+    MAX_PAGE_LEN, REQUESTS, Server, Whole, checked_url, id_of, in_path, in_query, listed, pages,
+    prefix_of, token, with_kept,
 };
 use super::xml;
 use crate::protocol::chunk::{ByteRange, ChunkData};
@@ -47,6 +48,8 @@ pub struct S3Config {
     pub storage_class: Option<String>,
     /// How many requests at a time; 64 if `None`.
     pub requests: Option<usize>,
+    /// How many parts an object may have; 10,000 if `None`, as at Amazon's.
+    pub max_parts: Option<u64>,
 }
 
 /// Who we are, said outright.
@@ -70,12 +73,12 @@ pub struct S3Endpoint {
 }
 
 #[derive(Debug)]
-struct Inner {
-    server: Server,
-    config: S3Config,
+pub(super) struct Inner {
+    pub server: Server,
+    pub config: S3Config,
     /// What the URLs of the bucket's objects begin with, without a slash at its end.
-    base: String,
-    properties: Properties,
+    pub base: String,
+    pub properties: Properties,
 }
 
 /// An object that is being read.
@@ -91,9 +94,18 @@ pub struct Open {
 #[derive(Clone, Debug)]
 pub struct Upload {
     key: Key,
-    /// `None` of one that goes up whole.
-    id: Option<Arc<str>>,
-    whole: Whole,
+    size: u64,
+    shape: Shape,
+}
+
+/// How an object goes up.
+#[derive(Clone, Debug)]
+enum Shape {
+    Whole(Whole),
+    /// In parts, under an upload's identifier.
+    Parts(Arc<str>),
+    /// In more parts than an object may have.
+    Stages(Arc<Stages>),
 }
 
 impl S3Endpoint {
@@ -136,6 +148,7 @@ impl S3Endpoint {
             client = client.signing(signer);
         }
         let base = base_url(&config, region)?;
+        let max_count = config.max_parts.unwrap_or(10_000);
         let properties = Properties {
             name: "s3",
             replaces: Replaces::Atomically,
@@ -151,7 +164,7 @@ impl S3Endpoint {
                 roots: KeepsRoot::FromTheBeginning,
                 any_bytes: false,
             },
-            parts: Parts { min_len: 5 << 20, max_count: 10_000 },
+            parts: Parts { min_len: 5 << 20, max_count },
             requests,
             lists_all: false,
             copies: true,
@@ -163,7 +176,7 @@ impl S3Endpoint {
 }
 
 impl Inner {
-    fn url(&self, key: &Key) -> String {
+    pub fn url(&self, key: &Key) -> String {
         format!("{}/{}", self.base, in_path(key))
     }
 
@@ -176,13 +189,13 @@ impl Inner {
         })
     }
 
-    async fn page(&self, prefix: &str, query: &str) -> Answer<xml::Page> {
+    pub async fn page(&self, prefix: &str, query: &str) -> Answer<xml::Page> {
         let prefix = in_query(prefix);
         let url = format!("{}/?list-type=2&encoding-type=url&prefix={prefix}{query}", self.base);
         xml::page(&self.server.body(&Call::new(Method::GET, url)).await?)
     }
 
-    fn with_kept(&self, call: Call, kept: &Kept) -> Call {
+    pub fn with_kept(&self, call: Call, kept: &Kept) -> Call {
         let call = with_kept(call, &metadata::S3, kept);
         match &self.config.storage_class {
             Some(class) => call.header("x-amz-storage-class", class),
@@ -190,29 +203,13 @@ impl Inner {
         }
     }
 
-    /// The parts of an upload, whose object's URL is given; `None` if there is no such upload.
-    async fn parts(&self, url: &str, id: &str) -> Answer<Option<Vec<xml::Part>>> {
-        let (mut found, mut marker) = (Vec::new(), String::new());
-        loop {
-            let url = format!("{url}?uploadId={}{marker}", in_query(id));
-            let response = self.server.maybe(&Call::new(Method::GET, url)).await?;
-            let Some(response) = response else { return Ok(None) };
-            let (parts, next) = xml::parts(&read_body(response, MAX_PAGE_LEN).await?)?;
-            found.extend(parts);
-            match next.map(|next| format!("&part-number-marker={next}")) {
-                Some(next) if next != marker => marker = next,
-                _ => return Ok(Some(found)),
-            }
-        }
-    }
-
     /// What there is of an upload.
     async fn left(&self, upload: &xml::Upload) -> Answer<Option<Unfinished>> {
         let Ok(key) = Key::new(&decoded(&upload.key)) else { return Ok(None) };
-        let parts = self.parts(&self.url(&key), &upload.id).await?;
+        let parts = self.parts(&key, &upload.id).await?;
         Ok(parts.map(|parts| Unfinished {
             key,
-            token: Some(token(Some(&upload.id))),
+            token: Some(token(Some(&named(0, &upload.id)))),
             size: parts.iter().map(|part| part.size).sum(),
             since: parts.iter().map(|part| part.modified).max().flatten().max(upload.begun),
         }))
@@ -322,37 +319,51 @@ impl Endpoint for S3Endpoint {
         self.inner.put_whole(key, vec![data], kept).await
     }
 
-    async fn begin(&self, key: &Key, _: u64, parts: u64, kept: &Kept) -> Answer<Upload> {
-        check_count(parts, self.inner.properties.parts.max_count)?;
-        let whole = Whole::default();
-        if parts <= 1 {
-            return Ok(Upload { key: key.clone(), id: None, whole });
-        }
-        let call = Call::new(Method::POST, format!("{}?uploads", self.inner.url(key)))
-            .header("x-amz-checksum-algorithm", "CRC64NVME")
-            .header("x-amz-checksum-type", "FULL_OBJECT");
-        let body = self.inner.server.body(&self.inner.with_kept(call, kept)).await?;
-        let id = xml::text_of(&body, "InitiateMultipartUploadResult/UploadId");
-        let id = id.filter(|id| !id.is_empty() && id.len() <= Token::MAX_LEN);
-        let id = id.ok_or_else(|| Fault::new(Class::Violation, "the server gives no upload id"))?;
-        Ok(Upload { key: key.clone(), id: Some(id.into()), whole })
+    async fn begin(&self, key: &Key, size: u64, parts: u64, kept: &Kept) -> Answer<Upload> {
+        let max_parts = self.inner.properties.parts.max_count;
+        let shape = if parts <= 1 {
+            Shape::Whole(Whole::default())
+        } else if parts <= max_parts {
+            Shape::Parts(self.inner.begin_upload(key, Some(kept)).await?)
+        } else {
+            Shape::Stages(Arc::new(Stages::new(key, size, parts, max_parts)?))
+        };
+        Ok(Upload { key: key.clone(), size, shape })
     }
 
     fn token(&self, upload: &Upload) -> Token {
-        token(upload.id.as_deref())
+        match &upload.shape {
+            Shape::Whole(_) => token(None),
+            Shape::Parts(id) => token(Some(&named(upload.size, id))),
+            Shape::Stages(stages) => token(Some(&named(upload.size, &stages.name()))),
+        }
     }
 
-    async fn resume(&self, key: &Key, _: u64, left: &Left) -> Answer<Option<(Upload, Vec<u64>)>> {
-        let Some(id) = id_of(&left.token) else { return Ok(None) };
-        let Some(parts) = self.inner.parts(&self.inner.url(key), &id).await? else {
+    async fn resume(
+        &self,
+        key: &Key,
+        size: u64,
+        left: &Left,
+    ) -> Answer<Option<(Upload, Vec<u64>)>> {
+        let id = id_of(&left.token);
+        let named = id.as_deref().and_then(|id| id.split_once(':'));
+        let Some((_, id)) = named.filter(|(of, _)| of.parse() == Ok(size)) else {
             return Ok(None);
         };
+        if Stages::is_name(id) {
+            let staged = Stages::resume(&self.inner, key, size, id, &left.receipts).await?;
+            return Ok(staged.map(|(stages, lost)| {
+                let shape = Shape::Stages(Arc::new(stages));
+                (Upload { key: key.clone(), size, shape }, lost)
+            }));
+        }
+        let Some(parts) = self.inner.parts(key, id).await? else { return Ok(None) };
         let known: HashMap<u64, String> = parts.into_iter().map(|it| (it.number, it.tag)).collect();
         let is_lost = |(number, receipt): &&(u64, Receipt)| {
             known.get(&(number + 1)).is_none_or(|tag| tag.as_bytes() != receipt.as_bytes())
         };
         let lost = left.receipts.iter().filter(is_lost).map(|(number, _)| *number).collect();
-        let upload = Upload { key: key.clone(), id: Some(id.into()), whole: Whole::default() };
+        let upload = Upload { key: key.clone(), size, shape: Shape::Parts(id.into()) };
         Ok(Some((upload, lost)))
     }
 
@@ -364,22 +375,14 @@ impl Endpoint for S3Endpoint {
         data: ChunkData,
     ) -> Answer<Receipt> {
         let data = pieces(range, &data);
-        let Some(id) = &upload.id else {
-            upload.whole.set(data);
-            return Ok(Receipt::default());
-        };
-        let url = format!(
-            "{}?partNumber={}&uploadId={}",
-            self.inner.url(&upload.key),
-            number + 1,
-            in_query(id)
-        );
-        let checksum = checksum(&data);
-        let call = Call::new(Method::PUT, url).header(CHECKSUM, &checksum).body(data);
-        let response = self.inner.server.done(&call).await?;
-        let tag = response.headers().get(http::header::ETAG).and_then(|it| it.to_str().ok());
-        let receipt = tag.and_then(|tag| Receipt::new(tag.as_bytes()));
-        receipt.ok_or_else(|| Fault::new(Class::Violation, "the server gives no tag for a part"))
+        match &upload.shape {
+            Shape::Whole(whole) => {
+                whole.set(data);
+                Ok(Receipt::default())
+            }
+            Shape::Parts(id) => self.inner.write_part(&upload.key, id, number + 1, data).await,
+            Shape::Stages(stages) => stages.write(&self.inner, number, data).await,
+        }
     }
 
     async fn reread(&self, _: &Upload, _: u64, _: &mut [u8]) -> Answer<()> {
@@ -398,31 +401,23 @@ impl Endpoint for S3Endpoint {
         receipts: Vec<(u64, Receipt)>,
         kept: &Kept,
     ) -> Answer<()> {
-        let Some(id) = &upload.id else {
-            return self.inner.put_whole(key, upload.whole.get(), kept).await;
-        };
-        let mut body = String::from("<CompleteMultipartUpload>");
-        for (number, receipt) in receipts {
-            let tag = String::from_utf8_lossy(receipt.as_bytes());
-            let tag = quick_xml::escape::escape(&*tag);
-            let number = number + 1;
-            body.push_str("<Part><PartNumber>");
-            body.push_str(&number.to_string());
-            body.push_str("</PartNumber><ETag>");
-            body.push_str(&tag);
-            body.push_str("</ETag></Part>");
+        match &upload.shape {
+            Shape::Whole(whole) => self.inner.put_whole(key, whole.get(), kept).await,
+            Shape::Parts(id) => {
+                let parts = receipts.into_iter().map(|(number, receipt)| (number + 1, receipt));
+                self.inner.complete(key, id, parts).await
+            }
+            Shape::Stages(stages) => stages.finish(&self.inner, receipts, kept).await,
         }
-        body.push_str("</CompleteMultipartUpload>");
-        let url = format!("{}?uploadId={}", self.inner.url(key), in_query(id));
-        let call = Call::new(Method::POST, url).body(vec![body.into()]);
-        // A server may say yes first and no at the end.
-        check_late_error(&self.inner.server.body(&call).await?)
     }
 
     async fn abandon(&self, key: &Key, token: &Token) -> Answer<()> {
-        let Some(id) = id_of(token) else { return Ok(()) };
-        let url = format!("{}?uploadId={}", self.inner.url(key), in_query(&id));
-        self.inner.server.maybe(&Call::new(Method::DELETE, url)).await.map(drop)
+        let id = id_of(token);
+        let Some((_, id)) = id.as_deref().and_then(|id| id.split_once(':')) else { return Ok(()) };
+        if Stages::is_name(id) {
+            return Stages::abandon(&self.inner, key, id).await;
+        }
+        self.inner.abort(key, id).await
     }
 
     async fn unfinished(
@@ -430,26 +425,18 @@ impl Endpoint for S3Endpoint {
         directory: &Key,
         found: flume::Sender<Vec<Unfinished>>,
     ) -> Answer<()> {
-        let prefix = in_query(&prefix_of(directory)?);
-        let mut marker = String::new();
+        let (prefix, mut marker) = (prefix_of(directory)?, String::new());
         loop {
-            let base = &self.inner.base;
-            let url = format!("{base}/?uploads&encoding-type=url&prefix={prefix}{marker}");
-            let body = self.inner.server.body(&Call::new(Method::GET, url)).await?;
-            let (uploads, next) = xml::uploads(&body)?;
+            let (uploads, next) = self.inner.uploads(&prefix, &marker).await?;
             let looks = uploads.iter().map(|upload| self.inner.left(upload)).collect();
             let left = all(looks, self.inner.properties.requests).await;
             let left: Vec<Option<Unfinished>> = left.into_iter().collect::<Answer<_>>()?;
             if found.send_async(left.into_iter().flatten().collect()).await.is_err() {
                 return Ok(());
             }
-            let next = next.map(|(key, id)| {
-                let key = in_query(&String::from_utf8_lossy(&decoded(&key)));
-                format!("&key-marker={key}&upload-id-marker={}", in_query(&id))
-            });
             match next {
-                Some(next) if next != marker => marker = next,
-                _ => return Ok(()),
+                Some(next) => marker = next,
+                None => return Ok(()),
             }
         }
     }
@@ -471,7 +458,7 @@ impl Endpoint for S3Endpoint {
             .chunks(1000)
             .map(async |group| {
                 let keys: Vec<&Key> = group.iter().map(|(key, _)| key).collect();
-                self.remove_group(&keys).await
+                self.inner.remove_group(&keys).await
             })
             .collect();
         all(groups, self.inner.properties.requests).await.into_iter().flatten().collect()
@@ -482,9 +469,9 @@ impl Endpoint for S3Endpoint {
     }
 }
 
-impl S3Endpoint {
+impl Inner {
     /// Removes up to 1,000 objects with one request.
-    async fn remove_group(&self, keys: &[&Key]) -> Vec<Answer<()>> {
+    pub async fn remove_group(&self, keys: &[&Key]) -> Vec<Answer<()>> {
         let mut body = String::from("<Delete><Quiet>true</Quiet>");
         for key in keys {
             let name = String::from_utf8_lossy(key.as_bytes());
@@ -496,11 +483,11 @@ impl S3Endpoint {
         body.push_str("</Delete>");
         let body = vec![Bytes::from(body)];
         let checksum = checksum(&body);
-        let call = Call::new(Method::POST, format!("{}/?delete", self.inner.base))
+        let call = Call::new(Method::POST, format!("{}/?delete", self.base))
             .header(CHECKSUM, &checksum)
             .header("content-type", "application/xml")
             .body(body);
-        let answer = async { xml::not_removed(&self.inner.server.body(&call).await?) };
+        let answer = async { xml::not_removed(&self.server.body(&call).await?) };
         let left = match answer.await {
             Ok(left) => left,
             Err(fault) => return keys.iter().map(|_| Err(fault.clone())).collect(),
@@ -536,8 +523,13 @@ fn region_of(headers: &HeaderMap) -> Option<String> {
     Some(region.to_owned())
 }
 
+/// An upload's identifier, and the size that its file is to have.
+fn named(size: u64, id: &str) -> String {
+    format!("{size}:{id}")
+}
+
 /// A name from a listing, which the server encodes as in a URL.
-fn decoded(name: &str) -> Vec<u8> {
+pub(super) fn decoded(name: &str) -> Vec<u8> {
     percent_decode_str(&name.replace('+', " ")).collect()
 }
 
@@ -552,7 +544,7 @@ fn thing_of(object: &xml::Object) -> Thing {
 }
 
 /// The CRC-64/NVME of data, as headers have it.
-fn checksum(data: &[Bytes]) -> String {
+pub(super) fn checksum(data: &[Bytes]) -> String {
     let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
     for piece in data {
         digest.update(piece);
@@ -561,7 +553,7 @@ fn checksum(data: &[Bytes]) -> String {
 }
 
 /// An error in an answer that began well.
-fn check_late_error(body: &[u8]) -> Answer<()> {
+pub(super) fn check_late_error(body: &[u8]) -> Answer<()> {
     match xml::text_of(body, "Error/Code") {
         None => Ok(()),
         Some(code) => {
@@ -634,7 +626,7 @@ const MEANINGS: &[Meaning] = &[
     },
 ];
 
-const CHECKSUM: &str = "x-amz-checksum-crc64nvme";
+pub(super) const CHECKSUM: &str = "x-amz-checksum-crc64nvme";
 
 /// The longest object that can be copied with one request, in bytes.
-const MAX_COPY_LEN: u64 = 5 << 30;
+pub(super) const MAX_COPY_LEN: u64 = 5 << 30;

@@ -1,0 +1,129 @@
+//! Uploads in parts at S3, request by request. Parts are counted from 1 here, as S3 does.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Method;
+
+use super::s3::{CHECKSUM, Inner, check_late_error, checksum, decoded};
+use super::store::{MAX_PAGE_LEN, in_path, in_query};
+use super::xml;
+use crate::storage::http::client::{Call, read_body};
+use crate::storage::remote::{Answer, Class, Fault, Kept, Key};
+use crate::storage::{Receipt, Token};
+
+impl Inner {
+    /// Begins an upload. What is kept of a file is said here; `None` of one that has nothing.
+    pub async fn begin_upload(&self, key: &Key, kept: Option<&Kept>) -> Answer<Arc<str>> {
+        let mut call = Call::new(Method::POST, format!("{}?uploads", self.url(key)))
+            .header("x-amz-checksum-algorithm", "CRC64NVME")
+            .header("x-amz-checksum-type", "FULL_OBJECT");
+        if let Some(kept) = kept {
+            call = self.with_kept(call, kept);
+        }
+        let body = self.server.body(&call).await?;
+        let id = xml::text_of(&body, "InitiateMultipartUploadResult/UploadId");
+        let id = id.filter(|id| !id.is_empty() && id.len() <= Token::MAX_LEN / 2);
+        let id = id.ok_or_else(|| Fault::new(Class::Violation, "the server gives no upload id"))?;
+        Ok(id.into())
+    }
+
+    /// Sends a part, which the server checks.
+    pub async fn write_part(
+        &self,
+        key: &Key,
+        id: &str,
+        number: u64,
+        data: Vec<Bytes>,
+    ) -> Answer<Receipt> {
+        let checksum = checksum(&data);
+        let call = Call::new(Method::PUT, self.part_url(key, id, number));
+        let call = call.header(CHECKSUM, &checksum).body(data);
+        let response = self.server.done(&call).await?;
+        let tag = response.headers().get(http::header::ETAG).and_then(|it| it.to_str().ok());
+        receipt(tag)
+    }
+
+    /// Makes an object of the bucket a part, without its data passing through here.
+    pub async fn copy_part(&self, key: &Key, id: &str, number: u64, from: &Key) -> Answer<Receipt> {
+        let source = format!("/{}/{}", self.config.bucket, in_path(from));
+        let call = Call::new(Method::PUT, self.part_url(key, id, number));
+        let body = self.server.body(&call.header("x-amz-copy-source", &source)).await?;
+        check_late_error(&body)?;
+        receipt(xml::text_of(&body, "CopyPartResult/ETag").as_deref())
+    }
+
+    fn part_url(&self, key: &Key, id: &str, number: u64) -> String {
+        format!("{}?partNumber={number}&uploadId={}", self.url(key), in_query(id))
+    }
+
+    /// The parts of an upload; `None` if there is no such upload.
+    pub async fn parts(&self, key: &Key, id: &str) -> Answer<Option<Vec<xml::Part>>> {
+        let (mut found, mut marker) = (Vec::new(), String::new());
+        loop {
+            let url = format!("{}?uploadId={}{marker}", self.url(key), in_query(id));
+            let response = self.server.maybe(&Call::new(Method::GET, url)).await?;
+            let Some(response) = response else { return Ok(None) };
+            let (parts, next) = xml::parts(&read_body(response, MAX_PAGE_LEN).await?)?;
+            found.extend(parts);
+            match next.map(|next| format!("&part-number-marker={next}")) {
+                Some(next) if next != marker => marker = next,
+                _ => return Ok(Some(found)),
+            }
+        }
+    }
+
+    /// Makes an object of parts.
+    pub async fn complete(
+        &self,
+        key: &Key,
+        id: &str,
+        parts: impl IntoIterator<Item = (u64, Receipt)>,
+    ) -> Answer<()> {
+        let mut body = String::from("<CompleteMultipartUpload>");
+        for (number, receipt) in parts {
+            let tag = String::from_utf8_lossy(receipt.as_bytes());
+            let tag = quick_xml::escape::escape(&*tag);
+            body.push_str("<Part><PartNumber>");
+            body.push_str(&number.to_string());
+            body.push_str("</PartNumber><ETag>");
+            body.push_str(&tag);
+            body.push_str("</ETag></Part>");
+        }
+        body.push_str("</CompleteMultipartUpload>");
+        let url = format!("{}?uploadId={}", self.url(key), in_query(id));
+        let call = Call::new(Method::POST, url).body(vec![body.into()]);
+        // A server may say yes first and no at the end.
+        check_late_error(&self.server.body(&call).await?)
+    }
+
+    /// Ends an upload and removes its parts. One that is not there is no error.
+    pub async fn abort(&self, key: &Key, id: &str) -> Answer<()> {
+        let url = format!("{}?uploadId={}", self.url(key), in_query(id));
+        self.server.maybe(&Call::new(Method::DELETE, url)).await.map(drop)
+    }
+
+    /// One page of the uploads to keys that begin with `prefix`. `marker` is empty for the first, and
+    /// what the page before it gave for each further one.
+    pub async fn uploads(
+        &self,
+        prefix: &str,
+        marker: &str,
+    ) -> Answer<(Vec<xml::Upload>, Option<String>)> {
+        let (base, prefix) = (&self.base, in_query(prefix));
+        let url = format!("{base}/?uploads&encoding-type=url&prefix={prefix}{marker}");
+        let body = self.server.body(&Call::new(Method::GET, url)).await?;
+        let (uploads, next) = xml::uploads(&body)?;
+        let next = next.map(|(key, id)| {
+            let key = in_query(&String::from_utf8_lossy(&decoded(&key)));
+            format!("&key-marker={key}&upload-id-marker={}", in_query(&id))
+        });
+        // A server that gives the same page for ever is not followed.
+        Ok((uploads, next.filter(|next| next != marker)))
+    }
+}
+
+fn receipt(tag: Option<&str>) -> Answer<Receipt> {
+    let receipt = tag.and_then(|tag| Receipt::new(tag.as_bytes()));
+    receipt.ok_or_else(|| Fault::new(Class::Violation, "the server gives no tag for a part"))
+}
