@@ -173,6 +173,10 @@ impl<E: Endpoint> Subject for Served<E> {
         self.tells_versions
     }
 
+    fn reads_old_versions(&self) -> bool {
+        true
+    }
+
     fn lose_part(&self, _: &str, _: u64) -> bool {
         false
     }

@@ -55,6 +55,11 @@ pub trait Subject: Sized {
         true
     }
 
+    /// Whether a file that was opened is read as it was then, whatever has its place now.
+    fn reads_old_versions(&self) -> bool {
+        false
+    }
+
     /// Loses what was written of a part of a file that is coming. `false` if that cannot be done.
     fn lose_part(&self, path: &str, number: u64) -> bool;
 }
