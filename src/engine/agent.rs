@@ -250,7 +250,8 @@ async fn obey(
     let openings = Openings {
         tcp: options.listen.tcp,
         quic: options.listen.quic,
-        meeting: meeting(options.listen.join)?,
+        // A further login with a restricted key would run this again, and not what joins.
+        meeting: meeting(options.listen.join && rights.root.is_none())?,
         tunnel: Some(tunnel),
     };
     let listener = Listener::bind(openings, options.port_range, options.loopback, config.clone())
