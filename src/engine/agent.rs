@@ -137,8 +137,8 @@ pub async fn run(rights: Rights) -> u8 {
     let (outbox, writing) = outbox_with(tokio::io::stdout(), Some(tunnel.clone()));
     let mut writer = JoinSet::new();
     writer.spawn(writing);
-    let mut is_introduced = false;
-    let result = serve(&rights, inbox, outbox.clone(), tunnel, &mut is_introduced).await;
+    let mut is_wanted = true;
+    let result = serve(&rights, inbox, outbox.clone(), tunnel, &mut is_wanted).await;
     if let Some(failure) = result.as_ref().err().and_then(SessionError::to_tell) {
         let _ = outbox.say(&Message::Abort(failure));
     }
@@ -146,7 +146,7 @@ pub async fn run(rights: Rights) -> u8 {
     let _ = tokio::time::timeout(Duration::from_secs(5), writer.join_next()).await;
     match result {
         Ok(()) => 0,
-        Err(_) if is_introduced => 1,
+        Err(_) if is_wanted => FAILED_EXIT_CODE,
         Err(_) => NOT_WANTED_EXIT_CODE,
     }
 }
@@ -175,7 +175,7 @@ async fn serve(
     mut inbox: Inbox<Stdin>,
     outbox: Outbox,
     tunnel: Tunnel,
-    is_introduced: &mut bool,
+    is_wanted: &mut bool,
 ) -> Result<(), SessionError> {
     let identity = Identity::generate().map_err(SessionError::bug)?;
     let hello = handshake::hello(here::random()?, identity.certificate().to_vec());
@@ -184,10 +184,12 @@ async fn serve(
     let (theirs, their_bytes) = inbox.next_encoded().await?;
     let theirs = match theirs {
         Message::Hello(theirs) => theirs,
-        Message::Abort(failure) => return Err(ControlError::Aborted(failure).into()),
+        Message::Abort(failure) => {
+            *is_wanted = false;
+            return Err(ControlError::Aborted(failure).into());
+        }
         _ => return Err(SessionError::violation("the client did not introduce itself")),
     };
-    *is_introduced = true;
     if common_version(VERSIONS, theirs.versions).is_none() {
         let text = format!("the agent speaks protocol versions {}-{}", VERSIONS.0, VERSIONS.1);
         return Err(SessionError::local(FailureCode::Version, text));
@@ -248,7 +250,8 @@ async fn obey(
     let openings = Openings {
         tcp: options.listen.tcp,
         quic: options.listen.quic,
-        meeting: meeting(options.listen.join)?,
+        // A further login with a restricted key would run this again, and not what joins.
+        meeting: meeting(options.listen.join && rights.root.is_none())?,
         tunnel: Some(tunnel),
     };
     let listener = Listener::bind(openings, options.port_range, options.loopback, config.clone())
@@ -390,6 +393,10 @@ const CLIENT_SILENCE: Duration = Duration::from_secs(10);
 
 /// The exit code of an agent whose client fell silent: a time-out, as rsync has it.
 const SILENCE_EXIT_CODE: i32 = 30;
+
+/// The exit code of an agent whose session failed: an error in a stream, as rsync has it. None of those
+/// after which a script goes on (BOOT-2), as what is left on its input may be anything.
+const FAILED_EXIT_CODE: u8 = 12;
 
 /// The client said nothing but that it does not want this agent (BOOT-2): nothing of a session can be
 /// left on its input, which a script may read from here on.

@@ -5,6 +5,7 @@
 //! Rules: `protocol-spec/10-bootstrap.md`, SES-1.
 
 use std::ffi::OsString;
+use std::io;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
@@ -264,11 +265,15 @@ impl Launcher<'_> {
                         }
                     }
                 }
-                (Said::Send { directory }, executable) => {
+                (Said::Send { directory }, executable)
+                    if was_asked && stored.directory.is_none() =>
+                {
                     stored.directory = Some(directory);
                     send(executable, inbox, stdin).await?
                 }
-                (Said::Arrived { digest }, executable) => {
+                (Said::Arrived { digest }, executable)
+                    if stored.directory.is_some() && stored.size == 0 =>
+                {
                     if digest != executable.program.digest.to_string() {
                         let text = "the program that was sent there is not what it became there";
                         return Err(Silence::NotStartable(text.to_owned()));
@@ -276,6 +281,10 @@ impl Launcher<'_> {
                     stored.size = executable.program.size;
                     let _ = stdin.write_all(b"go\n").await;
                     inbox.find_greeting().await?
+                }
+                (Said::Send { .. } | Said::Arrived { .. }, _) => {
+                    let text = "what runs there asks for what it was not offered";
+                    return Err(Silence::NotStartable(text.to_owned()));
                 }
                 (Said::Cannot { why }, _) => {
                     let why = Escaped(why.as_bytes());
@@ -357,8 +366,17 @@ async fn send(
     loop {
         tokio::select! {
             heard = &mut heard => return Ok(heard?),
-            // If it could not be sent, the other end says why, or its silence does.
-            _ = &mut sending, if !is_sent => is_sent = true,
+            sent = &mut sending, if !is_sent => {
+                is_sent = true;
+                // Where the other end takes no more, it says why.
+                let is_theirs = |it: &io::Error| {
+                    matches!(it.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+                };
+                if let Some(error) = sent.err().filter(|error| !is_theirs(error)) {
+                    let text = format!("the program cannot be brought along whole: {error}");
+                    return Err(Silence::NotStartable(text));
+                }
+            }
         }
     }
 }
@@ -447,6 +465,11 @@ fn explain_no_agent(
     let said = Escaped(complaints.as_bytes()).to_string();
     match exit {
         Some(255) if is_refused(complaints) => EngineError::Authentication { host, cause: said },
+        Some(255) if complaints.is_empty() => {
+            let cause = "ssh ended with exit code 255 and said nothing: what ran there was killed, or \
+                         LogLevel is QUIET, and -o LogLevel=ERROR lets it say why";
+            EngineError::Disconnected { host, cause: cause.to_owned() }
+        }
         Some(255) => EngineError::Disconnected { host, cause: said },
         exit if is_not_found(exit, complaints) => {
             let text = format!("{said}; install fastsync there, or name it with --agent-path");

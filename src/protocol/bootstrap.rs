@@ -180,11 +180,13 @@ const MARKER: &str = "@fastsync-boot ";
 const NAME_DIGITS: usize = 32;
 
 /// BOOT-2. NAME stands for the program's name, and line ends for blanks. What `ls` says of the
-/// directory is how a POSIX shell learns whose it is and who can write in it.
+/// directory is how a POSIX shell learns whose it is and who can write in it; it must not be the
+/// `ls` of that directory, where the search path has the working directory.
 const FIRST_STEP: &str = r#"f=fastsync; c=127; u=$(id -u);
 if command -v $f >/dev/null 2>&1; then $f agent; c=$?;
 case $c in 1|2|3|126|127) ;; *) exit $c;; esac;
 $f --version >/dev/null 2>&1 || c=126; else n=NAME;
+case :$PATH: in *:[.:0-9A-Z_a-z]*) PATH=/usr/bin:/bin:$PATH;; esac;
 for d in "$FASTSYNC_AGENT_DIR" "$XDG_CACHE_HOME/$f" "$HOME/.cache/$f" "$TMPDIR/$f-$u"* /tmp/$f-$u*; do
 if [ -x "$d/$n" ] && cd "$d"; then set -- $(ls -ldn .);
 case "$1 $3" in d????-??-*" $u") case "$(./$n agent --digest </dev/null 2>&1)" in

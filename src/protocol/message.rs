@@ -803,6 +803,10 @@ impl Text {
         Self(text)
     }
 
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     pub fn into_string(self) -> String {
         self.0
     }

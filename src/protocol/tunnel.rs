@@ -120,6 +120,8 @@ pub enum RecordError {
     OverWindow,
     #[error("data came after the end of its stream")]
     AfterClose,
+    #[error("the peer does not read what it makes this end answer")]
+    NotHeard,
     #[error("a record came before the session was agreed on")]
     TooEarly,
 }

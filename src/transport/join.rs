@@ -37,14 +37,15 @@ impl Meeting {
         &self.name
     }
 
-    /// Waits for a process of the same user.
+    /// Waits for a process of the same user. What others connect is closed, and is no error, after which
+    /// whoever accepts would pause.
     pub async fn accept(&self) -> io::Result<UnixStream> {
-        let (stream, _) = self.listener.accept().await?;
-        let other = stream.peer_cred()?.uid();
-        if other == rustix::process::geteuid().as_raw() {
-            Ok(stream)
-        } else {
-            Err(io::ErrorKind::PermissionDenied.into())
+        loop {
+            let (stream, _) = self.listener.accept().await?;
+            let other = stream.peer_cred()?.uid();
+            if other == rustix::process::geteuid().as_raw() {
+                return Ok(stream);
+            }
         }
     }
 }

@@ -141,6 +141,9 @@ impl Tunnel {
         if state.window == 0 {
             return Err(RecordError::TooEarly);
         }
+        if state.urgent.len() > MAX_URGENT {
+            return Err(RecordError::NotHeard);
+        }
         if record.body == Body::Open {
             if number != state.last.wrapping_add(1) {
                 return Err(RecordError::Number(number));
@@ -351,6 +354,7 @@ impl Drop for TunnelStream {
     fn drop(&mut self) {
         let mut state = self.tunnel.state();
         let Some(stream) = state.streams.remove(&self.number) else { return };
+        state.turns.retain(|number| *number != self.number);
         if stream.is_reset || (stream.is_closed && stream.is_over) {
             return;
         }
@@ -360,6 +364,10 @@ impl Drop for TunnelStream {
         self.tunnel.0.waiting.notify_one();
     }
 }
+
+/// How many records may wait that answer what the peer does: each is some dozens of bytes, and a peer
+/// that reads leaves but a few for each stream.
+const MAX_URGENT: usize = if cfg!(test) { 1 << 10 } else { 1 << 16 };
 
 fn gone<T>() -> Poll<io::Result<T>> {
     Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
@@ -452,6 +460,26 @@ mod tests {
         assert_eq!(&came, b"hello");
         drop(stuck_far);
         assert!(stuck.write_all(&[0]).await.is_err(), "it was given up");
+    }
+
+    /// R44: what a peer makes this end answer does not gather without end, if the peer does not read it.
+    #[tokio::test]
+    async fn answers_that_nobody_reads_are_bounded() {
+        let agent = Tunnel::default();
+        agent.allow(2, WINDOW);
+        let mut opened = 0;
+        let refused = loop {
+            opened += 1;
+            assert!(opened < 10_000);
+            let open = Record { stream: opened, body: Body::Open };
+            if let Err(error) = agent.take(open) {
+                break error;
+            }
+            let mut stream = agent.accept().await;
+            stream.write_all(b"challenge").await.unwrap();
+            assert!(agent.state().turns.len() <= 2, "what is dropped has no turn");
+        };
+        assert_eq!(refused, RecordError::NotHeard);
     }
 
     /// PATH-8, PATH-9: what no correct peer sends is refused.

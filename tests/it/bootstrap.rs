@@ -1,11 +1,13 @@
 //! Hosts that have no fastsync, over a real sshd: it is brought along, once, in one login.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
+use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use fastsync::protocol::handshake::{MAGIC, hello};
-use fastsync::protocol::message::Message;
+use fastsync::protocol::message::{Failure, FailureCode, Message};
 
 use super::far::{Far, program};
 use super::support::{Running, World, set_mode, until};
@@ -122,6 +124,29 @@ fn a_directory_that_others_can_write_in_is_not_used() {
     far.push(&[], 0).says("testhost:/tmp/fastsync-");
 }
 
+/// BOOT-4: whoever can write in `/tmp` has no commands run there, not even where the search path has
+/// the working directory.
+#[test]
+fn commands_in_directories_of_others_are_not_run() {
+    let world = World::new();
+    let digest = blake3::hash(&fs::read(program()).unwrap()).to_hex();
+    let version = env!("CARGO_PKG_VERSION");
+    let name = format!("fastsync-{version}-{}-{}", std::env::consts::ARCH, &digest[..32]);
+    let trap = format!(
+        "mount -t tmpfs -o ro none $HOME/.cache; mkdir -m 755 /tmp/fastsync-0; cd /tmp/fastsync-0; \
+         printf '#!/bin/sh\necho $0 >>$HOME/trapped\n' >ls; chmod 755 ls; \
+         for it in id df uname head wc chmod rm mv {name}; do cp ls $it; done; \
+         cp -r . ../fastsync-0-x; chown -R 1:1 . ../fastsync-0-x; cd /"
+    );
+    for (host, path) in [("dot", ".:$PATH"), ("nothing", ":$PATH"), ("last", "$PATH:.")] {
+        world.dir(format!("{host}/home/.cache"));
+        let mounts = format!("{trap}; export PATH={path}");
+        let far = Far::with_mounts(&world, host, &mounts);
+        far.push(&[], 0).says("testhost:/tmp/fastsync-0-");
+        assert!(!far.path("home/trapped").exists(), "{path}");
+    }
+}
+
 #[test]
 fn two_first_runs_at_once_both_end_well() {
     let world = World::new();
@@ -193,6 +218,22 @@ fn half_a_program_is_never_run() {
     far.push(&[], 0).says("installed fastsync");
 }
 
+/// BOOT-5: nobody waits for the rest of a program that is not there any more at this end.
+#[test]
+fn a_program_that_is_cut_while_it_is_sent_is_told() {
+    let world = World::new();
+    let far = Far::new(&world, "host", "/bin/sh", "");
+    let other = world.text("other", fs::read(program()).unwrap());
+    let lines = format!(
+        "case \"$*\" in *-G*) exit 1;; esac; echo \"@fastsync-boot 127 $(uname -sm)\"; read -r line; \
+         : >'{}'; echo '@fastsync-boot send /tmp'; cat >/dev/null",
+        other.display()
+    );
+    let cutting = world.script("cutting-ssh", &lines);
+    let flags = ["--no-fallback", "--agent-binary", "other", "--ssh", cutting.to_str().unwrap()];
+    far.push(&flags, 42).says("the program cannot be brought along whole");
+}
+
 #[test]
 fn nothing_is_stored_where_that_is_forbidden() {
     let world = World::new();
@@ -239,6 +280,40 @@ fn what_is_there_and_cannot_run_is_replaced_and_what_fails_is_not() {
     far.has("fastsync", "[ \"$1\" = --version ] && exit; echo 'usage: fastsync FILE' >&2; exit 2");
     far.push(&[], 42).says("ended with exit code 2").says("usage: fastsync FILE");
     assert!(far.cached().is_empty());
+}
+
+/// BOOT-2: after these codes a script reads on and runs what it reads, and a session's bytes are none
+/// of its lines.
+#[test]
+fn an_agent_whose_session_failed_is_not_taken_for_none() {
+    let world = World::new();
+    let hello = Message::Hello(hello([1; 32], vec![2; 500])).encode().unwrap();
+    let failure = Failure::new(FailureCode::Version, "another version");
+    let abort = Message::Abort(failure).encode().unwrap();
+    let broken = [&hello[..], &[0xff; 100]].concat();
+    for (input, code) in [(abort, 3), (vec![0xff; 100], 12), (Vec::new(), 12), (broken, 12)] {
+        let mut command = world.fastsync();
+        command.arg("agent").stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut agent = command.spawn().unwrap();
+        agent.stdin.take().unwrap().write_all(&input).unwrap();
+        assert_eq!(agent.wait().unwrap().code(), Some(code), "{input:?}");
+    }
+}
+
+/// BOOT-3: what runs there is sent the program once, and only if it was asked to take it.
+#[test]
+fn nobody_has_the_program_sent_again_and_again() {
+    let world = World::new();
+    let far = Far::new(&world, "greedy", "/bin/sh", "");
+    let asked = "echo \"@fastsync-boot 127 $(uname -sm)\"; ";
+    for before in ["", asked] {
+        let lines = format!(
+            "case \"$*\" in *-G*) exit 1;; esac; {before}yes '@fastsync-boot send /tmp' 2>/dev/null"
+        );
+        let greedy = world.script("greedy-ssh", &lines);
+        let flags = ["--no-fallback", "--ssh", greedy.to_str().unwrap()];
+        far.push(&flags, 42).says("asks for what it was not offered");
+    }
 }
 
 /// BOOT-7.

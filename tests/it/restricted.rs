@@ -189,6 +189,19 @@ fn the_command_that_the_client_asks_for_is_ignored() {
     }
 }
 
+/// PATH-11: whatever a further login asked for, it would get another restricted agent.
+#[test]
+fn a_restricted_key_is_not_used_for_further_logins() {
+    let world = World::new();
+    world.write("file", 20_000_000);
+    let key = Restricted::new(&world, "inbox", "--write-only");
+    let flags = ["-v", "--transport=ssh", "--ssh-connections=3"];
+    let ran = key.run(&[&["push", "file", "testhost:"], &flags[..]].concat()).exits(0);
+    ran.says("2 streams over ssh");
+    assert!(!ran.err.contains("further"), "{}", ran.err);
+    assert_same_content(&world.path("file"), &key.root.join("file"));
+}
+
 fn inode(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     fs::metadata(path).unwrap().ino()

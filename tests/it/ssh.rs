@@ -209,6 +209,8 @@ fn who_cannot_log_in_is_told_so() {
     let ran = Running::start(&mut command).wait().exits(44);
     ran.says("cannot log in to testhost").says("Permission denied").says("hint: ");
     world.run_ssh(["push", "file", "nobody-of-this-name@testhost:x"]).exits(44);
+    let quiet = ["push", "file", "nobody-of-this-name@testhost:x", "-o", "LogLevel=QUIET"];
+    world.run_ssh(quiet).exits(30).says("-o LogLevel=ERROR lets it say why");
     let unknown = ["push", "file", "testhost:x", "-o", "UserKnownHostsFile=/dev/null"];
     world.run_ssh(unknown).exits(44).says("Host key verification failed");
 }

@@ -65,14 +65,13 @@ pub async fn serve<R: AsyncRead + Unpin>(
             },
             Some(arrived) = channels.next() => {
                 let (slot, channel) = arrived?;
-                bench.up.insert((slot.channel, slot.generation), channel);
+                bench.keep(slot, channel);
                 bench.begin_waiting();
             }
             Some(joined) = bench.work.join_next() => {
                 let (channels, answer) = first_error(joined.map(Ok))?;
                 for channel in channels {
-                    let ChannelSlot { channel: number, generation } = channel.slot;
-                    bench.up.insert((number, generation), channel);
+                    bench.keep(channel.slot, channel);
                 }
                 bench.say(answer)?;
             }
@@ -162,6 +161,16 @@ impl Bench {
             }
             // It ends the session, and is not handed on.
             Measure::Done => Ok(()),
+        }
+    }
+
+    /// Keeps a channel for runs to come. There is one of each number: the newest (SEC-5).
+    fn keep(&mut self, slot: ChannelSlot, channel: Channel) {
+        let is_older = |held: &(u16, u32)| held.0 == slot.channel && held.1 < slot.generation;
+        let is_newer = |held: &(u16, u32)| held.0 == slot.channel && held.1 > slot.generation;
+        self.up.retain(|held, _| !is_older(held));
+        if !self.up.keys().any(is_newer) {
+            self.up.insert((slot.channel, slot.generation), channel);
         }
     }
 
@@ -257,9 +266,12 @@ mod tests {
     use super::*;
     use crate::engine::control::{Pulse, outbox};
     use crate::engine::job::TransferConfig;
-    use crate::protocol::handshake::hello;
-    use crate::protocol::message::{Open, Secret, Task};
+    use crate::protocol::chunk::Digest;
+    use crate::protocol::handshake::{ChannelKeys, hello};
+    use crate::protocol::message::{Carrier, Open, Secret, SocketOptions, Task};
     use crate::protocol::session::End;
+    use crate::transport::channel::{ChannelConfig, Listener, Openings, dial};
+    use crate::transport::tls::Identity;
 
     /// What the agent answers to these requests, and how the session ends.
     async fn served(
@@ -296,6 +308,46 @@ mod tests {
             rest = after;
         }
         (said, end)
+    }
+
+    /// SEC-5: of each number, the newest is held, however many a client makes.
+    #[tokio::test]
+    async fn a_newer_channel_replaces_the_one_before_it() {
+        let (own, theirs) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+        let config = |identity: Identity, peer_certificate: Vec<u8>| ChannelConfig {
+            identity: Arc::new(identity),
+            peer_certificate,
+            keys: ChannelKeys::new(Secret([1; 32]), Digest([2; 32])),
+            encrypt: true,
+            sockets: SocketOptions::default(),
+            max_payload: 1 << 20,
+            channels: 1,
+        };
+        let certificates = (own.certificate().to_vec(), theirs.certificate().to_vec());
+        let (own, theirs) = (config(own, certificates.1), config(theirs, certificates.0));
+        let openings = Openings { tcp: true, ..Openings::default() };
+        let listener = Listener::bind(openings, None, true, own).unwrap();
+        let address = (std::net::Ipv4Addr::LOCALHOST, listener.port()).into();
+        let (proven, accepted) = flume::unbounded();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(listener.run(proven));
+        let directory = PathBuf::new();
+        let grounds = Grounds { directory, access: Access::Both, is_confined: false, streams: 1 };
+        let (outbox, _writing) = outbox(Vec::new());
+        let (up, work, stop) = (HashMap::new(), JoinSet::new(), Arc::default());
+        let mut bench = Bench { grounds, outbox, up, waiting: None, work, stop };
+        for generation in 1..4 {
+            let slot = ChannelSlot { channel: 0, generation };
+            let dialled = dial(Carrier::Tcp, &[address], slot, &theirs).await.unwrap();
+            let channel = accepted.recv_async().await.unwrap();
+            bench.keep(channel.slot, channel);
+            assert_eq!(bench.up.keys().collect::<Vec<_>>(), [&(0, generation)]);
+            if generation == 3 {
+                // One that comes later than its successor.
+                bench.keep(ChannelSlot { channel: 0, generation: 2 }, dialled);
+                assert_eq!(bench.up.keys().collect::<Vec<_>>(), [&(0, 3)]);
+            }
+        }
     }
 
     fn run(on_disk: bool, toward_agent: bool, bytes: u64) -> Measure {

@@ -130,7 +130,9 @@ impl Dialler {
     }
 
     fn lost(&mut self, slot: ChannelSlot) {
-        self.dial(ChannelSlot { generation: slot.generation + 1, ..slot }, FIRST_PAUSE);
+        // Of what the client dials, it chooses the generation.
+        let generation = slot.generation.saturating_add(1);
+        self.dial(ChannelSlot { generation, ..slot }, FIRST_PAUSE);
     }
 
     fn say_not_reached(&self, error: &TransportError) {

@@ -18,7 +18,7 @@ use tokio::time::MissedTickBehavior;
 use crate::engine::control::{ControlError, Inbox, Pulse};
 use crate::engine::event::{Connection, EntryKind, EntryReport, Event, Progress};
 use crate::engine::session::{Observer, SessionError};
-use crate::protocol::message::{Deleted, MAX_TOLD_PATH_LEN, Message, Metadata, Text};
+use crate::protocol::message::{Deleted, MAX_TOLD_PATH_LEN, Message, Metadata, Outcome, Text};
 use crate::protocol::third_party::{Carried, Connected, Counters, Ended, EndedKind, Told};
 
 /// Whether so much waits for the client that nothing more is to happen.
@@ -176,16 +176,24 @@ impl Queue {
 
 fn len(told: &Told) -> usize {
     let more = match told {
-        Told::Ended(ended) => ended.path.len() + ended.target.as_ref().map_or(0, Vec::len),
+        Told::Ended(ended) => {
+            let text = match &ended.outcome {
+                Outcome::Failed(failure) => failure.text().len(),
+                Outcome::Done(_) | Outcome::Skipped | Outcome::Left | Outcome::Would(_) => 0,
+            };
+            ended.path.len() + ended.target.as_ref().map_or(0, Vec::len) + text
+        }
         Told::Deleted(deleted) => deleted.path.len(),
-        Told::Complaint(complaint) => complaint.path().len(),
-        Told::Connected(_)
-        | Told::ChannelLost { .. }
-        | Told::Mismatch(_)
-        | Told::Note(_)
-        | Told::Progress(_) => 0,
+        Told::Complaint(complaint) => complaint.path().len() + complaint.failure.text().len(),
+        Told::Connected(connected) => {
+            connected.peer.as_str().len() + connected.reason.as_str().len()
+        }
+        Told::ChannelLost { cause: text, .. } | Told::Mismatch(text) | Told::Note(text) => {
+            text.as_str().len()
+        }
+        Told::Progress(_) => 0,
     };
-    more + 64
+    more + 128
 }
 
 /// What the client is told of an event.
@@ -550,6 +558,25 @@ mod tests {
             assert_eq!(told.code, FailureCode::Violation, "{message:?}");
         }
         assert!(hear(inbox(&[][..]), &observer).await.is_ok());
+    }
+
+    /// THIRD-5: what the other agent says goes wrong is as long as it likes, and counts.
+    #[test]
+    fn long_texts_are_counted() {
+        let failure = || Failure::new(FailureCode::Io, "x".repeat(2000));
+        let events = [
+            Event::Complaint(Complaint::new(b"a".to_vec(), failure())),
+            Event::Ended(report(b"a", EntryKind::Other, Outcome::Failed(failure()))),
+            Event::Note("x".repeat(2000)),
+        ];
+        for event in events {
+            let mut queue = Queue::default();
+            for _ in 0..1000 {
+                queue.add(event.clone());
+                queue.encode().unwrap();
+            }
+            assert!(queue.len() > 2_000_000, "{event:?}: {}", queue.len());
+        }
     }
 
     /// THIRD-4: however long the names are, each message is within its limit.

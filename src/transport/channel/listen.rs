@@ -6,6 +6,7 @@
 //! gets one. What comes inside ssh has places of its own, which no stranger takes. Nothing about them is
 //! logged: they are counted.
 
+use std::collections::HashMap;
 use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -312,6 +313,8 @@ struct Guests {
     /// What comes inside ssh, or from a process of the same user: never a stranger's victim.
     within: JoinSet<Result<Proven, TransportError>>,
     probing: JoinSet<Result<Channel, TransportError>>,
+    /// Of each channel, the newest generation that was probed.
+    newest: HashMap<u16, (u32, AbortHandle)>,
     waiting: JoinSet<()>,
     failures: Arc<AtomicU64>,
 }
@@ -324,6 +327,7 @@ impl Guests {
             quic: Strangers::default(),
             within: JoinSet::new(),
             probing: JoinSet::new(),
+            newest: HashMap::new(),
             waiting: JoinSet::new(),
             failures,
         }
@@ -361,14 +365,25 @@ impl Guests {
             },
         };
         match proven {
-            Some(proven) => {
-                self.probing.spawn(proven.probed(self.door.max_payload));
-            }
+            Some(proven) => self.probe(proven),
             None => {
                 self.failures.fetch_add(1, Ordering::Relaxed);
             }
         }
         None
+    }
+
+    /// Begins a probe. A newer connection of a channel replaces the one before it, however far that has
+    /// come (SEC-5): else a peer could hold as many as it likes.
+    fn probe(&mut self, proven: Proven) {
+        let ChannelSlot { channel, generation } = proven.slot;
+        if self.newest.get(&channel).is_some_and(|(newest, _)| *newest > generation) {
+            return;
+        }
+        let probing = self.probing.spawn(proven.probed(self.door.max_payload));
+        if let Some((_, older)) = self.newest.insert(channel, (generation, probing)) {
+            older.abort();
+        }
     }
 
     /// Gives a channel to the engine, and does not wait here if it is busy.

@@ -256,6 +256,23 @@ async fn a_channel_without_a_probe_is_none() {
     assert!(session.channels.is_empty());
 }
 
+/// SEC-5: a connection that has proved itself and no more gives way to a newer one of its channel.
+#[tokio::test]
+async fn a_connection_that_is_not_probed_yet_is_replaced() {
+    let session = Session::start(false);
+    let mut streams = Vec::new();
+    for generation in 0..3 {
+        streams.push(proved_by_hand(&session, slot(0, generation)).await);
+    }
+    session.failed(2).await;
+    let (mut newest, coded) = streams.pop().unwrap();
+    probe_by_hand(&mut newest, coded).await;
+    assert_eq!(session.channels.recv_async().await.unwrap().slot, slot(0, 2));
+    for (mut older, _) in streams {
+        assert!(!matches!(older.read(&mut [0]).await, Ok(1..)), "it is closed");
+    }
+}
+
 /// SEC-7: TLS itself stops them, and the listener goes on.
 #[tokio::test]
 async fn a_wrong_pin_is_refused() {
@@ -516,16 +533,27 @@ async fn a_frame_with_a_wrong_length_is_not_sent() {
 async fn by_hand(
     session: &Session,
 ) -> (TcpStream, impl Fn(Header) -> [u8; 96] + use<>, ChannelReceiver) {
+    let (mut stream, coded) = proved_by_hand(session, slot(0, 0)).await;
+    probe_by_hand(&mut stream, &coded).await;
+    let channel = session.channels.recv_async().await.unwrap();
+    (stream, coded, channel.into_receiver())
+}
+
+/// The same up to the proofs.
+async fn proved_by_hand(
+    session: &Session,
+    slot: ChannelSlot,
+) -> (TcpStream, impl Fn(Header) -> [u8; 96] + use<>) {
     let keys = session.dialler.keys.clone();
     let mut stream = TcpStream::connect(session.address).await.unwrap();
     let mut binding = [0; 32];
     stream.read_exact(&mut binding).await.unwrap();
-    let proof = keys.proof(Side::Dialler, slot(0, 0), &binding);
-    stream.write_all(&ChannelHello { slot: slot(0, 0), proof }.encode()).await.unwrap();
+    let proof = keys.proof(Side::Dialler, slot, &binding);
+    stream.write_all(&ChannelHello { slot, proof }.encode()).await.unwrap();
     let mut answer = [0; 32];
     stream.read_exact(&mut answer).await.unwrap();
-    assert_eq!(answer, keys.proof(Side::Listener, slot(0, 0), &binding).0);
-    let key = keys.frame_key(Side::Dialler, slot(0, 0), &binding);
+    assert_eq!(answer, keys.proof(Side::Listener, slot, &binding).0);
+    let key = keys.frame_key(Side::Dialler, slot, &binding);
     let coded = move |header: Header| {
         let mut out = [0; 96];
         out[..64].copy_from_slice(&header.encode());
@@ -533,9 +561,7 @@ async fn by_hand(
         out[64..].copy_from_slice(&code);
         out
     };
-    probe_by_hand(&mut stream, &coded).await;
-    let channel = session.channels.recv_async().await.unwrap();
-    (stream, coded, channel.into_receiver())
+    (stream, coded)
 }
 
 /// Plays the dialler's part of the probe.
