@@ -79,7 +79,7 @@ impl Login {
             }
         };
         command.arg("--").arg(host).arg(last);
-        Process::start(command)
+        Process::start_guarded(command)
     }
 
     /// Logs in once more and starts something, without asking anybody anything and on a connection of

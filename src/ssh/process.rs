@@ -30,6 +30,11 @@ pub struct Process {
 #[derive(Debug)]
 enum Running {
     Child(Child),
+    /// One that does not notice by itself when this process is gone, and who ends it then.
+    Guarded {
+        child: Child,
+        guard: Option<Child>,
+    },
     /// Its exit code, once it has ended.
     Task(watch::Receiver<Option<u8>>),
 }
@@ -43,8 +48,21 @@ pub struct Ends {
 }
 
 impl Process {
-    /// Starts a child process.
-    pub(super) fn start(mut command: Command) -> io::Result<Self> {
+    /// Starts a child process that ends when it is told nothing more.
+    pub(super) fn start(command: Command) -> io::Result<Self> {
+        Self::start_as(command, Running::Child)
+    }
+
+    /// Starts a child process that may for a long time not see that this one is gone: ssh reads nothing
+    /// before it has logged in, and a server that is silent or a prompt can keep it waiting for ever.
+    pub(super) fn start_guarded(command: Command) -> io::Result<Self> {
+        Self::start_as(command, |child| {
+            let guard = child.id().and_then(|id| guard(id).ok());
+            Running::Guarded { child, guard }
+        })
+    }
+
+    fn start_as(mut command: Command, run: impl FnOnce(Child) -> Running) -> io::Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.kill_on_drop(true);
         let mut child = command.spawn()?;
@@ -55,7 +73,7 @@ impl Process {
         }
         let streams = child.stdin.take().zip(child.stdout.take());
         let streams = streams.map(|(input, output)| (Input::Child(input), Output::Child(output)));
-        Ok(Self { running: Running::Child(child), streams, complaints, tasks })
+        Ok(Self { running: run(child), streams, complaints, tasks })
     }
 
     /// Starts a task that returns an exit code.
@@ -92,7 +110,7 @@ impl Process {
     pub async fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
         let Ok(status) = tokio::time::timeout(limit, self.running.ended()).await else {
             match &mut self.running {
-                Running::Child(child) => drop(child.start_kill()),
+                Running::Child(child) | Running::Guarded { child, .. } => drop(child.start_kill()),
                 Running::Task(_) => self.tasks.abort_all(),
             }
             return None;
@@ -104,10 +122,28 @@ impl Process {
     }
 }
 
+/// Starts what ends a process, and those that it started, as soon as this process is gone, however it
+/// went: a shell whose input ends then. It is in a process group of its own, so that a terminal's
+/// signals do not reach it.
+fn guard(process: u32) -> io::Result<Child> {
+    let script = "end() { for child in $(cat /proc/$1/task/$1/children 2>/dev/null); do end $child; done; \
+                  kill $1 2>/dev/null; }; read -r _; end $1";
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script, "sh", &process.to_string()]).process_group(0);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.kill_on_drop(true).spawn()
+}
+
 impl Running {
     async fn ended(&mut self) -> Option<ExitStatus> {
         match self {
             Self::Child(child) => child.wait().await.ok(),
+            Self::Guarded { child, guard } => {
+                let status = child.wait().await.ok();
+                // The number may be another process's from now on.
+                *guard = None;
+                status
+            }
             Self::Task(end) => {
                 let code = (*end.wait_for(Option::is_some).await.ok()?)?;
                 Some(ExitStatus::from_raw(i32::from(code) << 8))

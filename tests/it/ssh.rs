@@ -6,9 +6,12 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use super::sshd::{free_port, sshd, user};
 use super::support::{
     QUICK, Ran, Running, World, assert_same, assert_same_content, awkward_names, number, tree,
+    until,
 };
 
 const SIZES: &[u64] = &[0, 1, 65_536, 300_000, 9_000_000];
@@ -355,4 +358,34 @@ fn a_source_at_the_destination_is_not_deleted() {
 
 fn server_path(world: &World, name: &str) -> String {
     format!("testhost:{}", world.path(name).display())
+}
+
+/// A login that hangs does not outlive the program: neither ssh nor what it started for a jump host.
+#[test]
+fn a_login_that_hangs_ends_with_the_program() {
+    let world = World::new();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    world.text("file", "x");
+    for jump in [&[][..], &["-J", "silent"]] {
+        let config = format!(
+            "Host silent\nHostName 127.0.0.1\nPort {port}\nHost behind\nHostName 127.0.0.1\n\
+             Host *\nUserKnownHostsFile /dev/null\n"
+        );
+        let config = world.text("config", config);
+        let host = if jump.is_empty() { "silent:" } else { "behind:" };
+        let mut command = world.fastsync();
+        command.args(["push", "file", host, "-F"]).arg(&config).args(jump);
+        let running = Running::start(&mut command);
+        let (_held, _) = silent.accept().unwrap();
+        let started = running.descendants();
+        assert!(started.len() > jump.len() / 2, "{started:?}");
+        running.signal(Signal::KILL);
+        assert!(running.wait().was_killed());
+        let is_gone = |id: &u32| {
+            let status = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+            status.is_empty() || status.contains(") Z ")
+        };
+        assert!(until(Duration::from_secs(15), || started.iter().all(is_gone)), "{started:?}");
+    }
 }

@@ -161,6 +161,22 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// The processes that it has started, and those that they have.
+    pub fn descendants(&self) -> Vec<u32> {
+        let (mut found, mut pending) = (Vec::new(), vec![self.child.id()]);
+        while let Some(parent) = pending.pop() {
+            for task in fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten()
+            {
+                let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+                let children = children.split_whitespace().map(|id| id.parse::<u32>().unwrap());
+                let children: Vec<u32> = children.collect();
+                found.extend(&children);
+                pending.extend(children);
+            }
+        }
+        found
+    }
+
     /// Waits for the end.
     pub fn wait(mut self) -> Ran {
         let is_over = until(PATIENCE, || self.is_over());
