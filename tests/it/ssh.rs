@@ -47,9 +47,15 @@ fn every_form_of_a_location_leads_there() {
         (format!("testhost:./{name}/8"), server.home().join(name).join("8")),
     ];
     let file = world.write("file", 100_000);
-    for (location, path) in &cases {
+    for client in ["--ssh=builtin", "--ssh=system"] {
+        for (location, path) in &cases {
+            world.run_ssh(["push", client, "file", location].into_iter().chain(QUICK)).exits(0);
+            assert_same_content(&file, path);
+            fs::remove_file(path).unwrap();
+        }
+    }
+    for (location, _) in &cases {
         world.run_ssh(["push", "file", location].into_iter().chain(QUICK)).exits(0);
-        assert_same_content(&file, path);
     }
     for (location, _) in cases.iter().step_by(2) {
         world.run_ssh(["pull", location, "back"].into_iter().chain(QUICK)).exits(0);
@@ -89,10 +95,13 @@ fn the_configuration_of_ssh_says_what_a_host_is() {
     .iter()
     .enumerate()
     {
-        let mut command = world.fastsync();
-        command.args(["push", "file", location, "-F"]).arg(&config).args(QUICK);
-        Running::start(&mut command).wait().exits(0);
-        assert_same_content(&file, &world.path(number.to_string()));
+        for client in ["--ssh=system", "--ssh=builtin"] {
+            let mut command = world.fastsync();
+            command.args(["push", client, "file", location, "-F"]).arg(&config).args(QUICK);
+            Running::start(&mut command).wait().exits(0);
+            assert_same_content(&file, &world.path(number.to_string()));
+            fs::remove_file(world.path(number.to_string())).unwrap();
+        }
     }
 }
 
