@@ -581,7 +581,7 @@ mod tests {
         assert_eq!(&came, b"data");
     }
 
-    /// PATH-4, SES-7: an end that waits for something hears where to dial, and that the peer gives up;
+    /// JRN-9, PATH-4, SES-7: an end that waits for something hears where to dial, and that the peer gives up;
     /// the rest comes afterwards, in order.
     #[tokio::test(start_paused = true)]
     async fn an_end_that_waits_goes_on_hearing() {

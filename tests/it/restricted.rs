@@ -159,7 +159,8 @@ fn inside_ssh_a_key_may_do_the_same_and_no_more() {
     world.write_everything("src", &[0, 3_000_000]);
     let both = Restricted::new(&world, "both", "");
     for client in ["--ssh=system", "--ssh=builtin"] {
-        let run = |arguments: &[&str]| both.run(&[arguments, &[client, "--transport=ssh"]].concat());
+        let run =
+            |arguments: &[&str]| both.run(&[arguments, &[client, "--transport=ssh"]].concat());
         run(&["push", "src/", "testhost:there"]).exits(0);
         assert_same(world.path("src"), both.root.join("there"));
         run(&["pull", "testhost:there/", "back"]).exits(0);
