@@ -38,7 +38,7 @@ fn the_direction_that_works_is_told() {
     assert_eq!(diagnosis["runs"].as_array().unwrap().len(), 4);
 
     hosts.filter(Rule::Reject, Rule::Open, "");
-    let diagnosis = diagnosed(&hosts, &[]);
+    let diagnosis = diagnosed(&hosts, &["--ssh=builtin"]);
     let found = pairs(&[("tcp", "client"), ("quic", "client")]);
     assert_eq!(working(&diagnosis), found, "{diagnosis}");
     assert!(diagnosis["advice"].to_string().contains("--port-range"), "{diagnosis}");

@@ -88,6 +88,14 @@ impl Hosts {
         hosts
     }
 
+    /// A program of these lines.
+    pub fn script(&self, name: &str, lines: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
     /// The commands after which there is one more account, whose home is `guest`.
     fn let_guest_in(&self) -> String {
         let at = self.dir.path().display();
@@ -106,11 +114,9 @@ impl Hosts {
     /// The command after which PAM asks for a code.
     fn ask_for(&self, code: &str) -> String {
         let at = self.dir.path().display();
-        let check = format!(
-            "#!/bin/sh\ncode=$(tr -d '\\0')\necho asked >>{at}/codes\ntest \"$code\" = {code}\n"
-        );
-        fs::write(self.path("check"), check).unwrap();
-        fs::set_permissions(self.path("check"), fs::Permissions::from_mode(0o755)).unwrap();
+        let check =
+            format!("code=$(tr -d '\\0')\necho asked >>{at}/codes\ntest \"$code\" = {code}");
+        self.script("check", &check);
         let pam = format!(
             "auth required pam_exec.so expose_authtok quiet {at}/check\nauth required pam_permit.so\n\
              account required pam_permit.so\nsession required pam_permit.so\n"
@@ -159,11 +165,20 @@ impl Hosts {
         [&self.near, &self.far].into_iter().chain(&self.gate).chain(&self.source)
     }
 
-    /// What the source and the server let in.
-    pub fn filter_source(&self, source: Rule, far: Rule) {
+    /// What the source and the server let in; `allowed` is in nft's words and passes both.
+    pub fn filter_source(&self, source: Rule, far: Rule, allowed: &str) {
         for (host, rule) in [(self.source.as_ref().unwrap(), source), (&self.far, far)] {
-            self.filter_one(host, rule, "");
+            self.filter_one(host, rule, allowed);
         }
+    }
+
+    /// A network of large packets, as within a data centre.
+    pub fn with_jumbo_frames() -> Self {
+        let hosts = Self::new();
+        for host in [&hosts.near, &hosts.far] {
+            run("ip", &["-n", host, "link", "set", "wan", "mtu", "9000"]);
+        }
+        hosts
     }
 
     /// What `near` sends straight to `far`, or to `source`, is dropped: all, or ssh only.

@@ -79,7 +79,7 @@ fn data_goes_to_the_node_that_ssh_reached() {
 fn further_logins_go_to_the_node_of_the_first() {
     let hosts = Hosts::new().and_source();
     hosts.filter(Rule::Drop, Rule::Drop, "");
-    hosts.filter_source(Rule::Drop, Rule::Drop);
+    hosts.filter_source(Rule::Drop, Rule::Drop, "");
     for client in CLIENTS {
         let _ = std::fs::remove_dir_all(hosts.path("dst"));
         hosts.call("cluster", &[SOURCE.1, FAR.1]);

@@ -43,17 +43,28 @@ fn data_goes_straight_on_every_way() {
 #[test]
 fn behind_a_closed_destination_it_dials_the_source() {
     let hosts = Hosts::new().and_source();
-    hosts.filter_source(Rule::Open, Rule::Drop);
+    hosts.filter_source(Rule::Open, Rule::Drop, "");
     let summary = hosts.copied(&[], SET_UP);
     assert_way(&summary, "tcp+tls", "destination");
     assert!(summary["reason"].as_str().unwrap().contains("TCP to 10.78.0.2"), "{summary}");
+}
+
+/// PATH-2: the source listens on the ports that its own environment names, whatever is asked for.
+#[test]
+fn a_source_that_is_dialled_listens_where_its_host_allows_it() {
+    let hosts = Hosts::new().and_source();
+    let rule = "tcp dport 50000 accept";
+    hosts.filter_source(Rule::Drop, Rule::Drop, rule);
+    let agent = hosts.script("agent", "FASTSYNC_PORT_RANGE=50000 exec fastsync \"$@\"");
+    let flags = ["--reverse", "--port-range=60000:60001", "--agent-path", agent.to_str().unwrap()];
+    assert_way(&hosts.copied(&flags, SET_UP), "tcp+tls", "destination");
 }
 
 /// THIRD-3: where neither can, data goes through the client, and that is said.
 #[test]
 fn where_neither_reaches_the_other_data_goes_through_the_client() {
     let hosts = Hosts::new().and_source();
-    hosts.filter_source(Rule::Drop, Rule::Reject);
+    hosts.filter_source(Rule::Drop, Rule::Reject, "");
     for flags in [&[][..], &["--transport=ssh"]] {
         let summary = hosts.copied(flags, SET_UP);
         assert_way(&summary, "ssh", "source");

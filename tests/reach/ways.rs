@@ -120,6 +120,16 @@ fn where_only_udp_passes_it_is_quic() {
     }
 }
 
+/// QUIC's packets grow with the link's, and never so long that the kernel refuses what it is to cut up.
+#[test]
+fn on_a_link_of_large_packets_quic_works_as_ever() {
+    let hosts = Hosts::with_jumbo_frames();
+    for flags in [&["--transport=quic"][..], &["--transport=quic", "--reverse"]] {
+        assert_eq!(hosts.pushed(flags, "far", SET_UP)["transport"], "quic");
+        assert_eq!(hosts.pulled(flags)["transport"], "quic");
+    }
+}
+
 /// What the kernel is to cut up is longer than any packet may be that a link carries. Between two
 /// namespaces it comes as it is, so that a filter can tell whether it was handed over like that.
 #[test]
@@ -172,6 +182,17 @@ fn one_session_for_each_connection_is_enough() {
             let flags = [client, "--transport=ssh", connections];
             assert_way(&hosts.pushed(&flags, "far", SET_UP), "ssh", "client");
         }
+    }
+}
+
+/// PATH-12: more logins than the server admits at a time are refused, and what has come in carries all.
+#[test]
+fn a_server_that_admits_few_logins_at_a_time_is_enough() {
+    let hosts = Hosts::with_server("MaxStartups 2:100:2");
+    for client in CLIENTS {
+        let flags = [client, "--transport=ssh", "--ssh-connections=8", "-c64K"];
+        assert_way(&hosts.pushed(&flags, "far", SET_UP), "ssh", "client");
+        assert_way(&hosts.pulled(&flags), "ssh", "client");
     }
 }
 
