@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use crate::hosts::{Hosts, Rule, said, summary};
+use crate::hosts::{Hosts, said, summary};
+use crate::network::Rule;
 
 /// A diagnosis that came to its end.
 #[track_caller]

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::network::{add_host, connect};
+
 pub const FASTSYNC: &str = env!("CARGO_BIN_EXE_fastsync");
 
 /// Both ways to log in.
@@ -21,25 +23,15 @@ pub const PATIENCE: Duration = Duration::from_mins(2);
 /// Two hosts with a tree to copy. Dropping it takes all away.
 pub struct Hosts {
     dir: tempfile::TempDir,
-    near: String,
-    far: String,
+    pub near: String,
+    pub far: String,
     servers: Vec<Child>,
     /// Commands that change what a server sees of the file system, which is for it alone.
     before: String,
     /// A third host, through which alone `near` reaches the servers; see [`Hosts::and_gate`].
-    gate: Option<String>,
+    pub gate: Option<String>,
     /// A third host with a server, from which files come; see [`Hosts::and_source`].
-    source: Option<String>,
-}
-
-/// What a host does with what comes in: ssh always passes, and so do answers.
-#[derive(Clone, Copy, Debug)]
-pub enum Rule {
-    Open,
-    /// What is not allowed is dropped without a word.
-    Drop,
-    /// What is not allowed is refused.
-    Reject,
+    pub source: Option<String>,
 }
 
 impl Hosts {
@@ -80,7 +72,8 @@ impl Hosts {
         let dir = tempfile::Builder::new().prefix("reach-").tempdir().unwrap();
         let (servers, before_serving, gate, source) = (Vec::new(), String::new(), None, None);
         let mut hosts = Self { dir, near, far, servers, before: before_serving, gate, source };
-        hosts.make_network();
+        [&hosts.near, &hosts.far].into_iter().for_each(|host| add_host(host));
+        connect(&hosts.far, &hosts.near, "wan", 0);
         hosts.make_tree();
         hosts.prepare(lines);
         hosts.before = before(&hosts);
@@ -154,82 +147,8 @@ impl Hosts {
         self
     }
 
-    /// Takes all IPv4 addresses away.
-    pub fn without_ipv4(&self) {
-        for host in self.all() {
-            run("ip", &["-n", host, "-4", "addr", "flush", "scope", "global"]);
-        }
-    }
-
-    fn all(&self) -> impl Iterator<Item = &String> {
-        [&self.near, &self.far].into_iter().chain(&self.gate).chain(&self.source)
-    }
-
-    /// What the source and the server let in; `allowed` is in nft's words and passes both.
-    pub fn filter_source(&self, source: Rule, far: Rule, allowed: &str) {
-        for (host, rule) in [(self.source.as_ref().unwrap(), source), (&self.far, far)] {
-            self.filter_one(host, rule, allowed);
-        }
-    }
-
-    /// A network of large packets, as within a data centre.
-    pub fn with_jumbo_frames() -> Self {
-        let hosts = Self::new();
-        for host in [&hosts.near, &hosts.far] {
-            run("ip", &["-n", host, "link", "set", "wan", "mtu", "9000"]);
-        }
-        hosts
-    }
-
-    /// What `near` sends straight to `far`, or to `source`, is dropped: all, or ssh only.
-    pub fn close_to_near(&self, what: &str) {
-        for host in [&self.far].into_iter().chain(&self.source) {
-            let rules = format!(
-                "ip saddr {{ 10.78.0.1, 10.78.3.1 }} {what} drop\nip6 saddr {{ fd78::1, fd78:3::1 }} drop\n"
-            );
-            self.rules(host, &rules);
-        }
-    }
-
-    /// ssh is closed on these hosts, and all else is open.
-    pub fn refuse_ssh(&self, hosts: &[&str]) {
-        for (name, host) in [("far", Some(&self.far)), ("source", self.source.as_ref())] {
-            let rules = if hosts.contains(&name) { "tcp dport 22 reject\n" } else { "" };
-            host.into_iter().for_each(|host| self.rules(host, rules));
-        }
-    }
-
-    /// From now on, a name stands for these addresses on `near`.
-    pub fn call(&self, name: &str, addresses: &[&str]) {
-        let lines = addresses.iter().map(|address| format!("{address} {name}\n"));
-        fs::write(self.path("names"), lines.collect::<String>()).unwrap();
-    }
-
-    /// The network namespace of a host.
-    pub fn network(&self, host: &str) -> fs::File {
-        let name = match host {
-            "far" => &self.far,
-            "source" => self.source.as_ref().unwrap(),
-            _ => panic!("no host is called {host}"),
-        };
-        fs::File::open(Path::new("/run/netns").join(name)).unwrap()
-    }
-
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
-    }
-
-    fn make_network(&self) {
-        let (near, far) = (&self.near, &self.far);
-        [near, far].into_iter().for_each(|host| add_host(host));
-        let ends = ["link", "add", "wan", "netns", near, "type", "veth", "peer", "name", "wan"];
-        run("ip", &[&ends[..], &["netns", far]].concat());
-        for (host, end) in [(near, "1"), (far, "2")] {
-            let (four, six) = (format!("10.78.0.{end}/24"), format!("fd78::{end}/64"));
-            run("ip", &["-n", host, "addr", "add", &four, "dev", "wan"]);
-            run("ip", &["-n", host, "addr", "add", &six, "dev", "wan", "nodad"]);
-            run("ip", &["-n", host, "link", "set", "wan", "up"]);
-        }
     }
 
     fn make_tree(&self) {
@@ -287,7 +206,7 @@ impl Hosts {
     }
 
     /// A program on one of the hosts.
-    fn on(&self, host: &str, program: &str) -> Command {
+    pub fn on(&self, host: &str, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", host]);
         let names = self.path("names");
@@ -305,54 +224,6 @@ impl Hosts {
         }
         command.env_remove("SSH_AUTH_SOCK").env_remove("SSH_CONNECTION");
         command
-    }
-
-    /// A packet filter on `near`, and one on `far`; `allowed` is in nft's words and passes both.
-    pub fn filter(&self, near: Rule, far: Rule, allowed: &str) {
-        for (host, rule) in [(&self.near, near), (&self.far, far)] {
-            self.filter_one(host, rule, allowed);
-        }
-    }
-
-    fn filter_one(&self, host: &str, rule: Rule, allowed: &str) {
-        let last = match rule {
-            Rule::Open => "accept",
-            Rule::Drop => "drop",
-            Rule::Reject => "reject with icmpx admin-prohibited",
-        };
-        self.rules(
-            host,
-            &format!(
-                "ct state established,related accept\niif lo accept\n\
-                 meta l4proto icmpv6 accept\ntcp dport 22 accept\n{allowed}\n{last}\n"
-            ),
-        );
-    }
-
-    /// On both hosts, packets longer than 1000 bytes are lost, except those of ssh.
-    pub fn lose_large_packets(&self) {
-        for host in [&self.near, &self.far] {
-            let rules = "tcp dport 22 accept\ntcp sport 22 accept\nmeta length > 1000 drop\n";
-            self.rules(host, rules);
-        }
-    }
-
-    /// On both hosts, UDP datagrams are lost that are longer than the link's packets.
-    pub fn lose_long_datagrams(&self) {
-        for host in [&self.near, &self.far] {
-            self.rules(host, "meta l4proto udp meta length > 1500 drop\n");
-        }
-    }
-
-    fn rules(&self, host: &str, rules: &str) {
-        let table = format!(
-            "flush ruleset\ntable inet gate {{\nchain input {{\n\
-             type filter hook input priority 0; policy accept;\n{rules}}}\n}}\n"
-        );
-        let file = self.path("rules");
-        fs::write(&file, table).unwrap();
-        let output = self.on(host, "nft").arg("-f").arg(&file).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// A push of the tree, with `-q --json`, to `far:` or what else the server is called.
@@ -546,25 +417,6 @@ fn programs_on(host: &str) -> Vec<(u32, String)> {
     processes_on(host).into_iter().filter(|(pid, _)| is_ours(pid)).collect()
 }
 
-/// A network with nothing in it.
-fn add_host(name: &str) {
-    run("ip", &["netns", "add", name]);
-    run("ip", &["-n", name, "link", "set", "lo", "up"]);
-}
-
-/// A network between two hosts, on which the first is the second.
-fn connect(second: &str, first: &str, link: &str, network: u8) {
-    let ends = ["link", "add", link, "netns", second, "type", "veth", "peer", "name", link];
-    run("ip", &[&ends[..], &["netns", first]].concat());
-    for (host, end) in [(second, 2), (first, 1)] {
-        let (four, six) =
-            (format!("10.78.{network}.{end}/24"), format!("fd78:{network}::{end}/64"));
-        run("ip", &["-n", host, "addr", "add", &four, "dev", link]);
-        run("ip", &["-n", host, "addr", "add", &six, "dev", link, "nodad"]);
-        run("ip", &["-n", host, "link", "set", link, "up"]);
-    }
-}
-
 impl Drop for Hosts {
     fn drop(&mut self) {
         for mut server in self.servers.drain(..) {
@@ -588,7 +440,7 @@ fn command_line(pid: u32) -> String {
 
 /// Runs what has to succeed.
 #[track_caller]
-fn run(program: &str, arguments: &[&str]) {
+pub fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output();
     let output = output.unwrap_or_else(|error| panic!("{program}: {error}; see scripts/test"));
     assert!(output.status.success(), "{program} {arguments:?}: {}; are you root?", said(&output));

@@ -9,6 +9,7 @@ mod doctor;
 mod hosts;
 mod kills;
 mod logins;
+mod network;
 mod nodes;
 mod terminal;
 mod third_party;

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::hosts::{CLIENTS, Hosts, PATIENCE, Rule, said, summary, until};
+use crate::hosts::{CLIENTS, Hosts, PATIENCE, said, summary, until};
+use crate::network::Rule;
 
 /// Ten seconds to find a way, and what the rest takes on a busy machine.
 const SET_UP: Duration = Duration::from_secs(25);

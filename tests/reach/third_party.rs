@@ -7,7 +7,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::hosts::{CLIENTS, Hosts, PATIENCE, Rule, said, size, summary, until};
+use crate::hosts::{CLIENTS, Hosts, PATIENCE, said, size, summary, until};
+use crate::network::Rule;
 use crate::terminal::converse;
 
 /// Ten seconds to find a way after two logins, and what the rest takes on a busy machine.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::hosts::{CLIENTS, Hosts, Rule, said};
+use crate::hosts::{CLIENTS, Hosts, said};
+use crate::network::Rule;
 
 /// Ten seconds to find a way, and what the rest takes on a busy machine.
 const SET_UP: Duration = Duration::from_secs(25);
