@@ -55,7 +55,7 @@ pub struct Resolved {
     pub host: String,
     pub user: Option<String>,
     pub port: Option<u16>,
-    /// What it is called among the known hosts (HostKeyAlias in ssh_config(5)).
+    /// What it is called among the known hosts (`HostKeyAlias` in `ssh_config(5)`).
     pub alias: Option<String>,
 }
 

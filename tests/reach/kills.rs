@@ -77,8 +77,8 @@ fn an_agent_that_waits_for_another_hears_its_client() {
     // Whatever becomes of its client, it keeps the lock.
     first_agents.iter().for_each(|pid| signal(*pid, Signal::STOP));
     for last in [Signal::INT, Signal::KILL] {
-        let second = hosts.push(&["--transport=ssh", "--retries=0", "-c", "64K"], "far");
-        let second = { second }.spawn().unwrap();
+        let flags = ["--transport=ssh", "--retries=0", "-c", "64K"];
+        let second = hosts.push(&flags, "far").spawn().unwrap();
         let newer = || {
             let mut agents = hosts.agents();
             agents.retain(|(pid, _)| !first_agents.contains(pid));

@@ -114,7 +114,7 @@ fn another_account_and_another_port_are_reached() {
             (&[][..], format!("guest@far:{there}")),
             (&["--ssh-port=2222"], format!("guest@far:{there}")),
             (&[], format!("ssh://guest@far:2222{there}")),
-            (&[], format!("ssh://guest@far:2222/~/there")),
+            (&[], "ssh://guest@far:2222/~/there".to_owned()),
             (&["-o", "User=guest", "-o", "Port=2222"], "far:there".to_owned()),
             (&[], "own:there".to_owned()),
             (&[], "matched:there".to_owned()),
