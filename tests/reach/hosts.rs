@@ -72,7 +72,9 @@ impl Hosts {
         let dir = tempfile::Builder::new().prefix("reach-").tempdir().unwrap();
         let (servers, before_serving, gate, source) = (Vec::new(), String::new(), None, None);
         let mut hosts = Self { dir, near, far, servers, before: before_serving, gate, source };
-        [&hosts.near, &hosts.far].into_iter().for_each(|host| add_host(host));
+        for host in [&hosts.near, &hosts.far] {
+            add_host(host);
+        }
         connect(&hosts.far, &hosts.near, "wan", 0);
         hosts.make_tree();
         hosts.prepare(lines);

@@ -55,7 +55,9 @@ fn whatever_is_killed_nothing_is_left() {
             let victims: Vec<u32> = victims.map(|(pid, _)| *pid).collect();
             // The built-in client is no process of its own.
             assert_eq!(victims.is_empty(), (victim, client) == ("ssh", CLIENTS[1]), "{all:?}");
-            victims.iter().for_each(|pid| kill(*pid));
+            for pid in victims {
+                kill(pid);
+            }
             let output = child.wait_with_output().unwrap();
             // It may have been done already.
             let codes = [Some(0), if victim == "client" { None } else { Some(30) }];
@@ -75,7 +77,9 @@ fn an_agent_that_waits_for_another_hears_its_client() {
     let mut first = start(&hosts, "0");
     let first_agents: Vec<u32> = hosts.agents().into_iter().map(|(pid, _)| pid).collect();
     // Whatever becomes of its client, it keeps the lock.
-    first_agents.iter().for_each(|pid| signal(*pid, Signal::STOP));
+    for pid in &first_agents {
+        signal(*pid, Signal::STOP);
+    }
     for last in [Signal::INT, Signal::KILL] {
         let flags = ["--transport=ssh", "--retries=0", "-c", "64K"];
         let second = hosts.push(&flags, "far").spawn().unwrap();
@@ -91,7 +95,9 @@ fn an_agent_that_waits_for_another_hears_its_client() {
         assert_eq!(output.status.code(), code, "{}", said(&output));
         assert!(until(Duration::from_secs(12), || newer().is_empty()), "left: {:?}", newer());
     }
-    first_agents.iter().for_each(|pid| kill(*pid));
+    for pid in first_agents {
+        kill(pid);
+    }
     kill(first.id());
     first.wait().unwrap();
     assert_all_gone(&hosts);

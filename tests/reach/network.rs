@@ -57,7 +57,9 @@ impl Hosts {
     pub fn refuse_ssh(&self, hosts: &[&str]) {
         for (name, host) in [("far", Some(&self.far)), ("source", self.source.as_ref())] {
             let rules = if hosts.contains(&name) { "tcp dport 22 reject\n" } else { "" };
-            host.into_iter().for_each(|host| self.rules(host, rules));
+            if let Some(host) = host {
+                self.rules(host, rules);
+            }
         }
     }
 
