@@ -159,6 +159,16 @@ impl Doctor {
                 setting.command
             ));
         }
+        for setting in self.found.congestion() {
+            advice.push(format!(
+                "{}: {} is {}, and one stream carries much less than several: if packets are lost, this \
+                 may help: {}",
+                self.end_name(setting.end),
+                setting.name,
+                setting.value,
+                setting.command
+            ));
+        }
         let is_dialled = |way: &&WayFound| way.transport == "tcp" && way.result.is_err();
         if let Some(way) = self.found.ways.iter().find(is_dialled) {
             advice.push(format!(

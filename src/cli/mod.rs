@@ -72,6 +72,7 @@ use run::{Kind, Session};
 use screen::Screen;
 use settings::Environment;
 use transfer::Transfers;
+use units::PortRange;
 
 /// A command that cannot be carried out as it stands, and what to write instead.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
@@ -358,6 +359,8 @@ fn run_agent(agent: &Agent) -> Result<u8, Refusal> {
             .map_err(|error| Refusal { text: error.to_string(), code: exit::STARTUP })?,
         None => Rights::default(),
     };
+    let ports: Option<PortRange> = ENVIRONMENT.value("FASTSYNC_PORT_RANGE")?;
+    let rights = rights.with_ports(ports.map(|PortRange(low, high)| (low, high)));
     run::with_runtime(|runtime| Ok(runtime.block_on(engine::agent::run(rights))))
 }
 

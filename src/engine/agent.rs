@@ -39,6 +39,8 @@ pub struct Rights {
     /// The same directory as the operator called it, symlinks included.
     named: PathBuf,
     access: Access,
+    /// Ports on which this process may listen, both ends included.
+    ports: Option<(u16, u16)>,
 }
 
 /// Which way data may go.
@@ -59,7 +61,21 @@ impl Rights {
     ///
     /// If the directory cannot be entered, or the kernel cannot confine a process to it.
     pub fn within(root: &Path, access: Access) -> Result<Self, StorageError> {
-        Ok(Self { root: Some(confine(root)?), named: absolute(root), access })
+        Ok(Self { root: Some(confine(root)?), named: absolute(root), access, ports: None })
+    }
+
+    /// The same with a range of ports, outside of which this process does not listen.
+    #[must_use]
+    pub fn with_ports(self, ports: Option<(u16, u16)>) -> Self {
+        Self { ports, ..self }
+    }
+
+    /// Where to listen: on ports that both this host and the client want, if there are any, and on those of
+    /// this host otherwise (PATH-2).
+    fn ports(&self, wanted: Option<(u16, u16)>) -> Option<(u16, u16)> {
+        let Some((low, high)) = self.ports else { return wanted };
+        let both = wanted.map(|(from, to)| (low.max(from), high.min(to)));
+        both.filter(|(low, high)| low <= high).or(self.ports)
     }
 
     /// Says why something that was asked for is not allowed.
@@ -232,7 +248,8 @@ async fn obey(
             error @ SessionError::Control(_) => error,
         })?;
         let (to, job, addresses) = (to.as_ref().clone(), open.job, addresses());
-        let errand = Errand { sources, to, job, options, addresses };
+        let ports = rights.ports(options.port_range);
+        let errand = Errand { sources, to, job, options, addresses, ports };
         return third_party::agent::run(errand, tunnel, inbox, outbox).await;
     }
     tunnel.allow(tunnel::max_streams(options.streams), tunnel::window(options.streams));
@@ -254,7 +271,10 @@ async fn obey(
         meeting: meeting(options.listen.join && rights.root.is_none())?,
         tunnel: Some(tunnel),
     };
-    let listener = Listener::bind(openings, options.port_range, options.loopback, config.clone())
+    // What stays on this host passes no firewall.
+    let ports =
+        if options.loopback { options.port_range } else { rights.ports(options.port_range) };
+    let listener = Listener::bind(openings, ports, options.loopback, config.clone())
         .map_err(|error| SessionError::local(FailureCode::Startup, error.to_string()))?;
     let accept = Accept {
         options: options.clone(),
@@ -401,3 +421,20 @@ const FAILED_EXIT_CODE: u8 = 12;
 /// The client said nothing but that it does not want this agent (BOOT-2): nothing of a session can be
 /// left on its input, which a script may read from here on.
 const NOT_WANTED_EXIT_CODE: u8 = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PATH-2: the host's range prevails over a client that knows nothing of it.
+    #[test]
+    fn the_host_decides_on_which_ports_it_listens() {
+        let ports = |own, wanted| Rights::default().with_ports(own).ports(wanted);
+        assert_eq!(ports(None, None), None);
+        assert_eq!(ports(None, Some((5, 9))), Some((5, 9)));
+        assert_eq!(ports(Some((5, 9)), None), Some((5, 9)));
+        assert_eq!(ports(Some((5, 9)), Some((8, 20))), Some((8, 9)));
+        assert_eq!(ports(Some((5, 9)), Some((1, 65_535))), Some((5, 9)));
+        assert_eq!(ports(Some((5, 9)), Some((10, 20))), Some((5, 9)));
+    }
+}

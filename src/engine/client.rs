@@ -14,7 +14,7 @@ use super::control::{Aside, ControlError, Inbox, Outbox, Word, outbox_with};
 use super::endpoint::{self, AnyDestination, AnySource};
 use super::event::Event;
 use super::job::{At, Direction, Host, Job, Place, Reach, Transport};
-use super::launch::{self, AgentGreeting, Launched, Launcher};
+use super::launch::{self, AgentGreeting, Further, Launched, Launcher};
 use super::measure::{Finding, Measurement};
 use super::reach::client::{Known, own_addresses};
 use super::reach::lanes::Lanes;
@@ -27,7 +27,6 @@ use crate::protocol::manifest::{Escaped, Totals};
 use crate::protocol::message::{Accept, Deletions, Message, Open, Options, Secret, Task};
 use crate::protocol::session::{End, Role};
 use crate::protocol::tunnel;
-use crate::ssh::Login;
 use crate::storage::local::is_confined;
 use crate::transport::channel::{Channel, ChannelConfig};
 use crate::transport::quic::has_congestion;
@@ -58,7 +57,7 @@ pub async fn run_session(job: &Job, observer: &Observer) -> Result<SessionEnd, F
     let begun = Instant::now();
     let launched = Launcher { launch: &job.launch, host, me, observer }.launch().await;
     let launched = launched.map_err(early)?;
-    let Launched { mut process, stdin, inbox, greeting, resolved, further } = launched;
+    let Launched { mut process, stdin, inbox, greeting, further } = launched;
     if let LocalEnd::Measurement(_) = plan.local {
         let found = Finding::login(&job.launch.ssh, begun.elapsed());
         observer.tell(Event::Found(Box::new(found)));
@@ -68,16 +67,17 @@ pub async fn run_session(job: &Job, observer: &Observer) -> Result<SessionEnd, F
     let (outbox, writing) = outbox_with(stdin, Some(tunnel.clone()));
     let mut writer = JoinSet::new();
     writer.spawn(writing);
+    let resolved = further.as_ref().and_then(|further| further.resolved.as_ref());
+    let addresses: Vec<String> = resolved.map(|it| it.host.clone()).into_iter().collect();
     let mut session = Session {
         plan,
         inbox,
         outbox,
-        lane: further,
+        further,
         tunnel,
         observer: observer.clone(),
         established: false,
     };
-    let addresses: Vec<String> = resolved.into_iter().collect();
     let playing = session.play(greeting, &addresses, observer.asked_to_stop());
     let result = Box::pin(playing).await;
     let Session { plan, inbox, outbox, established, .. } = session;
@@ -137,6 +137,8 @@ pub struct Relayed {
     pub name: String,
     /// Where it was reached, as text.
     pub addresses: Vec<String>,
+    /// On which ports it listens, if the other one dials.
+    pub ports: Option<(u16, u16)>,
 }
 
 #[derive(Debug)]
@@ -238,8 +240,8 @@ pub struct Session<R> {
     pub plan: Plan,
     pub inbox: Inbox<R>,
     pub outbox: Outbox,
-    /// How to log in once more, and what to run then.
-    pub lane: Option<(Login, String)>,
+    /// How to log in once more.
+    pub further: Option<Further>,
     pub tunnel: Tunnel,
     pub observer: Observer,
     pub established: bool,
@@ -321,7 +323,9 @@ impl<R: AsyncRead + Unpin + Send> Session<R> {
     async fn known(&self, accept: Accept, addresses: &[String]) -> Known {
         let reach = self.plan.reach.clone();
         let is_careful = addresses.is_empty();
-        let hosts = self.agent_addresses(&accept, addresses).await;
+        let resolved = addresses_of(addresses).await;
+        let node = one_of_several(&resolved, &accept.addresses);
+        let hosts = self.agent_addresses(&accept, resolved).await;
         let at = |port: u16| -> Vec<SocketAddr> {
             let mut hosts = if port > 0 { hosts.clone() } else { Vec::new() };
             for host in &mut hosts {
@@ -330,7 +334,7 @@ impl<R: AsyncRead + Unpin + Send> Session<R> {
             hosts
         };
         let is_local = self.plan.host.is_none();
-        let lanes = self.lane.clone().filter(|_| !accept.join.is_empty());
+        let further = self.further.clone().filter(|_| !accept.join.is_empty());
         let own = if is_local {
             vec![Ipv4Addr::LOCALHOST.to_string()]
         } else if reach.listen_addresses.is_empty() {
@@ -346,11 +350,19 @@ impl<R: AsyncRead + Unpin + Send> Session<R> {
             tcp: at(accept.port),
             quic: at(accept.udp_port),
             own,
-            port_range: self.plan.options.port_range,
+            port_range: match &self.plan.relayed {
+                Some(relayed) => relayed.ports,
+                None => self.plan.options.port_range,
+            },
             is_local,
             tunnel: self.tunnel.clone(),
-            lanes: lanes
-                .map(|(login, command)| Lanes::new(login, command, accept.join, is_careful)),
+            lanes: further.map(|Further { login, command, resolved }| {
+                let login = match node.zip(resolved) {
+                    Some((node, resolved)) => login.at(node, &resolved),
+                    None => login,
+                };
+                Lanes::new(login, command, accept.join, is_careful)
+            }),
             host: self.plan.host_name(),
             own_name: self.plan.relayed.as_ref().map(|it| it.name.clone()),
             idle: self.plan.options.dry_run,
@@ -360,7 +372,7 @@ impl<R: AsyncRead + Unpin + Send> Session<R> {
     }
 
     /// What the user says; or what the host's name means here, and the address that ssh reached.
-    async fn agent_addresses(&self, accept: &Accept, known: &[String]) -> Vec<SocketAddr> {
+    async fn agent_addresses(&self, accept: &Accept, resolved: Vec<SocketAddr>) -> Vec<SocketAddr> {
         let named = &self.plan.reach.data_addresses;
         if !named.is_empty() {
             return addresses_of(named).await;
@@ -368,7 +380,7 @@ impl<R: AsyncRead + Unpin + Send> Session<R> {
         if self.plan.host.is_none() {
             return vec![(Ipv4Addr::LOCALHOST, 0).into()];
         }
-        in_order(addresses_of(known).await, &accept.addresses)
+        in_order(resolved, &accept.addresses)
     }
 
     async fn transfer(
@@ -466,6 +478,17 @@ fn in_order(resolved: Vec<SocketAddr>, told: &[String]) -> Vec<SocketAddr> {
         }
     }
     addresses
+}
+
+/// The address that ssh reached, if the host's name has several of its kind: then they may be those of
+/// several hosts, and further logins have to go to this one (PATH-12).
+fn one_of_several(resolved: &[SocketAddr], told: &[String]) -> Option<IpAddr> {
+    let told = told.iter().take(MAX_TOLD).filter_map(|text| text.parse::<IpAddr>().ok());
+    let mut known = told.filter(|told| resolved.iter().any(|address| address.ip() == *told));
+    known.find(|told| {
+        let kin = resolved.iter().filter(|address| address.is_ipv4() == told.is_ipv4());
+        kin.count() > 1
+    })
 }
 
 fn may_be_another_host(address: IpAddr) -> bool {
@@ -574,6 +597,23 @@ mod tests {
         assert_eq!(shown(&nodes, &["192.0.2.2"]), ["192.0.2.2:0", "192.0.2.1:0"]);
         assert_eq!(shown(&["192.0.2.1:0"], &["10.0.0.1"]), ["192.0.2.1:0", "10.0.0.1:0"]);
         assert_eq!(shown(&[], &["10.0.0.1"]), ["10.0.0.1:0"]);
+    }
+
+    /// PATH-12: both addresses of a host that has one of each kind are its own.
+    #[test]
+    fn further_logins_are_held_to_the_node_that_ssh_reached() {
+        let node = |resolved: &[&str], told: &[&str]| {
+            let resolved: Vec<SocketAddr> =
+                resolved.iter().map(|text| text.parse().unwrap()).collect();
+            let told: Vec<String> = told.iter().map(|&text| text.to_owned()).collect();
+            one_of_several(&resolved, &told).map(|node| node.to_string())
+        };
+        let nodes = ["192.0.2.1:0", "192.0.2.2:0", "[2001:db8::1]:0"];
+        assert_eq!(node(&nodes, &["192.0.2.2"]).as_deref(), Some("192.0.2.2"));
+        assert_eq!(node(&nodes, &["2001:db8::1"]), None);
+        assert_eq!(node(&nodes, &["10.0.0.1"]), None, "a translated address");
+        assert_eq!(node(&nodes[1..], &["192.0.2.2"]), None);
+        assert_eq!(node(&nodes, &[]), None);
     }
 
     /// An agent that lies has nothing on this host or its links dialled, nor many addresses at all.

@@ -6,6 +6,7 @@
 //! end say more than that without listening is cut off. So each end always
 //! drains what the other writes, and no cycle of waiting can form.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -32,6 +33,8 @@ pub struct Inbox<R> {
     /// Bytes that came and were not used yet: `buffer[start..]`.
     buffer: Vec<u8>,
     start: usize,
+    /// Messages that came while something else was awaited, with their bytes.
+    kept: VecDeque<(Message, Vec<u8>)>,
     is_client: bool,
     aside: Option<Aside>,
 }
@@ -66,22 +69,22 @@ impl<R> Inbox<R> {
 
 impl<R: AsyncRead + Unpin> Inbox<R> {
     pub fn new(reader: R, me: End, silence: Duration, pulse: Pulse) -> Self {
-        let state = State::new(me);
-        let is_client = me != End::Agent;
-        Self { reader, state, pulse, silence, buffer: Vec::new(), start: 0, is_client, aside: None }
+        Self::in_state(reader, State::new(me), me != End::Agent, silence, pulse)
+    }
+
+    fn in_state(reader: R, state: State, is_client: bool, silence: Duration, pulse: Pulse) -> Self {
+        let (buffer, start, kept, aside) = (Vec::new(), 0, VecDeque::new(), None);
+        Self { reader, state, pulse, silence, buffer, start, kept, is_client, aside }
     }
 
     /// For two halves of one program, which have nothing to introduce and nothing to agree on.
     pub fn within_process(reader: R, role: Role, silence: Duration, pulse: Pulse) -> Self {
-        let state = State::Transferring { role };
-        let is_client = false;
-        Self { reader, state, pulse, silence, buffer: Vec::new(), start: 0, is_client, aside: None }
+        Self::in_state(reader, State::Transferring { role }, false, silence, pulse)
     }
 
     /// For the stream on which an agent tells what it does with another one (THIRD-4).
     pub fn of_reports(reader: R, silence: Duration, pulse: Pulse) -> Self {
-        let (state, is_client) = (State::Reports, true);
-        Self { reader, state, pulse, silence, buffer: Vec::new(), start: 0, is_client, aside: None }
+        Self::in_state(reader, State::Reports, true, silence, pulse)
     }
 
     /// The stream itself, and what was read of it and not used.
@@ -135,6 +138,39 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
 
     /// The same, with the message's bytes, length included.
     pub async fn next_encoded(&mut self) -> Result<(Message, Vec<u8>), ControlError> {
+        match self.kept.pop_front() {
+            Some(kept) => Ok(kept),
+            None => self.next_new().await,
+        }
+    }
+
+    /// Waits for something else than a message, and hears the peer meanwhile: what is about data
+    /// channels goes aside, and a peer that gives up or is lost ends the waiting. Other messages are
+    /// kept for [`Self::next`]; when a few MiB of them wait, no more is read.
+    pub async fn hear_during<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, ControlError> {
+        let mut work = std::pin::pin!(work);
+        let mut len = self.kept.iter().map(|(_, encoded)| encoded.len()).sum::<usize>();
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok(done),
+                message = self.next_new(), if len < MAX_KEPT => match message? {
+                    (Message::Abort(failure), _) => return Err(ControlError::Aborted(failure)),
+                    (Message::Ping, _) => {}
+                    (message, encoded) => {
+                        len += encoded.len();
+                        self.kept.push_back((message, encoded));
+                    }
+                },
+                // Whom nobody reads must not count as silent.
+                () = tokio::time::sleep(PING_INTERVAL), if len >= MAX_KEPT => self.pulse.beat(),
+            }
+        }
+    }
+
+    async fn next_new(&mut self) -> Result<(Message, Vec<u8>), ControlError> {
         loop {
             let encoded = self.next_bytes().await?;
             let message = Message::decode(encoded.get(4..).unwrap_or_default())?;
@@ -411,6 +447,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(2);
 /// an honest peer asks for is a fraction of it.
 const MAX_WAITING: usize = if cfg!(test) { 8 << 20 } else { 96 << 20 };
 
+/// How much may be kept of what a peer says while this end waits for something else, in bytes.
+const MAX_KEPT: usize = 4 << 20;
+
 /// How much is written at once, in bytes.
 const MAX_BATCH: usize = 256 << 10;
 
@@ -540,6 +579,77 @@ mod tests {
         let mut came = [0; 4];
         agent.accept().await.read_exact(&mut came).await.unwrap();
         assert_eq!(&came, b"data");
+    }
+
+    /// JRN-9, PATH-4, SES-7: an end that waits for something hears where to dial, and that the peer gives up;
+    /// the rest comes afterwards, in order.
+    #[tokio::test(start_paused = true)]
+    async fn an_end_that_waits_goes_on_hearing() {
+        use crate::protocol::message::{Carrier, FailureCode, Owner};
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let (outbox, writing) = outbox(near);
+        let silence = Duration::from_secs(5);
+        let mut inbox = Inbox::within_process(far, Role::Receiver, silence, Pulse::new());
+        let (words, heard) = flume::bounded(1);
+        inbox.set_aside(Aside { tunnel: Tunnel::default(), words });
+        let owners = |name: &[u8]| {
+            let users = vec![Owner { id: 1, name: name.to_vec() }];
+            Message::Owners { users, groups: Vec::new() }
+        };
+        outbox.say(&owners(b"one")).unwrap();
+        let dial = Dial { carrier: Carrier::Tcp, port: 1, addresses: Vec::new() };
+        outbox.say(&Message::Dial(dial)).unwrap();
+        outbox.say(&owners(b"two")).unwrap();
+        let mut writing = std::pin::pin!(writing);
+        let mut during = async |work: &mut (dyn Future<Output = ()> + Unpin)| {
+            tokio::select! {
+                result = inbox.hear_during(work) => result,
+                _ = &mut writing => unreachable!(),
+            }
+        };
+        let mut dialled = Box::pin(async { drop(heard.recv_async().await.unwrap()) });
+        during(&mut dialled).await.unwrap();
+        // Pings keep the peer alive for longer than it may be silent.
+        let mut long = Box::pin(tokio::time::sleep(silence * 3));
+        during(&mut long).await.unwrap();
+        let failure = Failure::new(FailureCode::Interrupted, "enough");
+        outbox.say(&Message::Abort(failure)).unwrap();
+        let given_up = during(&mut std::future::pending()).await;
+        assert!(matches!(given_up, Err(ControlError::Aborted(_))), "{given_up:?}");
+        assert_eq!(inbox.next().await.unwrap(), owners(b"one"));
+        assert_eq!(inbox.next().await.unwrap(), owners(b"two"));
+    }
+
+    /// R44: what is kept is bounded, and whoever is not read meanwhile is not taken for silent.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_while_waiting_is_bounded() {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (outbox, writing) = outbox(near);
+        let silence = Duration::from_secs(5);
+        let mut inbox = Inbox::within_process(far, Role::Sender, silence, Pulse::new());
+        let entry = crate::protocol::chunk::EntryId(1);
+        let values = vec![crate::protocol::chunk::Digest::default(); 16_384];
+        let message = Message::Have { entry, first: 0, values };
+        let len = message.encode().unwrap().len();
+        let count = 2 * MAX_KEPT / len;
+        (0..count).for_each(|_| outbox.say(&message).unwrap());
+        let mut writing = std::pin::pin!(writing);
+        tokio::select! {
+            done = inbox.hear_during(tokio::time::sleep(silence * 3)) => done.unwrap(),
+            _ = &mut writing => unreachable!(),
+        }
+        let kept = inbox.kept.iter().map(|(_, encoded)| encoded.len()).sum::<usize>();
+        assert!(kept < MAX_KEPT + len, "{kept}");
+        assert!(inbox.pulse().silence() < silence);
+        let reading = async {
+            for _ in 0..count {
+                assert_eq!(inbox.next().await.unwrap(), message);
+            }
+        };
+        tokio::select! {
+            () = reading => {}
+            _ = &mut writing => unreachable!(),
+        }
     }
 
     /// PATH-5: each of the two words comes from one end only, and PATH-8: records after Open only.

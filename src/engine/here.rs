@@ -2,7 +2,6 @@
 //! journal, receive into it, and leave nothing behind.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use tokio::io::AsyncRead;
 
@@ -157,18 +156,12 @@ pub async fn sources<R: AsyncRead + Unpin>(inbox: &mut Inbox<R>) -> Result<Told,
     }
 }
 
-/// Waits for the job's lock; meanwhile the peer is not read, and must not count as silent.
-pub async fn open_state<R>(
+/// Waits for the job's lock. The peer is heard meanwhile: it may give up, or speak of data channels.
+pub async fn open_state<R: AsyncRead + Unpin>(
     opening: impl Future<Output = Result<StateDir, StorageError>>,
-    inbox: &Inbox<R>,
+    inbox: &mut Inbox<R>,
 ) -> Result<StateDir, SessionError> {
-    let mut opening = std::pin::pin!(opening);
-    loop {
-        tokio::select! {
-            state = &mut opening => return state.map_err(startup),
-            () = tokio::time::sleep(Duration::from_secs(1)) => inbox.pulse().beat(),
-        }
-    }
+    inbox.hear_during(opening).await?.map_err(startup)
 }
 
 /// An error before anything was transferred.

@@ -22,7 +22,7 @@ use crate::protocol::handshake::{VERSIONS, common_version};
 use crate::protocol::manifest::Escaped;
 use crate::protocol::message::{Failure, FailureCode, Hello, Message};
 use crate::protocol::session::End;
-use crate::ssh::{self, Client, Input, Login, Output, Process, Started};
+use crate::ssh::{self, Client, Input, Login, Output, Process, Resolved, Started};
 
 /// What it takes to start an agent.
 #[derive(Debug)]
@@ -41,10 +41,18 @@ pub struct Launched {
     pub stdin: Input,
     pub inbox: Inbox<Output>,
     pub greeting: AgentGreeting,
-    /// What ssh's configuration says that the host is called, where that means something here.
-    pub resolved: Option<String>,
-    /// How to log in once more, and what to run then.
-    pub further: Option<(Login, String)>,
+    /// How to log in once more.
+    pub further: Option<Further>,
+}
+
+/// A further login to a host.
+#[derive(Clone, Debug)]
+pub struct Further {
+    pub login: Login,
+    /// What the login shell is to run.
+    pub command: String,
+    /// What ssh's configuration makes of the host's name, where that means something here.
+    pub resolved: Option<Resolved>,
 }
 
 /// An agent's Hello, and its bytes as they travelled.
@@ -150,8 +158,8 @@ impl Launcher<'_> {
                     Some(program) => program.further_command(),
                     None => format!("{} --join", self.agent_command()),
                 };
-                let further = login.map(|login| (login, further));
-                return Ok(Launched { process, stdin, inbox, greeting, resolved, further });
+                let further = login.map(|login| Further { login, command: further, resolved });
+                return Ok(Launched { process, stdin, inbox, greeting, further });
             }
             Err(silence) => silence,
         };
@@ -202,8 +210,8 @@ impl Launcher<'_> {
         login(self.launch, host, self.observer)
     }
 
-    /// What ssh's configuration says that the host is called, where that means something here.
-    pub async fn resolved_host(&self) -> Option<String> {
+    /// What ssh's configuration makes of the host's name, where that means something here.
+    pub async fn resolved_host(&self) -> Option<Resolved> {
         self.login(self.host?).resolved_host().await
     }
 

@@ -48,6 +48,17 @@ pub struct Login {
     pub port: Option<u16>,
 }
 
+/// What ssh's configuration makes of a host's name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Resolved {
+    /// The name or address that ssh connects to.
+    pub host: String,
+    pub user: Option<String>,
+    pub port: Option<u16>,
+    /// What it is called among the known hosts (`HostKeyAlias` in `ssh_config(5)`).
+    pub alias: Option<String>,
+}
+
 impl Login {
     /// Logs in and starts something.
     ///
@@ -104,8 +115,31 @@ impl Login {
         Self::finish(command, &self.host, started)
     }
 
-    /// The name or address that ssh connects to, as its configuration resolves the host.
-    pub async fn resolved_host(&self) -> Option<String> {
+    /// The same host, if its name stands for several ones, of which this is the address of one. It is
+    /// still known by its name.
+    #[must_use]
+    pub fn at(&self, address: IpAddr, resolved: &Resolved) -> Self {
+        let Resolved { host, user, port, alias } = resolved;
+        let known_as = match (alias, port) {
+            (Some(alias), _) => alias.clone(),
+            (None, Some(port)) if *port != DEFAULT_PORT => format!("[{host}]:{port}"),
+            (None, _) => host.clone(),
+        };
+        // Of each option, the first value counts. What the configuration says about the name may not be
+        // said about the address.
+        let options = [format!("-oHostName={address}"), format!("-oHostKeyAlias={known_as}")];
+        let arguments = options.into_iter().map(Into::into).chain(self.arguments.iter().cloned());
+        Self {
+            arguments: arguments.collect(),
+            user: self.user.clone().or_else(|| user.clone()),
+            port: self.port.or(*port),
+            ..self.clone()
+        }
+    }
+
+    /// What the host's name means, as ssh's configuration has it; `None` behind a jump host or a
+    /// proxy, where it means something only there.
+    pub async fn resolved_host(&self) -> Option<Resolved> {
         let program = match &self.client {
             Client::Program(program) => program,
             Client::Builtin => return builtin::resolved_host(self).await,
@@ -116,11 +150,12 @@ impl Login {
                 .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
                 .map(str::to_owned)
         };
-        // Behind a jump host or a proxy, the name means something only there.
         let is_proxied = ["proxyjump", "proxycommand"]
             .iter()
             .any(|key| value(key).is_some_and(|setting| setting != "none"));
-        if is_proxied { None } else { value("hostname") }
+        let host = value("hostname").filter(|_| !is_proxied)?;
+        let port = value("port").and_then(|port| port.parse().ok());
+        Some(Resolved { host, user: value("user"), port, alias: value("hostkeyalias") })
     }
 
     /// What the ssh program says that its configuration is for this host (`ssh -G`).
@@ -184,6 +219,9 @@ pub fn quote(word: &str) -> String {
     format!("{home}'{}'", rest.replace('\'', r"'\''"))
 }
 
+/// Where ssh servers listen (RFC 4253, section 4.1).
+const DEFAULT_PORT: u16 = 22;
+
 /// The address of the server that ssh connected to, from `SSH_CONNECTION`: client address, client
 /// port, server address, server port (ssh(1), ENVIRONMENT).
 pub fn server_address(ssh_connection: &str) -> Option<IpAddr> {
@@ -207,6 +245,32 @@ mod tests {
         assert_eq!(quote("~/my bin/$(x)"), "~/'my bin/$(x)'");
         assert_eq!(quote("it's"), r"'it'\''s'");
         assert_eq!(quote(""), "''");
+    }
+
+    /// One of several hosts is known by the name of all.
+    #[test]
+    fn a_login_can_be_held_to_an_address() {
+        let login = Login {
+            client: Client::Builtin,
+            arguments: vec!["-J".into(), "x".into()],
+            host: "cluster".to_owned(),
+            user: Some("me".to_owned()),
+            port: None,
+        };
+        let resolved = |port, alias: Option<&str>| Resolved {
+            host: "login.example".to_owned(),
+            user: Some("other".to_owned()),
+            port: Some(port),
+            alias: alias.map(str::to_owned),
+        };
+        let address = "192.0.2.7".parse().unwrap();
+        let at = |port, alias| login.at(address, &resolved(port, alias));
+        let held = at(22, None);
+        assert_eq!(held.arguments[..2], ["-oHostName=192.0.2.7", "-oHostKeyAlias=login.example"]);
+        assert_eq!(held.arguments[2..], ["-J", "x"]);
+        assert_eq!((held.user.as_deref(), held.port), (Some("me"), Some(22)));
+        assert_eq!(at(2222, None).arguments[1], "-oHostKeyAlias=[login.example]:2222");
+        assert_eq!(at(2222, Some("own")).arguments[1], "-oHostKeyAlias=own");
     }
 
     #[test]

@@ -12,6 +12,9 @@ use fastsync::protocol::message::{Failure, FailureCode, Message};
 use super::far::{Far, program};
 use super::support::{Running, World, set_mode, until};
 
+/// Some of the runs are with the built-in client, to which nothing is different.
+const BUILTIN: &str = "--ssh=builtin";
+
 /// BOOT-2, BOOT-5, BOOT-6.
 #[test]
 fn a_host_without_fastsync_gets_it_once() {
@@ -50,7 +53,7 @@ fn any_login_shell_will_do() {
         let name = shell.rsplit('/').next().unwrap();
         let far = Far::new(&world, name, shell, "");
         far.push(&[], 0).says("installed fastsync");
-        assert!(!far.push(&[], 0).err.contains("installed"));
+        assert!(!far.push(&[BUILTIN], 0).err.contains("installed"));
         assert_eq!((far.cached().len(), far.logins().len()), (1, 2), "{shell}");
     }
 }
@@ -60,12 +63,14 @@ fn any_login_shell_will_do() {
 fn a_restricted_shell_runs_what_it_is_allowed_to() {
     let world = World::new();
     let far = Far::new(&world, "restricted", "/bin/rbash", "PATH=\"$top/bin\"");
-    let ran = far.push(&[], 42);
-    ran.says("command not found").says("does not run `sh` either").says("--agent-path");
+    for flags in [&[BUILTIN][..], &[]] {
+        let ran = far.push(flags, 42);
+        ran.says("command not found").says("does not run `sh` either").says("--agent-path");
+    }
     far.has("fastsync", &format!("exec {} \"$@\"", program().display()));
     far.push(&[], 0);
     far.push(&["--agent-path", "fastsync"], 0);
-    assert_eq!(far.logins().len(), 2 + 2 + 1);
+    assert_eq!(far.logins().len(), 2 + 2 + 2 + 1);
     assert!(far.cached().is_empty());
 }
 
@@ -74,9 +79,10 @@ fn noise_is_no_answer() {
     let world = World::new();
     let noise = "echo Welcome to fastsync; seq 10000; printf 'no end of line'";
     let far = Far::new(&world, "noisy", "/bin/sh", noise);
-    far.push(&[], 0).says("installed fastsync");
+    far.push(&[BUILTIN], 0).says("installed fastsync");
+    far.push(&[BUILTIN], 0).says("note: the remote shell printed: Welcome");
     far.push(&[], 0).says("note: the remote shell printed: Welcome");
-    assert_eq!(far.logins().len(), 2);
+    assert_eq!(far.logins().len(), 3);
 }
 
 /// BOOT-4.
@@ -87,7 +93,7 @@ fn the_next_directory_is_taken_where_one_cannot_be_used() {
     let noexec = "mkdir -p $HOME/.cache; mount -t tmpfs -o noexec none $HOME/.cache";
     Far::with_mounts(&world, "noexec", noexec).push(&[], 0).says(tmp);
     let read_only = "mount -t tmpfs -o ro none $HOME";
-    Far::with_mounts(&world, "read-only", read_only).push(&[], 0).says(tmp);
+    Far::with_mounts(&world, "read-only", read_only).push(&[BUILTIN], 0).says(tmp);
     let full = "mkdir -p $HOME/.cache; mount -t tmpfs -o size=1m none $HOME/.cache";
     Far::with_mounts(&world, "full", full).push(&[], 0).says(tmp);
     let taken = "mount -t tmpfs -o ro none $HOME; mkdir /tmp/fastsync-0; chown 1 /tmp/fastsync-0";
@@ -153,7 +159,12 @@ fn two_first_runs_at_once_both_end_well() {
     let far = Far::new(&world, "host", "/bin/sh", "");
     let hosts = ["a", "b", "c"].map(|name| far.beside(name));
     let runs = [&far, &hosts[0], &hosts[1], &hosts[2]];
-    let runs = runs.map(|far| Running::start(&mut far.command(&[])));
+    let clients = [&[][..], &[BUILTIN], &[], &[BUILTIN]];
+    let runs: Vec<_> = runs
+        .iter()
+        .zip(clients)
+        .map(|(far, client)| Running::start(&mut far.command(client)))
+        .collect();
     for run in runs {
         run.wait().exits(0);
     }
@@ -173,7 +184,7 @@ fn a_full_disk_is_told_and_stays_as_it_was() {
     assert_eq!(far.files(), "");
     // Where it shows only in the writing, as with quotas.
     far.has("df", "printf 'a b c d e\\na 1 1 99999999 b\\n'");
-    far.push(&[], 42).says("it has no room for ").says(" bytes");
+    far.push(&[BUILTIN], 42).says("it has no room for ").says(" bytes");
     assert_eq!(far.files(), "");
 }
 
@@ -186,7 +197,7 @@ fn a_machine_of_another_kind_gets_nothing() {
     let ran = far.push(&[], 42);
     ran.says("not for Linux on riscv64").says("--agent-path").says("--agent-binary FILE");
     far.has("uname", "echo FreeBSD amd64");
-    far.push(&[], 42).says("not for FreeBSD on amd64");
+    far.push(&[BUILTIN], 42).says("not for FreeBSD on amd64");
     assert!(far.cached().is_empty());
 }
 
@@ -239,7 +250,7 @@ fn nothing_is_stored_where_that_is_forbidden() {
     let world = World::new();
     let far = Far::new(&world, "host", "/bin/sh", "");
     far.push(&["--no-bootstrap"], 42).says("not found").says("--agent-path");
-    far.push(&["--bootstrap=off"], 42);
+    far.push(&["--bootstrap=off", BUILTIN], 42);
     world.text("home/.config/fastsync/config.toml", "[global]\nbootstrap = false\n");
     far.push(&[], 42);
     assert!(far.cached().is_empty());

@@ -303,6 +303,24 @@ fn an_unknown_host_is_never_accepted_silently() {
     push(&config("yes", "yes")).exits(0);
 }
 
+/// Names that nobody can read in the file, as ssh-keygen writes them.
+#[test]
+fn a_hashed_name_is_known_and_its_changed_key_refused() {
+    let world = World::new();
+    let hashed = |name: &str, key: &str| {
+        let key = fs::read_to_string(sshd().dir().join(key)).unwrap();
+        let known = world.text(name, format!("[127.0.0.1]:{} {key}", sshd().port));
+        let mut command = Command::new("ssh-keygen");
+        command.args(["-q", "-H", "-f"]).arg(&known).stderr(Stdio::null());
+        assert!(command.stdout(Stdio::null()).status().unwrap().success(), "ssh-keygen -H");
+        assert!(!fs::read_to_string(&known).unwrap().contains("127.0.0.1"));
+        let lines = format!("Host *\nUserKnownHostsFile {}\n", known.display());
+        world.config(&format!("{name}.config"), &lines)
+    };
+    world.pushes(&hashed("own", "host.pub"));
+    world.is_refused(&hashed("other", "stranger.pub")).says("Host key verification failed");
+}
+
 #[test]
 fn a_changed_key_is_always_refused() {
     let world = World::new();

@@ -64,7 +64,10 @@ fn a_diagnosis_has_every_part() {
     for end in ["here", "there"] {
         let (system, disk) = (&diagnosis["systems"][end], &diagnosis["disks"][end]);
         assert!(number(&system["hash_bytes_per_second"]) > 0.0, "{system}");
-        assert!(system["settings"]["net.ipv4.tcp_rmem"].is_string(), "{system}");
+        for name in ["tcp_rmem", "tcp_wmem", "tcp_congestion_control"] {
+            let name = format!("net.ipv4.{name}");
+            assert!(system["settings"][&name].is_string(), "no {name}: {system}");
+        }
         assert_eq!(disk["written"], 1 << 20, "{disk}");
         assert!(number(&disk["small_files_per_second"]) > 0.0, "{disk}");
         assert!(number(&disk["read_bytes_per_second"]) > 0.0, "{disk}");

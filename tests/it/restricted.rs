@@ -151,6 +151,31 @@ fn neither_links_nor_backups_nor_rules_leave_the_directory() {
     assert!(!ran.status.success(), "{ran:?}");
 }
 
+/// PATH-11, SEC-10: a further login of such a key is another agent, which joins nothing; what goes inside
+/// ssh goes inside the one connection, and no farther than otherwise.
+#[test]
+fn inside_ssh_a_key_may_do_the_same_and_no_more() {
+    let world = World::new();
+    world.write_everything("src", &[0, 3_000_000]);
+    let both = Restricted::new(&world, "both", "");
+    for client in ["--ssh=system", "--ssh=builtin"] {
+        let run =
+            |arguments: &[&str]| both.run(&[arguments, &[client, "--transport=ssh"]].concat());
+        run(&["push", "src/", "testhost:there"]).exits(0);
+        assert_same(world.path("src"), both.root.join("there"));
+        run(&["pull", "testhost:there/", "back"]).exits(0);
+        assert_same(world.path("src"), world.path("back"));
+        run(&["push", "src/", "testhost:/tmp/x"]).exits(11).says("outside of what the other host");
+        assert!(!run(&["pull", "testhost:out/secret", "out"]).status.success());
+        run(&["push", "src/", "testhost:x", "--bootstrap=on", "--agent-binary=/bin/sh"]).exits(0);
+        for name in ["there", "x"] {
+            fs::remove_dir_all(both.root.join(name)).unwrap();
+        }
+        fs::remove_dir_all(world.path("back")).unwrap();
+        both.is_whole();
+    }
+}
+
 /// SEC-10.
 #[test]
 fn a_key_that_only_reads_changes_nothing() {

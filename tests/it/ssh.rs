@@ -50,9 +50,15 @@ fn every_form_of_a_location_leads_there() {
         (format!("testhost:./{name}/8"), server.home().join(name).join("8")),
     ];
     let file = world.write("file", 100_000);
-    for (location, path) in &cases {
+    for client in ["--ssh=builtin", "--ssh=system"] {
+        for (location, path) in &cases {
+            world.run_ssh(["push", client, "file", location].into_iter().chain(QUICK)).exits(0);
+            assert_same_content(&file, path);
+            fs::remove_file(path).unwrap();
+        }
+    }
+    for (location, _) in &cases {
         world.run_ssh(["push", "file", location].into_iter().chain(QUICK)).exits(0);
-        assert_same_content(&file, path);
     }
     for (location, _) in cases.iter().step_by(2) {
         world.run_ssh(["pull", location, "back"].into_iter().chain(QUICK)).exits(0);
@@ -92,10 +98,13 @@ fn the_configuration_of_ssh_says_what_a_host_is() {
     .iter()
     .enumerate()
     {
-        let mut command = world.fastsync();
-        command.args(["push", "file", location, "-F"]).arg(&config).args(QUICK);
-        Running::start(&mut command).wait().exits(0);
-        assert_same_content(&file, &world.path(number.to_string()));
+        for client in ["--ssh=system", "--ssh=builtin"] {
+            let mut command = world.fastsync();
+            command.args(["push", client, "file", location, "-F"]).arg(&config).args(QUICK);
+            Running::start(&mut command).wait().exits(0);
+            assert_same_content(&file, &world.path(number.to_string()));
+            fs::remove_file(world.path(number.to_string())).unwrap();
+        }
     }
 }
 
@@ -280,6 +289,33 @@ fn the_agent_listens_where_the_user_allows_it() {
     assert_same_content(&world.path("file"), &world.path("other"));
     world.run(["push", "file", "local", "--port-range", &taken]).exits(0);
     assert_same_content(&world.path("file"), &world.path("local"));
+}
+
+/// PATH-2: what the environment there says goes before what is asked for; what it says wrongly, never.
+#[test]
+fn the_agent_listens_where_its_host_allows_it() {
+    let world = World::new();
+    world.text("file", "x");
+    let low = free_port().min(u16::MAX - 40);
+    let range = |from: u16| format!("{}:{}", low + from, low + from + 9);
+    let agent = format!("FASTSYNC_PORT_RANGE={} exec fastsync \"$@\"", range(10));
+    let agent = world.script("agent", &agent);
+    let flags = ["--progress=json", "--transport=tcp", "--agent-path", agent.to_str().unwrap()];
+    let there = |name: &str| format!("testhost:{}", world.path(name).display());
+    for (name, asked, first) in
+        [("none", None, 10), ("other", Some(25), 10), ("some", Some(15), 15)]
+    {
+        let there = there(name);
+        let asked = asked.map(|from| format!("--port-range={}", range(from)));
+        let push = ["push", "file", &there].into_iter().chain(flags).chain(asked.as_deref());
+        let ran = world.run_ssh(push).exits(0);
+        let port = peer_port(&ran);
+        assert!((low + first..low + 20).contains(&port), "{name}: {port} of {low}");
+    }
+    let wrong = world.script("wrong", "FASTSYNC_PORT_RANGE=9:8 exec fastsync \"$@\"");
+    let there = there("wrong");
+    let push = ["push", "file", &there, "--agent-path", wrong.to_str().unwrap()];
+    world.run_ssh(push).exits(42).says("FASTSYNC_PORT_RANGE in the environment: 9:8 is not a");
 }
 
 #[test]

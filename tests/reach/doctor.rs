@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use crate::hosts::{Hosts, Rule, said, summary};
+use crate::hosts::{Hosts, said, summary};
+use crate::network::Rule;
 
 /// A diagnosis that came to its end.
 #[track_caller]
@@ -38,7 +39,7 @@ fn the_direction_that_works_is_told() {
     assert_eq!(diagnosis["runs"].as_array().unwrap().len(), 4);
 
     hosts.filter(Rule::Reject, Rule::Open, "");
-    let diagnosis = diagnosed(&hosts, &[]);
+    let diagnosis = diagnosed(&hosts, &["--ssh=builtin"]);
     let found = pairs(&[("tcp", "client"), ("quic", "client")]);
     assert_eq!(working(&diagnosis), found, "{diagnosis}");
     assert!(diagnosis["advice"].to_string().contains("--port-range"), "{diagnosis}");

@@ -10,7 +10,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::network::{add_host, connect};
+
 pub const FASTSYNC: &str = env!("CARGO_BIN_EXE_fastsync");
+
+/// Both ways to log in.
+pub const CLIENTS: [&str; 2] = ["--ssh=system", "--ssh=builtin"];
 
 /// How long anything may take before it counts as hung.
 pub const PATIENCE: Duration = Duration::from_mins(2);
@@ -18,23 +23,15 @@ pub const PATIENCE: Duration = Duration::from_mins(2);
 /// Two hosts with a tree to copy. Dropping it takes all away.
 pub struct Hosts {
     dir: tempfile::TempDir,
-    near: String,
-    far: String,
+    pub near: String,
+    pub far: String,
     servers: Vec<Child>,
-    /// A third host, through which alone `near` reaches the server; see [`Hosts::with_gate`].
-    gate: Option<String>,
-    /// A third host with a server, from which files come; see [`Hosts::with_source`].
-    source: Option<String>,
-}
-
-/// What a host does with what comes in: ssh always passes, and so do answers.
-#[derive(Clone, Copy, Debug)]
-pub enum Rule {
-    Open,
-    /// What is not allowed is dropped without a word.
-    Drop,
-    /// What is not allowed is refused.
-    Reject,
+    /// Commands that change what a server sees of the file system, which is for it alone.
+    before: String,
+    /// A third host, through which alone `near` reaches the servers; see [`Hosts::and_gate`].
+    pub gate: Option<String>,
+    /// A third host with a server, from which files come; see [`Hosts::and_source`].
+    pub source: Option<String>,
 }
 
 impl Hosts {
@@ -45,7 +42,7 @@ impl Hosts {
 
     /// The same with more lines for the server's configuration.
     pub fn with_server(lines: &str) -> Self {
-        Self::with_services(lines, None)
+        Self::with_services(lines, |_| String::new())
     }
 
     /// The same with a second factor: the server also wants a code, and notes how often it was given
@@ -53,31 +50,68 @@ impl Hosts {
     pub fn with_second_factor() -> Self {
         let lines = "UsePAM yes\nKbdInteractiveAuthentication yes\n\
                      AuthenticationMethods publickey,keyboard-interactive";
-        Self::with_services(lines, Some("246810"))
+        Self::with_services(lines, |hosts| hosts.ask_for("246810"))
     }
 
-    fn with_services(lines: &str, code: Option<&str>) -> Self {
+    /// The same where a password is all that lets in.
+    pub fn with_password() -> Self {
+        let lines = "UsePAM yes\nPasswordAuthentication yes\nKbdInteractiveAuthentication no\n\
+                     AuthenticationMethods password";
+        Self::with_services(lines, |hosts| hosts.ask_for("246810"))
+    }
+
+    /// The same with a second account, `guest`, with the number 12345; on another port too.
+    pub fn with_guest() -> Self {
+        Self::with_services("Port 2222", Self::let_guest_in)
+    }
+
+    fn with_services(lines: &str, before: impl FnOnce(&Self) -> String) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let (near, far) = (name("n", number), name("f", number));
         let dir = tempfile::Builder::new().prefix("reach-").tempdir().unwrap();
-        let mut hosts = Self { dir, near, far, servers: Vec::new(), gate: None, source: None };
-        hosts.make_network();
+        let (servers, before_serving, gate, source) = (Vec::new(), String::new(), None, None);
+        let mut hosts = Self { dir, near, far, servers, before: before_serving, gate, source };
+        for host in [&hosts.near, &hosts.far] {
+            add_host(host);
+        }
+        connect(&hosts.far, &hosts.near, "wan", 0);
         hosts.make_tree();
         hosts.prepare(lines);
-        let before = code.map(|code| hosts.ask_for(code)).unwrap_or_default();
-        hosts.serve(&hosts.far.clone(), &before);
+        hosts.before = before(&hosts);
+        hosts.serve(&hosts.far.clone());
         hosts
+    }
+
+    /// A program of these lines.
+    pub fn script(&self, name: &str, lines: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    /// The commands after which there is one more account, whose home is `guest`.
+    fn let_guest_in(&self) -> String {
+        let at = self.dir.path().display();
+        fs::set_permissions(self.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(self.path("guest")).unwrap();
+        std::os::unix::fs::chown(self.path("guest"), Some(12345), Some(12345)).unwrap();
+        let accounts = fs::read_to_string("/etc/passwd").unwrap();
+        let guest = format!("guest:x:12345:12345::{at}/guest:/bin/sh\n");
+        fs::write(self.path("passwd"), accounts + &guest).unwrap();
+        // The program may lie where that account may not look.
+        fs::remove_file(self.path("bin/fastsync")).unwrap();
+        fs::write(self.path("bin/fastsync"), "").unwrap();
+        format!("mount --bind {at}/passwd /etc/passwd\nmount --bind {FASTSYNC} {at}/bin/fastsync")
     }
 
     /// The command after which PAM asks for a code.
     fn ask_for(&self, code: &str) -> String {
         let at = self.dir.path().display();
-        let check = format!(
-            "#!/bin/sh\ncode=$(tr -d '\\0')\necho asked >>{at}/codes\ntest \"$code\" = {code}\n"
-        );
-        fs::write(self.path("check"), check).unwrap();
-        fs::set_permissions(self.path("check"), fs::Permissions::from_mode(0o755)).unwrap();
+        let check =
+            format!("code=$(tr -d '\\0')\necho asked >>{at}/codes\ntest \"$code\" = {code}");
+        self.script("check", &check);
         let pam = format!(
             "auth required pam_exec.so expose_authtok quiet {at}/check\nauth required pam_permit.so\n\
              account required pam_permit.so\nsession required pam_permit.so\n"
@@ -86,80 +120,37 @@ impl Hosts {
         format!("mount --bind {at}/pam /etc/pam.d/sshd")
     }
 
-    /// The same with a jump host, `gate`, to the server `inner`, that is on a network of its own.
-    pub fn with_gate() -> Self {
-        let mut hosts = Self::new();
-        let gate = hosts.near.replace("fsr", "fsg");
-        run("ip", &["netns", "add", &gate]);
-        hosts.gate = Some(gate.clone());
-        run("ip", &["-n", &gate, "link", "set", "lo", "up"]);
-        for (host, link, network) in [(&hosts.near, "out", 1), (&hosts.far, "in", 2)] {
-            let ends = ["link", "add", link, "netns", &gate, "type", "veth", "peer", "name", link];
-            run("ip", &[&ends[..], &["netns", host]].concat());
-            let ours = format!("10.78.{network}.2/24");
-            run("ip", &["-n", &gate, "addr", "add", &ours, "dev", link]);
-            let theirs = format!("10.78.{network}.1/24");
-            run("ip", &["-n", host, "addr", "add", &theirs, "dev", link]);
-            run("ip", &["-n", &gate, "link", "set", link, "up"]);
-            run("ip", &["-n", host, "link", "set", link, "up"]);
+    /// The same with a jump host, `gate`, to the server `inner`, that is on a network of its own; and to
+    /// `inner-source`, if there is a source.
+    pub fn and_gate(mut self) -> Self {
+        let gate = self.near.replace("fsr", "fsg");
+        add_host(&gate);
+        self.gate = Some(gate.clone());
+        connect(&gate, &self.near, "out", 1);
+        connect(&gate, &self.far, "in", 2);
+        if let Some(source) = &self.source {
+            connect(&gate, source, "src", 5);
         }
-        hosts.serve(&gate, "");
-        hosts
+        self.serve(&gate);
+        self
     }
 
     /// The same with a third host, `source`, that reaches the server and is reached by both others.
-    pub fn with_source() -> Self {
-        let mut hosts = Self::new();
-        let source = hosts.near.replace("fsr", "fss");
-        run("ip", &["netns", "add", &source]);
-        hosts.source = Some(source.clone());
-        run("ip", &["-n", &source, "link", "set", "lo", "up"]);
-        for (host, link, network) in [(&hosts.near, "near", 3), (&hosts.far, "far", 4)] {
-            let ends =
-                ["link", "add", link, "netns", &source, "type", "veth", "peer", "name", link];
-            run("ip", &[&ends[..], &["netns", host]].concat());
-            let ours = format!("10.78.{network}.2/24");
-            run("ip", &["-n", &source, "addr", "add", &ours, "dev", link]);
-            let theirs = format!("10.78.{network}.1/24");
-            run("ip", &["-n", host, "addr", "add", &theirs, "dev", link]);
-            run("ip", &["-n", &source, "link", "set", link, "up"]);
-            run("ip", &["-n", host, "link", "set", link, "up"]);
+    pub fn and_source(mut self) -> Self {
+        let source = self.near.replace("fsr", "fss");
+        add_host(&source);
+        self.source = Some(source.clone());
+        connect(&source, &self.near, "near", 3);
+        connect(&source, &self.far, "far", 4);
+        for (server, via) in [("10.78.0.2/32", "10.78.4.1"), ("fd78::2/128", "fd78:4::1")] {
+            run("ip", &["-n", &source, "route", "add", server, "via", via]);
         }
-        run("ip", &["-n", &source, "route", "add", "10.78.0.2/32", "via", "10.78.4.1"]);
-        hosts.serve(&source, "");
-        hosts
-    }
-
-    /// What the source and the server let in.
-    pub fn filter_source(&self, source: Rule, far: Rule) {
-        for (host, rule) in [(self.source.as_ref().unwrap(), source), (&self.far, far)] {
-            self.filter_one(host, rule, "");
-        }
-    }
-
-    /// What `near` sends straight to `far` is dropped: all, or ssh only.
-    pub fn close_to_near(&self, what: &str) {
-        self.rules(&self.far, &format!("ip saddr 10.78.0.1 {what} drop\nip6 saddr fd78::1 drop\n"));
+        self.serve(&source);
+        self
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
-    }
-
-    fn make_network(&self) {
-        let (near, far) = (&self.near, &self.far);
-        for host in [near, far] {
-            run("ip", &["netns", "add", host]);
-            run("ip", &["-n", host, "link", "set", "lo", "up"]);
-        }
-        let ends = ["link", "add", "wan", "netns", near, "type", "veth", "peer", "name", "wan"];
-        run("ip", &[&ends[..], &["netns", far]].concat());
-        for (host, end) in [(near, "1"), (far, "2")] {
-            let (four, six) = (format!("10.78.0.{end}/24"), format!("fd78::{end}/64"));
-            run("ip", &["-n", host, "addr", "add", &four, "dev", "wan"]);
-            run("ip", &["-n", host, "addr", "add", &six, "dev", "wan", "nodad"]);
-            run("ip", &["-n", host, "link", "set", "wan", "up"]);
-        }
     }
 
     fn make_tree(&self) {
@@ -194,18 +185,18 @@ impl Hosts {
         fs::write(self.path("sshd_config"), server).unwrap();
         let client = format!(
             "Host far\nHostName 10.78.0.2\nHost far6\nHostName fd78::2\nHost gate\nHostName 10.78.1.2\n\
-             Host second\nHostName 10.78.2.2\nHost source\nHostName 10.78.3.2\nHost inner\nHostName 10.78.2.1\nHost *\nUser root\n\
+             Host second\nHostName 10.78.2.2\nHost source\nHostName 10.78.3.2\nHost inner\nHostName 10.78.2.1\n\
+             Host inner-source\nHostName 10.78.5.1\nHost source6\nHostName fd78:3::2\nHost *\nUser root\n\
              IdentityFile {at}/user\nIdentitiesOnly yes\nIdentityAgent none\n\
              StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n"
         );
         fs::write(self.path("ssh_config"), client).unwrap();
     }
 
-    /// Starts a server on a host, after commands that change what it sees of the file system: it has a
-    /// mount namespace of its own.
-    fn serve(&mut self, host: &str, before: &str) {
+    /// Starts a server on a host, which has a mount namespace of its own.
+    fn serve(&mut self, host: &str) {
         let mut command = self.on(host, "/bin/sh");
-        let script = format!("{before}\nexec /usr/sbin/sshd -D -f \"$1\" -E \"$2\"");
+        let script = format!("{}\nexec /usr/sbin/sshd -D -f \"$1\" -E \"$2\"", self.before);
         command.args(["-ec", &script, "sh"]).arg(self.path("sshd_config")).arg(self.path("log"));
         self.servers.push(command.stdin(Stdio::null()).spawn().unwrap());
         let answers = until(Duration::from_secs(20), || {
@@ -217,9 +208,16 @@ impl Hosts {
     }
 
     /// A program on one of the hosts.
-    fn on(&self, host: &str, program: &str) -> Command {
+    pub fn on(&self, host: &str, program: &str) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", host, program]);
+        command.args(["netns", "exec", host]);
+        let names = self.path("names");
+        if host == self.near && names.exists() {
+            // `ip` has given it a mount namespace of its own.
+            let script = "mount --bind \"$0\" /etc/hosts; exec \"$@\"";
+            command.args(["/bin/sh", "-ec", script]).arg(names);
+        }
+        command.arg(program);
         command.env("HOME", self.dir.path()).env("XDG_CONFIG_HOME", self.path("none"));
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"FASTSYNC_") {
@@ -230,57 +228,32 @@ impl Hosts {
         command
     }
 
-    /// A packet filter on `near`, and one on `far`; `allowed` is in nft's words and passes both.
-    pub fn filter(&self, near: Rule, far: Rule, allowed: &str) {
-        for (host, rule) in [(&self.near, near), (&self.far, far)] {
-            self.filter_one(host, rule, allowed);
-        }
-    }
-
-    fn filter_one(&self, host: &str, rule: Rule, allowed: &str) {
-        let last = match rule {
-            Rule::Open => "accept",
-            Rule::Drop => "drop",
-            Rule::Reject => "reject with icmpx admin-prohibited",
-        };
-        self.rules(
-            host,
-            &format!(
-                "ct state established,related accept\niif lo accept\n\
-                 meta l4proto icmpv6 accept\ntcp dport 22 accept\n{allowed}\n{last}\n"
-            ),
-        );
-    }
-
-    /// On both hosts, packets longer than 1000 bytes are lost, except those of ssh.
-    pub fn lose_large_packets(&self) {
-        for host in [&self.near, &self.far] {
-            let rules = "tcp dport 22 accept\ntcp sport 22 accept\nmeta length > 1000 drop\n";
-            self.rules(host, rules);
-        }
-    }
-
-    fn rules(&self, host: &str, rules: &str) {
-        let table = format!(
-            "flush ruleset\ntable inet gate {{\nchain input {{\n\
-             type filter hook input priority 0; policy accept;\n{rules}}}\n}}\n"
-        );
-        let file = self.path("rules");
-        fs::write(&file, table).unwrap();
-        let output = self.on(host, "nft").arg("-f").arg(&file).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-
     /// A push of the tree, with `-q --json`, to `far:` or what else the server is called.
     pub fn push(&self, flags: &[&str], server: &str) -> Command {
         self.push_with(self.on(&self.near, FASTSYNC), flags, server)
     }
 
-    fn push_with(&self, mut command: Command, flags: &[&str], server: &str) -> Command {
+    /// ssh on `near`.
+    pub fn ssh(&self) -> Command {
+        let mut command = self.on(&self.near, "ssh");
+        command.arg("-F").arg(self.path("ssh_config"));
+        command
+    }
+
+    /// The same to any location.
+    pub fn push_to(&self, flags: &[&str], location: &str) -> Command {
+        self.finish_push(self.on(&self.near, FASTSYNC), flags, location)
+    }
+
+    fn push_with(&self, command: Command, flags: &[&str], server: &str) -> Command {
+        let location = format!("{server}:{}", self.path("dst").display());
+        self.finish_push(command, flags, &location)
+    }
+
+    fn finish_push(&self, mut command: Command, flags: &[&str], location: &str) -> Command {
         command.args(["push", "-q", "--json", "--durability=none", "-F"]);
         command.arg(self.path("ssh_config")).args(flags);
-        command.arg(format!("{}/", self.path("src").display()));
-        command.arg(format!("{server}:{}", self.path("dst").display()));
+        command.arg(format!("{}/", self.path("src").display())).arg(location);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -288,11 +261,29 @@ impl Hosts {
     /// A transfer of the tree between two servers, with `-q --json`: `verb` is `cp` or `sync`.
     pub fn between(&self, verb: &str, flags: &[&str], from: &str, to: &str) -> Command {
         let mut command = self.on(&self.near, FASTSYNC);
+        self.finish_between(&mut command, verb, flags, from, to);
+        command
+    }
+
+    fn finish_between(
+        &self,
+        command: &mut Command,
+        verb: &str,
+        flags: &[&str],
+        from: &str,
+        to: &str,
+    ) {
         command.args([verb, "-q", "--json", "--durability=none", "-F"]);
         command.arg(self.path("ssh_config")).args(flags);
         command.arg(format!("{from}:{}/", self.path("src").display()));
         command.arg(format!("{to}:{}", self.path("dst").display()));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    }
+
+    /// The same at a terminal, where a person could be asked.
+    pub fn between_at_terminal(&self, flags: &[&str], from: &str, to: &str) -> Command {
+        let mut command = self.at_terminal();
+        self.finish_between(&mut command, "cp", flags, from, to);
         command
     }
 
@@ -309,9 +300,15 @@ impl Hosts {
     /// Copies from `source` to `far`, which must succeed within the time, and returns the summary.
     #[track_caller]
     pub fn copied(&self, flags: &[&str], limit: Duration) -> Value {
+        self.copied_between(flags, ["source", "far"], limit)
+    }
+
+    /// The same between hosts of other names.
+    #[track_caller]
+    pub fn copied_between(&self, flags: &[&str], [from, to]: [&str; 2], limit: Duration) -> Value {
         let _ = fs::remove_dir_all(self.path("dst"));
         let begin = Instant::now();
-        let output = self.between("cp", flags, "source", "far").output().unwrap();
+        let output = self.between("cp", flags, from, to).output().unwrap();
         let took = begin.elapsed();
         assert!(output.status.success(), "{flags:?}: {}", said(&output));
         self.assert_same("dst");
@@ -321,9 +318,13 @@ impl Hosts {
 
     /// The same at a terminal, where a person could be asked.
     pub fn push_at_terminal(&self, flags: &[&str], server: &str) -> Command {
+        self.push_with(self.at_terminal(), flags, server)
+    }
+
+    fn at_terminal(&self) -> Command {
         let mut command = self.on(&self.near, "timeout");
         command.args(["-s", "KILL", "100", "setsid", "-c", "-w", FASTSYNC]);
-        self.push_with(command, flags, server)
+        command
     }
 
     /// What the servers say.
@@ -389,16 +390,33 @@ impl Hosts {
     pub fn source_agents(&self) -> Vec<(u32, String)> {
         programs_on(self.source.as_ref().unwrap())
     }
+
+    /// What runs on `near`, with its command lines: what was started there, and what that has started.
+    pub fn on_near(&self) -> Vec<(u32, String)> {
+        processes_on(&self.near)
+    }
+
+    /// What runs on `far` and `source` for a login: all but the servers themselves.
+    pub fn logins(&self) -> Vec<(u32, String)> {
+        let hosts = [&self.far].into_iter().chain(&self.source);
+        let mut found: Vec<_> = hosts.flat_map(|host| processes_on(host)).collect();
+        found.retain(|(pid, _)| self.servers.iter().all(|server| server.id() != *pid));
+        found
+    }
 }
 
-fn programs_on(host: &str) -> Vec<(u32, String)> {
+fn processes_on(host: &str) -> Vec<(u32, String)> {
     let output = Command::new("ip").args(["netns", "pids", host]).output().unwrap();
     let pids = String::from_utf8(output.stdout).unwrap();
     let pids = pids.split_whitespace().map(|pid| pid.parse().unwrap());
+    pids.map(|pid| (pid, command_line(pid))).collect()
+}
+
+fn programs_on(host: &str) -> Vec<(u32, String)> {
     let program = fs::canonicalize(FASTSYNC).unwrap();
     let is_ours =
         |pid: &u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
-    pids.filter(is_ours).map(|pid| (pid, command_line(pid))).collect()
+    processes_on(host).into_iter().filter(|(pid, _)| is_ours(pid)).collect()
 }
 
 impl Drop for Hosts {
@@ -407,7 +425,7 @@ impl Drop for Hosts {
             let _ = server.kill();
             let _ = server.wait();
         }
-        for host in [&self.near, &self.far].into_iter().chain(&self.gate).chain(&self.source) {
+        for host in self.all() {
             let _ = Command::new("ip").args(["netns", "del", host]).status();
         }
     }
@@ -424,7 +442,7 @@ fn command_line(pid: u32) -> String {
 
 /// Runs what has to succeed.
 #[track_caller]
-fn run(program: &str, arguments: &[&str]) {
+pub fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output();
     let output = output.unwrap_or_else(|error| panic!("{program}: {error}; see scripts/test"));
     assert!(output.status.success(), "{program} {arguments:?}: {}; are you root?", said(&output));

@@ -1,17 +1,15 @@
-//! Logins that are not plain: behind jump hosts, and with a second factor. With the system's ssh, and
+//! Logins that are not plain: behind jump hosts, with a second factor, to other accounts and ports. With the system's ssh, and
 //! with the built-in client.
 
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::hosts::{Hosts, Rule, said, summary};
+use crate::hosts::{CLIENTS, Hosts, said, summary};
 use crate::terminal::converse;
 
 /// Ten seconds to find a way, and what the rest takes on a busy machine.
 const SET_UP: Duration = Duration::from_secs(25);
-
-const CLIENTS: [&str; 2] = ["--ssh=system", "--ssh=builtin"];
 
 #[track_caller]
 fn assert_way(summary: &Value, transport: &str, dialler: &str) {
@@ -22,7 +20,7 @@ fn assert_way(summary: &Value, transport: &str, dialler: &str) {
 /// PATH-6: data goes inside ssh where only the jump host leads there, and straight where it can.
 #[test]
 fn behind_a_jump_host() {
-    let hosts = Hosts::with_gate();
+    let hosts = Hosts::new().and_gate();
     for client in CLIENTS {
         hosts.close_to_near("");
         let pushed = |flags: &[&str]| hosts.pushed(&[&[client], flags].concat(), "inner", SET_UP);
@@ -34,31 +32,6 @@ fn behind_a_jump_host() {
         let straight = hosts.push(&[client, "-o", "ConnectTimeout=1"], "far").output().unwrap();
         assert_eq!(straight.status.code(), Some(30), "{}", said(&straight));
     }
-}
-
-/// Behind every firewall the built-in client finds the way that the system's ssh finds; a session is
-/// all that it needs of a connection.
-#[test]
-fn the_builtin_client_finds_the_same_ways() {
-    let hosts = Hosts::with_server("MaxSessions 1");
-    let reject = Rule::Reject;
-    for (near, far, allowed, flags, server, transport, dialler) in [
-        (Rule::Open, Rule::Open, "", &[][..], "far", "tcp+tls", "client"),
-        (Rule::Open, Rule::Open, "meta nfproto ipv4 drop", &[], "far6", "tcp+tls", "client"),
-        (Rule::Open, reject, "", &[], "far", "tcp+tls", "agent"),
-        (reject, Rule::Open, "", &[], "far", "tcp+tls", "client"),
-        (reject, reject, "", &[], "far", "ssh", "client"),
-        (reject, reject, "", &["--ssh-connections=1"], "far", "ssh", "client"),
-        (reject, reject, "meta l4proto udp accept", &[], "far", "quic", "client"),
-    ] {
-        hosts.filter(near, far, allowed);
-        let summary = hosts.pushed(&[&["--ssh=builtin"], flags].concat(), server, SET_UP);
-        assert_way(&summary, transport, dialler);
-    }
-    hosts.filter(reject, reject, "tcp dport 50000-50003 accept");
-    let flags = ["--ssh=builtin", "--port-range", "50000:50003"];
-    assert_way(&hosts.pushed(&flags, "far", SET_UP), "tcp+tls", "client");
-    assert_way(&hosts.pulled(&flags), "tcp+tls", "client");
 }
 
 /// One prompt, whatever way the data takes: further logins would ask again.
@@ -101,4 +74,57 @@ fn without_a_terminal_a_second_factor_is_an_error() {
     assert_eq!(output.status.code(), Some(44), "{}", said(&output));
     assert!(said(&output).contains("keyboard-interactive"), "{}", said(&output));
     assert_eq!(hosts.codes(), 0);
+}
+
+/// A password is asked for once, whatever way the data takes.
+#[test]
+fn with_a_password_it_is_asked_for_once() {
+    let hosts = Hosts::with_password();
+    for client in CLIENTS {
+        for transport in ["--transport=auto", "--transport=ssh"] {
+            let _ = std::fs::remove_dir_all(hosts.path("dst"));
+            let before = hosts.codes();
+            let command = hosts.push_at_terminal(&[client, transport], "far");
+            let answers = [("password: ", "wrong"), ("password: ", "246810")];
+            let (output, screen) = converse(command, &answers);
+            assert!(output.status.success(), "{client}: {} {screen}", said(&output));
+            hosts.assert_same("dst");
+            assert_eq!(hosts.codes() - before, 2, "{client}: {screen}");
+            assert_eq!(screen.matches("password: ").count(), 2, "{client}: {screen}");
+            assert!(!screen.contains("246810"), "{client} shows the password: {screen}");
+        }
+        let command = hosts.push_at_terminal(&[client], "far");
+        let (output, screen) = converse(command, &[("password: ", "\x03")]);
+        assert_eq!(output.status.code(), Some(20), "{client}: {} {screen}", said(&output));
+    }
+}
+
+/// The account and the port are those that are named, whichever way they are named in.
+#[test]
+fn another_account_and_another_port_are_reached() {
+    use std::os::unix::fs::MetadataExt as _;
+    let hosts = Hosts::with_guest();
+    let there = hosts.path("guest/there").display().to_string();
+    let lines = "Host own\nHostName 10.78.0.2\nPort 2222\nUser guest\n\
+                 Match originalhost matched exec \"true\"\nHostName 10.78.0.2\nUser guest\nPort 2222\n";
+    let usual = std::fs::read_to_string(hosts.path("ssh_config")).unwrap();
+    std::fs::write(hosts.path("ssh_config"), format!("{lines}{usual}")).unwrap();
+    for client in CLIENTS {
+        for (flags, location) in [
+            (&[][..], format!("guest@far:{there}")),
+            (&["--ssh-port=2222"], format!("guest@far:{there}")),
+            (&[], format!("ssh://guest@far:2222{there}")),
+            (&[], "ssh://guest@far:2222/~/there".to_owned()),
+            (&["-o", "User=guest", "-o", "Port=2222"], "far:there".to_owned()),
+            (&[], "own:there".to_owned()),
+            (&[], "matched:there".to_owned()),
+        ] {
+            let output = hosts.push_to(&[&[client], flags].concat(), &location).output().unwrap();
+            assert!(output.status.success(), "{client} {location}: {}", said(&output));
+            hosts.assert_same("guest/there");
+            let owner = std::fs::metadata(&there).unwrap().uid();
+            assert_eq!(owner, 12345, "{client} {location}");
+            std::fs::remove_dir_all(&there).unwrap();
+        }
+    }
 }

@@ -9,6 +9,8 @@ mod doctor;
 mod hosts;
 mod kills;
 mod logins;
+mod network;
+mod nodes;
 mod terminal;
 mod third_party;
 mod ways;

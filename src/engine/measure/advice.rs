@@ -133,6 +133,38 @@ impl Findings {
         advice
     }
 
+    /// The congestion control of a sending end, where its buffers are large enough and one stream still
+    /// carries much less than several: what is lost on the path slows it down.
+    pub fn congestion(&self) -> Vec<Setting> {
+        let is_tcp = |chosen: &Connection| chosen.transport.starts_with("tcp");
+        if !self.chosen.as_ref().is_some_and(is_tcp) {
+            return Vec::new();
+        }
+        let small = self.settings();
+        let is_slow = |end: End| {
+            let single = self.memory(end).min_by_key(|run| run.streams);
+            let best = self.memory(end).max_by_key(|run| run.rate());
+            single.zip(best).is_some_and(|(single, best)| single.rate() < best.rate() / 10 * 8)
+        };
+        let mut advice = Vec::new();
+        for (end, system) in &self.systems {
+            let value = |name| system.settings.iter().find(|it| it.0 == name).map(|it| &it.1);
+            let Some(control) = value(CONGESTION).filter(|it| !it.contains("bbr")) else {
+                continue;
+            };
+            if small.iter().any(|it| it.end == *end) || !is_slow(*end) {
+                continue;
+            }
+            let available = value("net.ipv4.tcp_available_congestion_control");
+            let is_there = available.is_some_and(|it| it.split(' ').any(|it| it == "bbr"));
+            let load = if is_there { "" } else { "modprobe tcp_bbr && " };
+            let command = format!("{load}sysctl -w {CONGESTION}=\"bbr\"");
+            let (name, value) = (CONGESTION.to_owned(), control.clone());
+            advice.push(Setting { end: *end, name, value, command });
+        }
+        advice
+    }
+
     /// What bounds a transfer from one end to the other, in words.
     pub fn bottleneck(&self, from: End) -> Option<String> {
         let best = |from_disk: bool, to_disk: bool| {
@@ -180,6 +212,9 @@ fn name(end: End) -> &'static str {
 /// The settings that bound how much one connection has under way; of three values, the last does.
 const BUFFERS: &[&str] =
     &["net.core.rmem_max", "net.core.wmem_max", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"];
+
+/// What decides how TCP takes losses, for connections that do not ask for anything else (tcp(7)).
+const CONGESTION: &str = "net.ipv4.tcp_congestion_control";
 
 /// The largest buffer that is advised, in bytes.
 const LARGEST_BUFFER: u64 = 1 << 30;
@@ -254,6 +289,38 @@ mod tests {
         let names: Vec<String> = found.settings().into_iter().map(|it| it.name).collect();
         assert_eq!(names, ["net.core.rmem_max"]);
         assert!(findings(&[run(End::Here, 8, 10_000)]).settings().is_empty());
+    }
+
+    /// Only for an end that sends by TCP and is not held back by anything that is measured.
+    #[test]
+    fn another_congestion_control_is_advised_where_losses_slow_one_stream_down() {
+        let found = |transport, single, control: &str, available: &str| {
+            let runs = [run(End::There, 1, single), run(End::There, 8, 4_000_000)];
+            let mut found = findings(&runs);
+            let settings =
+                [(CONGESTION, control), ("net.ipv4.tcp_available_congestion_control", available)];
+            let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            found.systems = vec![
+                (End::Here, System { settings: settings.to_vec(), ..System::default() }),
+                (End::There, System { settings: settings.to_vec(), ..System::default() }),
+            ];
+            let (dialler, peer) = ("client", String::new());
+            found.chosen = Some(Connection { transport, dialler, peer, encrypted: true });
+            let advice = found.congestion();
+            assert!(advice.iter().all(|it| it.end == End::There), "the other one does not send");
+            advice.into_iter().map(|it| it.command).collect::<Vec<_>>()
+        };
+        let command = "sysctl -w net.ipv4.tcp_congestion_control=\"bbr\"";
+        assert_eq!(found("tcp+tls", 1_000_000, "cubic", "reno bbr cubic"), [command]);
+        let load = format!("modprobe tcp_bbr && {command}");
+        assert_eq!(found("tcp", 1_000_000, "$(reboot)", "reno cubic"), [load]);
+        assert!(found("tcp+tls", 3_900_000, "cubic", "bbr").is_empty());
+        assert!(found("tcp+tls", 1_000_000, "bbr", "bbr").is_empty());
+        assert!(found("quic", 1_000_000, "cubic", "bbr").is_empty());
+        let mut small = findings(&[run(End::There, 1, 10), run(End::There, 8, 100_000_000)]);
+        let (dialler, peer) = ("client", String::new());
+        small.chosen = Some(Connection { transport: "tcp", dialler, peer, encrypted: false });
+        assert!(!small.settings().is_empty() && small.congestion().is_empty());
     }
 
     /// MEASURE-3: what a peer says is no part of a command, unless it is a number.

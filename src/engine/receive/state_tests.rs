@@ -134,7 +134,7 @@ impl Stage {
             assert!(matches!(hand.half.next().await, Message::Written(_)));
             let root = Digest::of(&data);
             hand.half.say(&Message::FileEnd { entry: EntryId(1), version: 0, root });
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            hand.until("held: sync f", 1).await;
         }
         hand
     }

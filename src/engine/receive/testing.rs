@@ -45,6 +45,8 @@ pub struct Inside {
     pub complaints: Mutex<Vec<StorageError>>,
     /// How many small files are prepared and neither committed nor dropped.
     pub prepared: Arc<AtomicUsize>,
+    /// How many there were at most.
+    pub most_prepared: AtomicUsize,
     /// A permit for each call of a sort that is held up.
     pub gate: Semaphore,
 }
@@ -100,6 +102,7 @@ impl TestSink {
             files: Mutex::default(),
             complaints: Mutex::default(),
             prepared: Arc::default(),
+            most_prepared: AtomicUsize::new(0),
             gate: Semaphore::new(0),
         }))
     }
@@ -126,6 +129,7 @@ impl TestSink {
 
     async fn call(&self, call: String) -> Result<(), StorageError> {
         if self.0.orders.held.iter().any(|held| call.starts_with(held)) {
+            self.note(format!("held: {call}"));
             self.0.gate.acquire().await.unwrap().forget();
         }
         let is_failing = self.0.orders.failing.iter().any(|failing| call.starts_with(failing));
@@ -135,7 +139,8 @@ impl TestSink {
 
     fn prepared(&self, data: Vec<u8>) -> TestPrepared {
         let count = Arc::clone(&self.0.prepared);
-        count.fetch_add(1, Ordering::Relaxed);
+        let before = count.fetch_add(1, Ordering::Relaxed);
+        self.0.most_prepared.fetch_max(before + 1, Ordering::Relaxed);
         TestPrepared { data, count }
     }
 

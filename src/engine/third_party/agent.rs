@@ -35,6 +35,8 @@ pub struct Errand {
     pub options: Options,
     /// Where this host was reached, as text.
     pub addresses: Vec<String>,
+    /// On which ports this host listens, if the other one dials.
+    pub ports: Option<(u16, u16)>,
 }
 
 /// Serves a client that watches.
@@ -141,8 +143,8 @@ async fn play(
     writer.spawn(writing);
     let addresses = errand.to.addresses.clone();
     let plan = plan(errand, source);
-    let (lane, established) = (None, false);
-    let mut session = Session { plan, inbox, outbox, lane, tunnel, observer, established };
+    let (further, established) = (None, false);
+    let mut session = Session { plan, inbox, outbox, further, tunnel, observer, established };
     let stopped = async {
         let _ = stopped.await;
     };
@@ -156,7 +158,7 @@ async fn play(
 }
 
 fn plan(errand: Errand, source: LocalSource) -> Plan {
-    let Errand { to, job, options, addresses, .. } = errand;
+    let Errand { to, job, options, addresses, ports, .. } = errand;
     let reach = Reach {
         transport: match to.transport {
             Allowed::Auto => Transport::Auto,
@@ -177,7 +179,7 @@ fn plan(errand: Errand, source: LocalSource) -> Plan {
         options,
         paths: None,
         reach,
-        relayed: Some(Relayed { name: to.source_host, addresses }),
+        relayed: Some(Relayed { name: to.source_host, addresses, ports }),
     }
 }
 
@@ -294,9 +296,9 @@ mod tests {
             outbox.say(&Message::Hello(hello([0; 32], Vec::new()))).unwrap();
             inbox.next().await.unwrap();
             inbox.next().await.unwrap();
-            let addresses = Vec::new();
-            run(Errand { sources, to: peer(), job, options, addresses }, agents, inbox, outbox)
-                .await
+            let (to, addresses, ports) = (peer(), Vec::new(), None);
+            let errand = Errand { sources, to, job, options, addresses, ports };
+            run(errand, agents, inbox, outbox).await
         };
         // Nobody waits for whoever writes.
         let others = async {

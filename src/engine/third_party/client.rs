@@ -312,7 +312,8 @@ async fn carry_on(
 
 /// Names and addresses under which the receiving host is known here.
 async fn known_addresses(receiver: &Launcher<'_>) -> Vec<String> {
-    let Some(name) = receiver.resolved_host().await else { return Vec::new() };
+    let Some(resolved) = receiver.resolved_host().await else { return Vec::new() };
+    let name = resolved.host;
     let found = addresses_of(std::slice::from_ref(&name)).await;
     let found = found.iter().map(|it| it.ip().to_string()).filter(|it| *it != name);
     let mut addresses: Vec<String> = [name.clone()].into_iter().chain(found).collect();

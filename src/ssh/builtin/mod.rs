@@ -23,7 +23,7 @@ use russh::{ChannelMsg, Disconnect};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use super::process::{Complaints, Ends, Process};
-use super::{Login, Started};
+use super::{Login, Resolved, Started};
 use connect::{Connection, connect};
 use error::Error;
 use server::Farewell;
@@ -52,11 +52,16 @@ enum Wanted {
     Subsystem(String),
 }
 
-/// The name or address that a host's settings lead to, where that means something here.
-pub async fn resolved_host(login: &Login) -> Option<String> {
+/// What a host's settings make of its name, where that means something here.
+pub async fn resolved_host(login: &Login) -> Option<Resolved> {
     let settings = Settings::of(login).await.ok()?;
     let is_proxied = !settings.jumps().is_empty() || !matches!(settings.proxy_command(), Ok(None));
-    (!is_proxied).then(|| settings.host())
+    (!is_proxied).then(|| Resolved {
+        host: settings.host(),
+        user: Some(settings.user()),
+        port: Some(settings.port()),
+        alias: settings.value("hostkeyalias").map(str::to_owned),
+    })
 }
 
 async fn run(login: &Login, wanted: Wanted, is_batch: bool, ends: &mut Ends) -> Result<u8, Error> {
