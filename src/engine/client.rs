@@ -410,8 +410,9 @@ impl<R: AsyncRead + Unpin + Send> Session<R> {
                 let (channels, dialling) =
                     reach::client::channels(known, config, words, says, tells, take);
                 let (inbox, job) = (&mut self.inbox, self.plan.job);
-                let receiving =
-                    destination.clone().receive(job, inbox, outbox, channels, options, observer);
+                let receiving = destination
+                    .clone()
+                    .receive(job, inbox, outbox, channels, options, observer, None);
                 let end = alongside(receiving, dialling).await?;
                 let ReceiverEnd { totals, durable, deletions } = end;
                 Ok(SessionEnd { totals, durable, deletions })

@@ -129,7 +129,9 @@ impl AnyDestination {
         }
     }
 
-    /// Receives there, to the very end of the session.
+    /// Receives there, to the very end of the session. Files of `near` are copied by their endpoint, if
+    /// it is this one and can do that.
+    #[expect(clippy::too_many_arguments, reason = "all that a session consists of")]
     pub async fn receive<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
         self,
         job: [u8; 16],
@@ -138,6 +140,7 @@ impl AnyDestination {
         channels: Channels<C>,
         options: Options,
         observer: Observer,
+        near: Option<RemoteSource<AnyEndpoint>>,
     ) -> Result<ReceiverEnd, SessionError> {
         match self {
             Self::Local(path) => {
@@ -148,7 +151,7 @@ impl AnyDestination {
             }
             Self::Remote(destination) => {
                 let receiving =
-                    receive_at(destination, job, inbox, outbox, channels, options, observer);
+                    receive_at(destination, job, inbox, outbox, channels, options, observer, near);
                 Box::pin(receiving).await
             }
         }
@@ -156,6 +159,7 @@ impl AnyDestination {
 }
 
 /// Receives at an endpoint.
+#[expect(clippy::too_many_arguments, reason = "all that a session consists of")]
 async fn receive_at<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     destination: Destination,
     job: [u8; 16],
@@ -164,11 +168,15 @@ async fn receive_at<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     channels: Channels<C>,
     options: Options,
     observer: Observer,
+    near: Option<RemoteSource<AnyEndpoint>>,
 ) -> Result<ReceiverEnd, SessionError> {
     let Destination { endpoint, key, is_directory, state } = destination;
     let Told { single_file, root, .. } = here::sources(inbox).await?;
     let sink = RemoteSink::open(endpoint, key, is_directory, single_file, &options).await;
-    let sink = sink.map_err(here::startup)?;
+    let mut sink = sink.map_err(here::startup)?;
+    if let Some(near) = near {
+        sink = sink.with_source(&near);
+    }
     here::keep_root(&sink, root, &options, &outbox, &observer)?;
     let state = match state.filter(|_| !options.dry_run) {
         Some(base) => Some(here::open_state(StateDir::of_client(base, job), inbox).await?),

@@ -93,8 +93,12 @@ async fn carry(
     let destination = AnyDestination::open(destination, job, observer).await.map_err(early)?;
     observer.connected(endpoint::connection(&source, &destination));
     let receiving = options.clone();
+    let near = match &source {
+        AnySource::Remote(near) if !job.config.verify => Some(near.clone()),
+        AnySource::Remote(_) | AnySource::Local(_) => None,
+    };
     let end = both(source, options, observer, async |inbox, outbox, channels, observer| {
-        destination.receive(name, inbox, outbox, channels, receiving, observer).await
+        destination.receive(name, inbox, outbox, channels, receiving, observer, near).await
     });
     let ReceiverEnd { totals, durable, deletions } = end.await?;
     Ok(SessionEnd { totals, durable, deletions })

@@ -248,9 +248,28 @@ macro_rules! any_endpoint {
                 }
             }
 
-            async fn copy(&self, from: &Key, thing: &Thing, to: &Key, kept: &Kept) -> Answer<()> {
-                match self {
-                    $(Self::$which(it) => it.copy(from, thing, to, kept).await,)*
+            fn copies_from(&self, source: &Self) -> bool {
+                match (self, source) {
+                    $((Self::$which(it), Self::$which(source)) => it.copies_from(source),)*
+                    #[allow(unreachable_patterns)]
+                    _ => false,
+                }
+            }
+
+            async fn copy(
+                &self,
+                source: &Self,
+                from: &Key,
+                thing: &Thing,
+                to: &Key,
+                kept: &Kept,
+            ) -> Answer<()> {
+                match (self, source) {
+                    $((Self::$which(it), Self::$which(source)) => {
+                        it.copy(source, from, thing, to, kept).await
+                    })*
+                    #[allow(unreachable_patterns)]
+                    _ => Err(mixed_up()),
                 }
             }
         }

@@ -671,7 +671,11 @@ impl Endpoint for Memory {
         answers
     }
 
-    async fn copy(&self, from: &Key, thing: &Thing, to: &Key, kept: &Kept) -> Answer<()> {
+    fn copies_from(&self, source: &Self) -> bool {
+        self.properties.copies && Arc::ptr_eq(&self.shared, &source.shared)
+    }
+
+    async fn copy(&self, _: &Self, from: &Key, thing: &Thing, to: &Key, kept: &Kept) -> Answer<()> {
         self.step(Step::Copy, to).await?;
         if !self.properties.copies {
             return Err(Fault::new(Class::Unsupported, "files cannot be copied here"));

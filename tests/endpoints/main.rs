@@ -39,7 +39,7 @@ macro_rules! conforms {
             conforms!(@checks $subject, reading:
                 parents_come_first, selections, what_changed_is_found_out, what_is_gone_is_found_out,
                 ranges_at_once, packs_without_some, removing_what_is_the_same,
-                a_round_trip_does_nothing_twice, certain_paths);
+                a_round_trip_does_nothing_twice, what_is_there_is_copied, certain_paths);
         }
     };
     (@checks $subject:expr, $file:ident: $($check:ident),* $(,)?) => {

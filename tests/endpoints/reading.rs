@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use fastsync::protocol::chunk::{ByteRange, EntryId, Pack};
-use fastsync::protocol::message::{FailureCode, Kind, Options, Select};
+use fastsync::protocol::message::{Entry, FailureCode, Kind, Options, Select};
 use fastsync::storage::{Placed, Sink, Source, StorageError};
 
 use crate::subject::{Files, Subject};
@@ -244,6 +244,60 @@ pub async fn a_round_trip_does_nothing_twice(subject: &impl Subject) {
             assert_eq!(copy.metadata.mtime, entry.metadata.mtime, "{:?}", entry.name);
         }
     }
+}
+
+/// Where an endpoint copies by itself, it copies the version that was found, with all that is kept.
+pub async fn what_is_there_is_copied(subject: &impl Subject) {
+    let (large, small) = (data(2 * CHUNK + 7, 1), data(100, 2));
+    subject.write(b"from/large", &large).await;
+    subject.write(b"from/small", &small).await;
+    subject.write(b"from/empty", b"").await;
+    let source = subject.source("from", &options()).await.unwrap();
+    let walked = Walked::new(&source).await;
+    let sink = beside(subject, "to", &source).await;
+    if !sink.can_copy() {
+        return;
+    }
+    for entry in &walked.entries {
+        assert!(matches!(place(&sink, entry).await.unwrap(), Placed::Wanted(_)));
+        copy(&sink, entry).await.unwrap();
+    }
+    sink.finish().await;
+    assert!(sink.complaints().is_empty());
+    let files = subject.files().await;
+    for (name, data) in [("large", &large), ("small", &small), ("empty", &Vec::new())] {
+        assert_eq!(&files[format!("to/{name}").as_bytes()], data);
+    }
+    let sink = beside(subject, "to", &source).await;
+    for entry in &walked.entries {
+        let placed = place(&sink, entry).await.unwrap();
+        assert_eq!(placed, Placed::Settled(fastsync::protocol::message::Changes::NONE));
+    }
+    subject.write(b"from/large", &data(2 * CHUNK + 7, 3)).await;
+    subject.write(b"from/small", &data(100, 4)).await;
+    let sink = beside(subject, "other", &source).await;
+    for entry in walked.entries.iter().filter(|entry| entry.size() > 0) {
+        place(&sink, entry).await.unwrap();
+        let error = copy(&sink, entry).await.unwrap_err();
+        assert!(matches!(error, StorageError::Changed { .. }), "{error:?}");
+    }
+    assert!(!subject.files().await.keys().any(|path| path.starts_with(b"other/")));
+}
+
+async fn beside<S: Subject>(subject: &S, at: &str, source: &S::Source) -> S::Sink {
+    S::beside(subject.sink(at, &options()).await.unwrap(), source)
+}
+
+/// Copies a file as the engine does, whole or in ranges.
+async fn copy(sink: &impl Sink, entry: &Arc<Entry>) -> Result<(), StorageError> {
+    if entry.size() < u64::from(THRESHOLD) {
+        let prepared = sink.copy_files(vec![Arc::clone(entry)]).await.pop().unwrap()?;
+        return sink.commit_files(vec![(prepared, Arc::clone(entry))]).await.pop().unwrap();
+    }
+    let file = sink.create(Arc::clone(entry), None).await?;
+    assert!(sink.copy_range(file.clone(), range(entry, 0)).await?, "all of it");
+    sink.confirm_copy(file.clone()).await?;
+    sink.commit(file, Arc::clone(entry), None).await
 }
 
 /// What changes while it is walked is no reason to end: nobody who listens is no error either.

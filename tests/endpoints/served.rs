@@ -133,6 +133,10 @@ impl<E: Endpoint> Subject for Served<E> {
         RemoteSink::open(self.endpoint.clone(), at, true, false, options).await
     }
 
+    fn beside(sink: Self::Sink, source: &Self::Source) -> Self::Sink {
+        sink.with_source(source)
+    }
+
     async fn write(&self, path: &[u8], data: &[u8]) {
         let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
         let mut at = self.top.clone();

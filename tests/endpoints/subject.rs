@@ -39,6 +39,12 @@ pub trait Subject: Sized {
         options: &Options,
     ) -> impl Future<Output = Result<Self::Sink, StorageError>>;
 
+    /// A sink that has the endpoint copy what this source has, if it can.
+    fn beside(sink: Self::Sink, source: &Self::Source) -> Self::Sink {
+        let _ = source;
+        sink
+    }
+
     /// Writes a file as somebody else would, with the directories above it.
     fn write(&self, path: &[u8], data: &[u8]) -> impl Future<Output = ()>;
 
@@ -189,6 +195,10 @@ impl Subject for InMemory {
 
     async fn sink(&self, at: &str, options: &Options) -> Result<Self::Sink, StorageError> {
         RemoteSink::open(self.0.clone(), key(at.as_bytes()), true, false, options).await
+    }
+
+    fn beside(sink: Self::Sink, source: &Self::Source) -> Self::Sink {
+        sink.with_source(source)
     }
 
     async fn write(&self, path: &[u8], data: &[u8]) {

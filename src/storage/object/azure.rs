@@ -439,10 +439,17 @@ impl Endpoint for AzureEndpoint {
         all(removals, self.inner.properties.requests).await
     }
 
-    async fn copy(&self, from: &Key, thing: &Thing, to: &Key, kept: &Kept) -> Answer<()> {
+    async fn copy(
+        &self,
+        source: &Self,
+        from: &Key,
+        thing: &Thing,
+        to: &Key,
+        kept: &Kept,
+    ) -> Answer<()> {
         check_name(to)?;
-        let mut call =
-            call(Method::PUT, self.inner.url(to)).header("x-ms-copy-source", &self.inner.url(from));
+        let source = source.inner.url(from);
+        let mut call = call(Method::PUT, self.inner.url(to)).header("x-ms-copy-source", &source);
         if let Some(tag) = &thing.tag {
             call = call.header("x-ms-source-if-match", &String::from_utf8_lossy(tag));
         }

@@ -31,7 +31,8 @@ pub fn by_status(status: StatusCode) -> Fault {
         401 => Class::Credentials,
         403 => Class::Denied,
         404 => Class::Missing,
-        412 => Class::Changed,
+        // There is no such precondition, or no such range, any more.
+        412 | 416 => Class::Changed,
         429 | 500..=599 => Class::Busy,
         _ => Class::Other,
     };

@@ -527,7 +527,11 @@ impl Endpoint for GcsEndpoint {
         all(removals, self.inner.properties.requests).await
     }
 
-    async fn copy(&self, from: &Key, thing: &Thing, to: &Key, kept: &Kept) -> Answer<()> {
+    fn copies_from(&self, source: &Self) -> bool {
+        self.inner.config == source.inner.config
+    }
+
+    async fn copy(&self, _: &Self, from: &Key, thing: &Thing, to: &Key, kept: &Kept) -> Answer<()> {
         // An object composed of one other: the only copy with metadata of its own in one step.
         let source = match &thing.tag {
             Some(tag) => {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::Method;
 
-use super::s3::{CHECKSUM, Inner, check_late_error, checksum, decoded};
+use super::s3::{CHECKSUM, Inner, PART_OF_COPY, Version, check_late_error, checksum, decoded};
 use super::store::{MAX_PAGE_LEN, in_path, in_query};
 use super::xml;
 use crate::storage::http::client::{Call, read_body};
-use crate::storage::remote::{Answer, Class, Fault, Kept, Key};
+use crate::storage::remote::{Answer, Class, Fault, Kept, Key, all};
 use crate::storage::{Receipt, Token};
 
 impl Inner {
@@ -48,9 +48,30 @@ impl Inner {
     pub async fn copy_part(&self, key: &Key, id: &str, number: u64, from: &Key) -> Answer<Receipt> {
         let source = format!("/{}/{}", self.config.bucket, in_path(from));
         let call = Call::new(Method::PUT, self.part_url(key, id, number));
-        let body = self.server.body(&call.header("x-amz-copy-source", &source)).await?;
+        self.copied_part(call.header("x-amz-copy-source", &source)).await
+    }
+
+    async fn copied_part(&self, call: Call) -> Answer<Receipt> {
+        let body = self.server.body(&call).await?;
         check_late_error(&body)?;
         receipt(xml::text_of(&body, "CopyPartResult/ETag").as_deref())
+    }
+
+    /// Fills an upload with another object, ends it, and lets no data pass through here.
+    pub async fn copy_in_parts(&self, from: Version<'_>, to: &Key, id: &str) -> Answer<()> {
+        let (size, max_count) = (from.thing.size, self.properties.parts.max_count);
+        let len = size.div_ceil(max_count.max(1)).max(PART_OF_COPY);
+        let copies: Vec<_> = (0..size.div_ceil(len))
+            .map(async |number| {
+                let (first, end) = (number * len, size.min((number + 1) * len));
+                let call = Call::new(Method::PUT, self.part_url(to, id, number + 1));
+                let range = format!("bytes={first}-{}", end - 1);
+                let call = from.source_of(call).header("x-amz-copy-source-range", &range);
+                Ok((number + 1, self.copied_part(call).await?))
+            })
+            .collect();
+        let copied = all(copies, self.properties.requests).await;
+        self.complete(to, id, copied.into_iter().collect::<Answer<Vec<_>>>()?).await
     }
 
     fn part_url(&self, key: &Key, id: &str, number: u64) -> String {

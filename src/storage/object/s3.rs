@@ -221,19 +221,15 @@ impl Inner {
         self.server.done(&self.with_kept(call, kept)).await.map(drop)
     }
 
-    /// Copies an object onto itself or elsewhere within the bucket, with new metadata.
-    async fn copy_object(&self, from: &Key, thing: &Thing, to: &Key, kept: &Kept) -> Answer<()> {
-        if thing.size > MAX_COPY_LEN {
+    /// Copies an object onto itself or elsewhere, with new metadata.
+    async fn copy_object(&self, from: Version<'_>, to: &Key, kept: &Kept) -> Answer<()> {
+        if from.thing.size > MAX_COPY_LEN {
             let text = "objects of more than 5 GiB cannot be copied at once";
             return Err(Fault::new(Class::Unsupported, text));
         }
-        let source = format!("/{}/{}", self.config.bucket, in_path(from));
-        let mut call = Call::new(Method::PUT, self.url(to))
-            .header("x-amz-copy-source", &source)
-            .header("x-amz-metadata-directive", "REPLACE");
-        if let Some(tag) = &thing.tag {
-            call = call.header("x-amz-copy-source-if-match", &String::from_utf8_lossy(tag));
-        }
+        let call =
+            Call::new(Method::PUT, self.url(to)).header("x-amz-metadata-directive", "REPLACE");
+        let call = from.source_of(call);
         let body = self.server.body(&self.with_kept(call, kept)).await?;
         check_late_error(&body)
     }
@@ -450,7 +446,8 @@ impl Endpoint for S3Endpoint {
     }
 
     async fn set(&self, key: &Key, thing: &Thing, kept: &Kept, _: Changes) -> Answer<()> {
-        self.inner.copy_object(key, thing, key, kept).await
+        let from = Version { bucket: &self.inner.config.bucket, key, thing };
+        self.inner.copy_object(from, key, kept).await
     }
 
     async fn remove(&self, things: Vec<(Key, ThingKind)>) -> Vec<Answer<()>> {
@@ -464,8 +461,29 @@ impl Endpoint for S3Endpoint {
         all(groups, self.inner.properties.requests).await.into_iter().flatten().collect()
     }
 
-    async fn copy(&self, from: &Key, thing: &Thing, to: &Key, kept: &Kept) -> Answer<()> {
-        self.inner.copy_object(from, thing, to, kept).await
+    fn copies_from(&self, source: &Self) -> bool {
+        let bucket = source.inner.config.bucket.clone();
+        S3Config { bucket, ..self.inner.config.clone() } == source.inner.config
+    }
+
+    async fn copy(
+        &self,
+        source: &Self,
+        from: &Key,
+        thing: &Thing,
+        to: &Key,
+        kept: &Kept,
+    ) -> Answer<()> {
+        let from = Version { bucket: &source.inner.config.bucket, key: from, thing };
+        if thing.size <= PART_OF_COPY {
+            return self.inner.copy_object(from, to, kept).await;
+        }
+        let id = self.inner.begin_upload(to, Some(kept)).await?;
+        let copied = self.inner.copy_in_parts(from, to, &id).await;
+        if copied.is_err() {
+            let _ = self.inner.abort(to, &id).await;
+        }
+        copied
     }
 }
 
@@ -521,6 +539,26 @@ fn base_url(config: &S3Config, region: &str) -> Answer<String> {
 fn region_of(headers: &HeaderMap) -> Option<String> {
     let region = headers.get("x-amz-bucket-region")?.to_str().ok()?;
     Some(region.to_owned())
+}
+
+/// An object as it was found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Version<'a> {
+    pub bucket: &'a str,
+    pub key: &'a Key,
+    pub thing: &'a Thing,
+}
+
+impl Version<'_> {
+    /// Makes it the source of a copy, as long as it is still this version.
+    pub fn source_of(self, call: Call) -> Call {
+        let source = format!("/{}/{}", self.bucket, in_path(self.key));
+        let call = call.header("x-amz-copy-source", &source);
+        match &self.thing.tag {
+            Some(tag) => call.header("x-amz-copy-source-if-match", &String::from_utf8_lossy(tag)),
+            None => call,
+        }
+    }
 }
 
 /// An upload's identifier, and the size that its file is to have.
@@ -608,7 +646,11 @@ const MEANINGS: &[Meaning] = &[
         class: Class::Credentials,
         text: "the bucket is in another region; name it with --region",
     },
-    Meaning { codes: &["PreconditionFailed"], class: Class::Changed, text: text::OTHER_VERSION },
+    Meaning {
+        codes: &["PreconditionFailed", "InvalidRange"],
+        class: Class::Changed,
+        text: text::OTHER_VERSION,
+    },
     Meaning {
         codes: &["BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch"],
         class: Class::Busy,
@@ -627,6 +669,9 @@ const MEANINGS: &[Meaning] = &[
 ];
 
 pub(super) const CHECKSUM: &str = "x-amz-checksum-crc64nvme";
+
+/// What is larger is copied in parts, many at a time, of at least this length, in bytes.
+pub(super) const PART_OF_COPY: u64 = 256 << 20;
 
 /// The longest object that can be copied with one request, in bytes.
 pub(super) const MAX_COPY_LEN: u64 = 5 << 30;

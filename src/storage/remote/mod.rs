@@ -199,13 +199,21 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
     fn remove(&self, things: Vec<(Key, ThingKind)>)
     -> impl Future<Output = Vec<Answer<()>>> + Send;
 
-    /// Copies a whole file within the endpoint, without its data passing through here.
+    /// Whether files of this other endpoint can be copied here without passing through this process:
+    /// both are at the same server, and for the same user.
+    fn copies_from(&self, source: &Self) -> bool {
+        let _ = source;
+        false
+    }
+
+    /// Copies a whole file of `source`, of any size, without its data passing through here.
     ///
     /// # Errors
     ///
-    /// [`Class::Unsupported`] where that is not possible.
+    /// [`Class::Unsupported`] where that is not possible, [`Class::Changed`] if it is another version.
     fn copy(
         &self,
+        source: &Self,
         from: &Key,
         thing: &Thing,
         to: &Key,

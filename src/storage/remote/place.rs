@@ -334,9 +334,10 @@ impl<E: Endpoint> Inner<E> {
         let placed = self.compare_file(key, existing, file, entry).await?;
         let comes_in_parts = self.chunk_size.count(file.size) > 1;
         let is_first = self.endpoint.properties().keeps.roots == KeepsRoot::FromTheBeginning;
+        let is_sent = !self.dry_run && self.near.get().is_none();
         match placed {
             // What its data amounts to has to be known before the first part goes there.
-            Placed::Wanted(_) if is_first && comes_in_parts && !self.dry_run => {
+            Placed::Wanted(_) if is_first && comes_in_parts && is_sent => {
                 Ok(Placed::Compare(storage::Existing::Replaced))
             }
             placed => Ok(placed),

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::place::{Directory, Existing, State as Became};
-use super::source::kind_of;
+use super::source::{RemoteSource, kind_of};
 use super::walk::OWN_PREFIX;
 use super::{Class, Endpoint, Fault, Kept, Key, Listed, Thing, ThingKind, all};
 use crate::protocol::buffer::Pool;
@@ -46,6 +46,8 @@ pub struct Inner<E> {
     pub preserve: Preserve,
     pub update: Update,
     pub dry_run: bool,
+    /// Whose files the endpoint copies by itself.
+    pub near: OnceLock<RemoteSource<E>>,
     pub chunk_size: ChunkSize,
     delete: Option<Delete>,
     rules: Rules,
@@ -97,6 +99,8 @@ struct File<E: Endpoint> {
 enum Data<E: Endpoint> {
     Coming(E::Upload),
     There(E::Open),
+    /// It is copied at the end, with all that it has.
+    Copied,
 }
 
 /// A small file is in its place as soon as it is prepared.
@@ -155,6 +159,7 @@ impl<E: Endpoint> RemoteSink<E> {
             preserve: options.preserve.clone(),
             update: options.update.clone(),
             dry_run: options.dry_run,
+            near: OnceLock::new(),
             chunk_size: options.chunk_size,
             delete: options.delete,
             rules,
@@ -164,6 +169,38 @@ impl<E: Endpoint> RemoteSink<E> {
             inner.make_root().await?;
         }
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The same, with files copied by the endpoint itself where that can be done.
+    #[must_use]
+    pub fn with_source(self, source: &RemoteSource<E>) -> Self {
+        if self.inner.endpoint.copies_from(source.endpoint()) {
+            let _ = self.inner.near.set(source.clone());
+        }
+        self
+    }
+
+    /// Has the endpoint copy a whole file.
+    async fn copy(&self, key: &Key, entry: &Arc<Entry>) -> Result<(), StorageError> {
+        let Some(near) = self.inner.near.get() else { return Err(self.inner.no_copy(entry)) };
+        let (from, thing) = near.inner.find(entry).await?;
+        let kept = self.inner.kept(entry, thing.root);
+        self.inner.clear_room(key, entry).await?;
+        self.inner.touch(entry.parent);
+        let endpoint = &self.inner.endpoint;
+        let copied = endpoint.copy(near.endpoint(), &from, &thing, key, &kept).await;
+        copied.map_err(|fault| match fault.class {
+            Class::Changed => StorageError::Changed { path: self.inner.path(entry) },
+            Class::Denied | Class::Unsupported => {
+                let text = format!(
+                    "the server does not copy it: {fault}; with --verify it goes through this machine"
+                );
+                self.inner.error(Operation::Write, entry)(Fault::new(fault.class, text))
+            }
+            _ => self.inner.error(Operation::Write, entry)(fault),
+        })?;
+        self.inner.forget(key);
+        Ok(())
     }
 }
 
@@ -363,6 +400,7 @@ impl<E: Endpoint> Inner<E> {
             let read = match &file.data {
                 Data::Coming(upload) => self.endpoint.reread(upload, at, piece).await,
                 Data::There(open) => self.endpoint.read(open, at, piece).await,
+                Data::Copied => Err(Fault::new(Class::Unsupported, "nothing of it is there yet")),
             };
             read.map_err(self.error(Operation::Read, &file.entry))?;
             hasher.update(piece);
@@ -724,6 +762,9 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
         root: Option<Digest>,
     ) -> Result<RemoteFile<E>, StorageError> {
         let key = self.inner.key(&entry)?;
+        if self.inner.near.get().is_some() {
+            return Ok(RemoteFile::new(key, entry, Data::Copied));
+        }
         let kept = self.inner.kept(&entry, root);
         self.inner.touch(entry.parent);
         let parts = self.inner.chunk_size.count(entry.size());
@@ -738,6 +779,10 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
         left: Left,
     ) -> Result<Option<Reopened<RemoteFile<E>>>, StorageError> {
         let key = self.inner.key(&entry)?;
+        if self.inner.near.get().is_some() {
+            let _ = self.inner.endpoint.abandon(&key, &left.token).await;
+            return Ok(None);
+        }
         let resumed = self.inner.endpoint.resume(&key, entry.size(), &left).await;
         let resumed = resumed.map_err(self.inner.error(Operation::Open, &entry))?;
         let Some((upload, lost)) = resumed else { return Ok(None) };
@@ -751,7 +796,7 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
     fn identity(&self, file: &RemoteFile<E>) -> Token {
         match &file.inner.data {
             Data::Coming(upload) => self.inner.endpoint.token(upload),
-            Data::There(_) => Token::default(),
+            Data::There(_) | Data::Copied => Token::default(),
         }
     }
 
@@ -784,6 +829,9 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
         entry: Arc<Entry>,
         root: Option<Digest>,
     ) -> Result<(), StorageError> {
+        if matches!(file.inner.data, Data::Copied) {
+            return self.copy(&file.inner.key, &entry).await;
+        }
         let Data::Coming(upload) = &file.inner.data else { return Err(not_coming(&file)) };
         let receipts = std::mem::take(&mut *file.receipts()).into_iter().collect();
         let kept = self.inner.kept(&entry, root);
@@ -844,19 +892,28 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
     }
 
     fn can_copy(&self) -> bool {
-        false
+        self.inner.near.get().is_some()
     }
 
     async fn copy_files(&self, entries: Vec<Arc<Entry>>) -> Vec<Result<Prepared, StorageError>> {
-        entries.iter().map(|entry| Err(self.inner.no_copy(entry))).collect()
+        let copies: Vec<_> = entries
+            .iter()
+            .map(|entry| async move {
+                let key = self.inner.key(entry)?;
+                self.copy(&key, entry).await.map(|()| Prepared(()))
+            })
+            .collect();
+        all(copies, self.inner.endpoint.properties().requests).await
     }
 
-    async fn copy_range(&self, file: RemoteFile<E>, _: ByteRange) -> Result<bool, StorageError> {
-        Err(self.inner.no_copy(&file.inner.entry))
+    async fn copy_range(&self, _: RemoteFile<E>, _: ByteRange) -> Result<bool, StorageError> {
+        // All of it at once, when it is committed.
+        Ok(true)
     }
 
-    async fn confirm_copy(&self, file: RemoteFile<E>) -> Result<(), StorageError> {
-        Err(self.inner.no_copy(&file.inner.entry))
+    async fn confirm_copy(&self, _: RemoteFile<E>) -> Result<(), StorageError> {
+        // The endpoint copies the very version that was found.
+        Ok(())
     }
 
     async fn delete(

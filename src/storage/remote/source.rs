@@ -23,7 +23,7 @@ use crate::storage::{Found, Operation, PackRead, Source, StorageError};
 /// Things at an endpoint, as a [`Source`].
 #[derive(Clone, Debug)]
 pub struct RemoteSource<E> {
-    inner: Arc<Inner<E>>,
+    pub(super) inner: Arc<Inner<E>>,
 }
 
 #[derive(Debug)]
@@ -282,6 +282,18 @@ impl<E: Endpoint> Inner<E> {
     }
 
     async fn open(&self, entry: &Arc<Entry>) -> Result<RemoteFile<E>, StorageError> {
+        let (key, thing) = self.find(entry).await?;
+        let opened = self.endpoint.open(&key, &thing).await;
+        let open = opened.map_err(self.error(Operation::Open, entry))?;
+        Ok(RemoteFile { open, entry: Arc::clone(entry), root: thing.root })
+    }
+
+    /// Where an entry is, and what is known of it.
+    ///
+    /// # Errors
+    ///
+    /// If it is known to be gone, or to be another one.
+    pub async fn find(&self, entry: &Arc<Entry>) -> Result<(Key, Thing), StorageError> {
         let key = self.key(entry)?;
         let thing = if let Some(thing) = self.thing(entry.id) {
             thing
@@ -293,9 +305,7 @@ impl<E: Endpoint> Inner<E> {
         if !is_same(&thing, entry) {
             return Err(StorageError::Changed { path: self.path(entry) });
         }
-        let opened = self.endpoint.open(&key, &thing).await;
-        let open = opened.map_err(self.error(Operation::Open, entry))?;
-        Ok(RemoteFile { open, entry: Arc::clone(entry), root: thing.root })
+        Ok((key, thing))
     }
 
     /// Reads a whole small file into the start of `room`.

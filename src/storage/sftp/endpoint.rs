@@ -650,7 +650,7 @@ impl Endpoint for SftpEndpoint {
         all(removals, self.inner.properties.requests).await
     }
 
-    async fn copy(&self, _: &Key, _: &Thing, _: &Key, _: &Kept) -> Answer<()> {
+    async fn copy(&self, _: &Self, _: &Key, _: &Thing, _: &Key, _: &Kept) -> Answer<()> {
         Err(Fault::new(Class::Unsupported, "the server does not copy files"))
     }
 }
