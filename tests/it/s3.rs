@@ -3,7 +3,7 @@
 use super::garage::{ACCESS_KEY, BUCKET, SECRET_KEY, garage};
 use super::objects::{Bucket, assert_same_files};
 use super::sshd::sshd;
-use super::support::{Running, World};
+use super::support::{Running, World, number};
 
 fn bucket() -> Bucket {
     Bucket {
@@ -80,4 +80,33 @@ fn data_goes_through_here_between_a_host_and_a_store() {
     command.args(["cp", &format!("{there}/")]).arg(world.remote("back")).arg("-F").arg(&ssh);
     Running::start(&mut command).wait().exits(0);
     assert_same_files(&world, "src", "back");
+}
+
+/// Within one server, no data passes through here, unless it is asked for.
+#[test]
+fn objects_are_copied_by_the_server() {
+    let (world, bucket) = (World::new(), bucket());
+    bucket.plant(&world);
+    world.write("src/large", 300 << 20);
+    let (one, two) =
+        (format!("{}/one", bucket.place(&world)), format!("{}/two", bucket.place(&world)));
+    bucket.run(&world, ["cp", "src/", &one]).exits(0);
+    let copy = |to: &str, flags: &[&str]| {
+        let from = format!("{one}/");
+        let arguments = ["cp", &from, to, "--report", "report", "--json"];
+        let summary = bucket.run(&world, [&arguments[..], flags].concat()).exits(0).summary();
+        let report = std::fs::read_to_string(world.path("report")).unwrap();
+        let hashed = report.lines().filter(|line| line.contains("\"root\":\"")).count();
+        (number(&summary, "done"), hashed)
+    };
+    let (done, hashed) = copy(&two, &[]);
+    assert!(done > 100);
+    assert_eq!(hashed, 0, "nothing was read here");
+    let (done, _) = copy(&two, &[]);
+    assert_eq!(done, 0, "times and modes are those of the source");
+    bucket.run(&world, ["check", "--checksum", &format!("{one}/"), &format!("{two}/")]).exits(0);
+    bucket.run(&world, ["cp", &format!("{two}/"), "back"]).exits(0);
+    assert_same_files(&world, "src", "back");
+    let (_, hashed) = copy(&format!("{one}-through-here"), &["--verify"]);
+    assert!(hashed > 100);
 }

@@ -25,7 +25,7 @@ pub struct Stages {
     size: u64,
     part_len: u64,
     parts_each: u64,
-    stages: Mutex<HashMap<u64, Arc<OnceCell<Stage>>>>,
+    begun: Mutex<HashMap<u64, Arc<OnceCell<Stage>>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -56,8 +56,8 @@ impl Stages {
         let part_len = size.div_ceil(parts.max(1)).max(1).next_power_of_two();
         let parts_each = (MAX_COPY_LEN / part_len).clamp(1, max_parts);
         check_count(parts.div_ceil(parts_each), max_parts)?;
-        let stages = Mutex::default();
-        Ok(Self { key: key.clone(), id, size, part_len, parts_each, stages })
+        let begun = Mutex::default();
+        Ok(Self { key: key.clone(), id, size, part_len, parts_each, begun })
     }
 
     /// What a journal has to know to find it again.
@@ -98,8 +98,8 @@ impl Stages {
     }
 
     fn cell(&self, stage: u64) -> Arc<OnceCell<Stage>> {
-        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(stages.entry(stage).or_default())
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(begun.entry(stage).or_default())
     }
 
     /// Sends a part of the file, counted from 0.
@@ -202,7 +202,7 @@ impl Stages {
             let cell = OnceCell::new_with(Some(it));
             (stage, Arc::new(cell))
         });
-        Ok(Some((Self { stages: Mutex::new(cells.collect()), ..found }, lost)))
+        Ok(Some((Self { begun: Mutex::new(cells.collect()), ..found }, lost)))
     }
 
     /// The plan that a journal's name is of; `None` if that is of another file.
