@@ -187,6 +187,18 @@ async fn receive_at<R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     here::receive(ready, job, inbox, outbox, channels, options, observer).await
 }
 
+/// Finds an endpoint, and the key of a directory there.
+pub async fn open(
+    store: &Store,
+    path: &[u8],
+    job: &Job,
+    observer: &Observer,
+) -> Result<(AnyEndpoint, Key), EngineError> {
+    let endpoint = connect(store, job, observer).await?;
+    let key = endpoint.resolve(path, true).await.map_err(at_store(store, path))?;
+    Ok((endpoint, key))
+}
+
 /// Finds an endpoint, with all that the user said about it.
 async fn connect(
     store: &Store,
@@ -285,6 +297,7 @@ fn azure(container: &str, stores: &ObjectStores) -> AzureConfig {
     AzureConfig {
         container: container.to_owned(),
         account: stores.azure_account,
+        keys: None,
         endpoint: stores.endpoint.or(stores.azure_endpoint),
         anonymous: stores.anonymous,
         storage_class: stores.storage_class,
@@ -321,7 +334,8 @@ fn means_contents(path: &[u8]) -> bool {
     path.is_empty() || path.ends_with(b"/") || path == b"." || path.ends_with(b"/.")
 }
 
-fn at_store(store: &Store, path: &[u8]) -> impl FnOnce(Fault) -> EngineError {
+/// For `map_err` on what was done at an endpoint.
+pub fn at_store(store: &Store, path: &[u8]) -> impl FnOnce(Fault) -> EngineError {
     let shown = [store.prefix().as_bytes(), b"/", path.strip_prefix(b"/").unwrap_or(path)].concat();
     move |fault| explain(StorageError::at(Operation::Open, &shown)(fault))
 }

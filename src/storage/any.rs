@@ -59,6 +59,12 @@ macro_rules! any_endpoint {
                 }
             }
 
+            fn check(&self, key: &Key) -> Answer<()> {
+                match self {
+                    $(Self::$which(it) => it.check(key),)*
+                }
+            }
+
             fn streams(&self) -> u16 {
                 match self {
                     $(Self::$which(it) => it.streams(),)*

@@ -8,12 +8,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use fastsync::protocol::manifest::{Name, Timestamp};
 use fastsync::protocol::message::{Mode, Options};
 use fastsync::storage::StorageError;
-use fastsync::storage::object::{S3Config, S3Endpoint, S3Keys};
+use fastsync::storage::object::{
+    AzureConfig, AzureEndpoint, AzureKeys, GcsConfig, GcsEndpoint, S3Config, S3Endpoint, S3Keys,
+};
 use fastsync::storage::remote::{
     Endpoint, Kept, Key, Listed, Properties, RemoteSink, RemoteSource, Thing, ThingKind,
 };
 use fastsync::storage::sftp::{Dial, SftpEndpoint, Wire};
 
+use crate::servers::emulators;
 use crate::servers::garage::{ACCESS_KEY, BUCKET, SECRET_KEY, garage};
 use crate::servers::sshd::sftp_server;
 use crate::subject::{Files, Subject, WRITTEN, key};
@@ -67,6 +70,34 @@ async fn s3_with(max_parts: Option<u64>) -> Served<S3Endpoint> {
         ..S3Config::default()
     };
     let endpoint = S3Endpoint::connect(config).await.unwrap();
+    Served { endpoint, top: prefix(), tells_versions: true, _directory: None }
+}
+
+/// A prefix in the bucket of an emulator of Google Cloud Storage.
+pub async fn gcs() -> Served<GcsEndpoint> {
+    let config = GcsConfig {
+        bucket: emulators::BUCKET.to_owned(),
+        endpoint: Some(format!("http://127.0.0.1:{}", emulators::gcs().port)),
+        // It takes one connection at a time, and 5 wait.
+        requests: Some(4),
+        ..GcsConfig::default()
+    };
+    let endpoint = GcsEndpoint::connect(config).await.unwrap();
+    // It gives whatever version there is.
+    Served { endpoint, top: prefix(), tells_versions: false, _directory: None }
+}
+
+/// A prefix in the container of an emulator of Azure Blob Storage.
+pub async fn azure() -> Served<AzureEndpoint> {
+    let (port, account) = (emulators::azure().port, emulators::ACCOUNT);
+    let config = AzureConfig {
+        container: emulators::BUCKET.to_owned(),
+        account: Some(account.to_owned()),
+        endpoint: Some(format!("http://127.0.0.1:{port}/{account}")),
+        keys: Some(AzureKeys { key: Some(emulators::KEY.to_owned()), sas: None }),
+        ..AzureConfig::default()
+    };
+    let endpoint = AzureEndpoint::connect(config).await.unwrap();
     Served { endpoint, top: prefix(), tells_versions: true, _directory: None }
 }
 
@@ -179,6 +210,10 @@ impl<E: Endpoint> Subject for Served<E> {
 
     fn reads_old_versions(&self) -> bool {
         true
+    }
+
+    fn refuses(&self, name: &[u8]) -> bool {
+        self.endpoint.check(&key(name)).is_err()
     }
 
     fn lose_part(&self, _: &str, _: u64) -> bool {

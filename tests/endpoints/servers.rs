@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // they do more for the tests of the program
 
+#[path = "../it/emulators.rs"]
+pub mod emulators;
 #[path = "../it/garage.rs"]
 pub mod garage;
 #[path = "../it/sshd.rs"]

@@ -66,6 +66,11 @@ pub trait Subject: Sized {
         false
     }
 
+    /// Whether no file may have a name.
+    fn refuses(&self, name: &[u8]) -> bool {
+        !self.properties().keeps.any_bytes && std::str::from_utf8(name).is_err()
+    }
+
     /// Loses what was written of a part of a file that is coming. `false` if that cannot be done.
     fn lose_part(&self, path: &str, number: u64) -> bool;
 }

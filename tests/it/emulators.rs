@@ -80,8 +80,13 @@ fn sign(parts: &mut http::request::Parts, expires_in: Option<Duration>) {
     let credential = StaticCredentialProvider::new_shared_key(ACCOUNT, KEY);
     let request = RequestSigner::new().with_service_sas_permissions("rcwdl");
     let signer = Signer::new(Context::new(), credential, request);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(signer.sign(parts, expires_in)).unwrap();
+    // Whoever calls may have a runtime already, and no thread has two.
+    let signing = || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().unwrap();
+        runtime.block_on(signer.sign(parts, expires_in)).unwrap();
+    };
+    std::thread::scope(|scope| scope.spawn(signing).join().unwrap());
 }
 
 /// All objects of Google's emulator whose names begin with something, as it describes them.
@@ -93,15 +98,15 @@ pub fn objects(prefix: &str) -> String {
 /// Asks a server of this machine, and returns all that it says.
 fn ask(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let mut request = format!(
+    let headers: Vec<_> =
+        headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\
-         Content-Length: {}\r\n",
-        body.len()
+         Content-Length: {}\r\n{}\r\n{body}",
+        body.len(),
+        headers.concat()
     );
-    for (name, value) in headers {
-        request += &format!("{name}: {value}\r\n");
-    }
-    stream.write_all(format!("{request}\r\n{body}").as_bytes()).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     String::from_utf8_lossy(&answer).into_owned()

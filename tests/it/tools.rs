@@ -32,7 +32,7 @@ fn try_serve(name: &str, attempt: u32, start: impl Fn(&Path, u16) -> Command) ->
     let mut keeper = keep(&directory, &start(&directory, port));
     let mut is_over = || keeper.try_wait().unwrap().is_some();
     let answers = || TcpStream::connect(("127.0.0.1", port)).is_ok();
-    until(Duration::from_secs(60), || answers() || is_over());
+    until(Duration::from_mins(1), || answers() || is_over());
     if is_over() {
         let log = fs::read_to_string(directory.join("log")).unwrap_or_default();
         assert!(attempt < 4, "{name} does not start. It says:\n{log}");

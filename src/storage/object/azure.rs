@@ -14,12 +14,12 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 
-use super::credentials::{self, AzureAccount};
+use super::credentials::{self, AzureAccount, AzureKeys};
 use super::fault::{Meaning, by_status, coded, text};
 use super::metadata;
 use super::store::{
-    MAX_PAGE_LEN, REQUESTS, Server, Whole, begun, check_count, checked_url, id_of, in_path,
-    in_query, listed, pages, prefix_of, text as key_text, token, upload_id, with_kept,
+    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, begun, check_count, checked_url, id_of, if_tag,
+    in_path, in_query, listed, pages, prefix_of, text as key_text, token, upload_id, with_kept,
 };
 use super::xml;
 use crate::protocol::chunk::{ByteRange, ChunkData};
@@ -41,6 +41,8 @@ pub struct AzureConfig {
     pub endpoint: Option<String>,
     /// Without any credentials.
     pub anonymous: bool,
+    /// The secrets of the account; those that are found where Azure's tools find them if `None`.
+    pub keys: Option<AzureKeys>,
     /// The access tier of new blobs.
     pub storage_class: Option<String>,
     /// How many requests at a time; 64 if `None`.
@@ -62,17 +64,11 @@ struct Inner {
     properties: Properties,
 }
 
-/// A blob that is being read.
-#[derive(Clone, Debug)]
-pub struct Open {
-    url: Arc<str>,
-    tag: Option<Arc<str>>,
-}
-
 /// A blob that is coming.
 #[derive(Clone, Debug)]
 pub struct Upload {
     key: Key,
+    size: u64,
     /// What its blocks' identifiers begin with; `None` of one that goes up whole.
     id: Option<Arc<str>>,
     whole: Whole,
@@ -85,7 +81,13 @@ impl AzureEndpoint {
     ///
     /// [`Class::Credentials`] and others, with what to do about it.
     pub async fn connect(config: AzureConfig) -> Answer<Self> {
-        let account = AzureAccount::from_environment(config.account.as_deref());
+        let account = match &config.keys {
+            Some(keys) => {
+                let (name, keys) = (config.account.clone(), keys.clone());
+                AzureAccount { name, endpoint: None, keys }
+            }
+            None => AzureAccount::from_environment(config.account.as_deref()),
+        };
         let endpoint = Self::new(config, &account)?;
         let asked = call(Method::GET, endpoint.inner.list_url("", "&maxresults=1"));
         let response = endpoint.inner.server.client.send(&asked).await?;
@@ -144,8 +146,10 @@ impl Inner {
     }
 
     fn list_url(&self, prefix: &str, query: &str) -> String {
-        let (base, prefix) = (&self.base, in_query(prefix));
-        format!("{base}?restype=container&comp=list&prefix={prefix}{query}")
+        // The signer leaves out what is empty, and the service does not.
+        let prefix =
+            if prefix.is_empty() { prefix } else { &format!("&prefix={}", in_query(prefix)) };
+        format!("{}?restype=container&comp=list{prefix}{query}", self.base)
     }
 
     async fn page(&self, prefix: &str, query: &str, next: Option<String>) -> Answer<xml::Blobs> {
@@ -168,7 +172,6 @@ impl Inner {
     }
 
     async fn put_whole(&self, key: &Key, data: Vec<Bytes>, kept: &Kept) -> Answer<()> {
-        check_name(key)?;
         let call = call(Method::PUT, self.url(key))
             .header("x-ms-blob-type", "BlockBlob")
             .header(CHECKSUM, &checksum(&data))
@@ -189,7 +192,7 @@ impl Inner {
         let (mut names, mut next) = (HashSet::new(), None);
         loop {
             let page = self.page(prefix, query, next).await?;
-            let empty = page.blobs.into_iter().filter(|blob| blob.size == 0);
+            let empty = page.all.into_iter().filter(|blob| blob.size == 0);
             names.extend(empty.map(|blob| blob.name));
             next = page.next;
             if next.is_none() {
@@ -209,7 +212,7 @@ impl Inner {
         }
         let left = uploads.into_iter().map(|(id, size)| Unfinished {
             key: key.clone(),
-            token: Some(token(Some(&id))),
+            token: Some(token(0, Some(&id))),
             size,
             since: begun(&id),
         });
@@ -239,6 +242,10 @@ impl Endpoint for AzureEndpoint {
         &self.inner.properties
     }
 
+    fn check(&self, key: &Key) -> Answer<()> {
+        check_name(key)
+    }
+
     fn shown(&self, key: &Key) -> Vec<u8> {
         [b"az://", self.inner.config.container.as_bytes(), b"/", key.as_bytes()].concat()
     }
@@ -257,7 +264,7 @@ impl Endpoint for AzureEndpoint {
             });
         }
         let page = self.inner.page(&prefix_of(key)?, "&maxresults=1", None).await?;
-        Ok((!page.blobs.is_empty() || !page.prefixes.is_empty()).then(implied))
+        Ok((!page.all.is_empty() || !page.prefixes.is_empty()).then(implied))
     }
 
     async fn list(
@@ -270,7 +277,7 @@ impl Endpoint for AzureEndpoint {
         let query = if deep { "&include=metadata" } else { "&include=metadata&delimiter=%2F" };
         let page = |next: Option<String>| async {
             let page = self.inner.page(&prefix, query, next).await?;
-            let blobs = page.blobs.iter().map(|blob| (&blob.name, thing_of(blob)));
+            let blobs = page.all.iter().map(|blob| (&blob.name, thing_of(blob)));
             let prefixes = page.prefixes.iter().map(|prefix| (prefix, implied()));
             let group = blobs.chain(prefixes);
             let group = group.filter_map(|(name, thing)| listed(&top, name.as_bytes(), thing));
@@ -280,48 +287,58 @@ impl Endpoint for AzureEndpoint {
     }
 
     async fn open(&self, key: &Key, thing: &Thing) -> Answer<Open> {
-        let tag = thing.tag.as_ref().map(|tag| String::from_utf8_lossy(tag).as_ref().into());
-        Ok(Open { url: self.inner.url(key).into(), tag })
+        let call = |method| if_tag(call(method, self.inner.url(key)), "if-match", thing);
+        Ok(Open::new(call(Method::GET), call(Method::HEAD), thing))
     }
 
     async fn read(&self, file: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
-        let call = call(Method::GET, file.url.to_string());
-        let call = match &file.tag {
-            Some(tag) => call.header("if-match", tag),
-            None => call,
-        };
-        self.inner.server.read(&call, offset, into).await
+        match self.inner.server.read(file, offset, into).await {
+            Err(fault) if fault.class == Class::Changed => {
+                self.inner.check_there(file).await?;
+                Err(fault)
+            }
+            answer => answer,
+        }
     }
 
-    async fn confirm(&self, _: &Open) -> Answer<bool> {
-        // Each answer was to a request for this very version.
-        Ok(true)
+    async fn confirm(&self, file: &Open) -> Answer<bool> {
+        let is_same = self.inner.server.confirm(file).await?;
+        if !is_same {
+            self.inner.check_there(file).await?;
+        }
+        Ok(is_same)
     }
 
     async fn put(&self, key: &Key, data: Bytes, kept: &Kept) -> Answer<()> {
         self.inner.put_whole(key, vec![data], kept).await
     }
 
-    async fn begin(&self, key: &Key, _: u64, parts: u64, _: &Kept) -> Answer<Upload> {
-        check_name(key)?;
+    async fn begin(&self, key: &Key, size: u64, parts: u64, _: &Kept) -> Answer<Upload> {
         check_count(parts, self.inner.properties.parts.max_count)?;
         let id = (parts > 1).then(|| upload_id().into());
-        Ok(Upload { key: key.clone(), id, whole: Whole::default() })
+        Ok(Upload { key: key.clone(), size, id, whole: Whole::default() })
     }
 
     fn token(&self, upload: &Upload) -> Token {
-        token(upload.id.as_deref())
+        token(upload.size, upload.id.as_deref())
     }
 
-    async fn resume(&self, key: &Key, _: u64, left: &Left) -> Answer<Option<(Upload, Vec<u64>)>> {
-        let Some(id) = id_of(&left.token) else { return Ok(None) };
+    async fn resume(
+        &self,
+        key: &Key,
+        size: u64,
+        left: &Left,
+    ) -> Answer<Option<(Upload, Vec<u64>)>> {
+        let id = id_of(&left.token).filter(|(of, _)| *of == size);
+        let Some((_, id)) = id else { return Ok(None) };
         let found = self.inner.uncommitted(key).await?;
         if !found.keys().any(|block| is_block_of(block, &id)) {
             return Ok(None);
         }
         let numbers = left.receipts.iter().map(|(number, _)| *number);
         let lost = numbers.filter(|number| !found.contains_key(&block_id(&id, *number))).collect();
-        let upload = Upload { key: key.clone(), id: Some(id.into()), whole: Whole::default() };
+        let upload =
+            Upload { key: key.clone(), size, id: Some(id.into()), whole: Whole::default() };
         Ok(Some((upload, lost)))
     }
 
@@ -370,7 +387,7 @@ impl Endpoint for AzureEndpoint {
     }
 
     async fn abandon(&self, key: &Key, token: &Token) -> Answer<()> {
-        let Some(id) = id_of(token) else { return Ok(()) };
+        let Some((_, id)) = id_of(token) else { return Ok(()) };
         let found = self.inner.uncommitted(key).await?;
         // Blocks go all at once or not at all, and those of others are not ours to remove.
         if found.is_empty() || !found.keys().all(|block| is_block_of(block, &id)) {
@@ -420,10 +437,8 @@ impl Endpoint for AzureEndpoint {
     async fn set(&self, key: &Key, thing: &Thing, kept: &Kept, _: Changes) -> Answer<()> {
         let found = self.inner.head(key).await?;
         let found = found.ok_or_else(|| Fault::new(Class::Missing, text::NO_OBJECT))?;
-        let mut call = call(Method::PUT, format!("{}?comp=metadata", self.inner.url(key)));
-        if let Some(tag) = &thing.tag {
-            call = call.header("if-match", &String::from_utf8_lossy(tag));
-        }
+        let call = call(Method::PUT, format!("{}?comp=metadata", self.inner.url(key)));
+        let mut call = if_tag(call, "if-match", thing);
         // What is not named here would be gone.
         for (name, value) in &found {
             if name.as_str().starts_with(metadata::AZURE.header_prefix) {
@@ -439,26 +454,21 @@ impl Endpoint for AzureEndpoint {
         all(removals, self.inner.properties.requests).await
     }
 
-    async fn copy(
-        &self,
-        source: &Self,
-        from: &Key,
-        thing: &Thing,
-        to: &Key,
-        kept: &Kept,
-    ) -> Answer<()> {
-        check_name(to)?;
         let source = source.inner.url(from);
-        let mut call = call(Method::PUT, self.inner.url(to)).header("x-ms-copy-source", &source);
-        if let Some(tag) = &thing.tag {
-            call = call.header("x-ms-source-if-match", &String::from_utf8_lossy(tag));
-        }
+        let call = call(Method::PUT, self.inner.url(to)).header("x-ms-copy-source", &source);
+        let call = if_tag(call, "x-ms-source-if-match", thing);
         let response = self.inner.server.done(&self.inner.with_kept(call, kept)).await?;
         self.inner.wait_for_copy(to, response.headers().clone()).await
     }
 }
 
 impl Inner {
+    /// Fails if a blob is not there: nothing is not the version that was meant, either.
+    async fn check_there(&self, file: &Open) -> Answer<()> {
+        let found = self.server.maybe(&call(Method::HEAD, file.url().to_owned())).await?;
+        found.map(drop).ok_or_else(|| Fault::new(Class::Missing, text::NO_OBJECT))
+    }
+
     async fn remove(&self, key: &Key, tag: Option<&str>) -> Answer<()> {
         let call = call(Method::DELETE, self.url(key));
         let call = match tag {
@@ -602,13 +612,18 @@ const MEANINGS: &[Meaning] = &[
                AZURE_STORAGE_SAS_TOKEN, and this host's clock",
     },
     Meaning {
+        codes: &["AuthorizationFailure"],
+        class: Class::Credentials,
+        text: "the credentials are wrong, or the account's firewall keeps this host out; check \
+               AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, or ask the owner",
+    },
+    Meaning {
         codes: &["NoAuthenticationInformation", "PublicAccessNotPermitted"],
         class: Class::Credentials,
         text: "the container is not open to everybody; leave --anonymous out",
     },
     Meaning {
         codes: &[
-            "AuthorizationFailure",
             "AuthorizationPermissionMismatch",
             "AuthorizationProtocolMismatch",
             "AuthorizationResourceTypeMismatch",
@@ -693,7 +708,7 @@ mod tests {
 
     #[test]
     fn names_that_would_become_others_are_refused() {
-        for name in ["a./b", "a.", "a\\b", "a\nb", "a\u{ffff}", &"\u{fc}/".repeat(600)[..1801]] {
+        for name in ["a./b", "a.", "a\\b", "a\nb", "a\u{ffff}", &"n/".repeat(600)[..1199]] {
             let fault = check_name(&Key::new(name.as_bytes()).unwrap()).unwrap_err();
             assert_eq!(fault.class, Class::Name, "{name}");
         }

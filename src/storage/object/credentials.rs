@@ -73,7 +73,7 @@ pub fn azure(http: reqwest::Client, keys: &AzureKeys, account: Option<&str>) -> 
 }
 
 /// The secrets of an account of Azure's.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, Eq, PartialEq)]
 pub struct AzureKeys {
     pub key: Option<String>,
     pub sas: Option<String>,

@@ -16,13 +16,11 @@ pub struct Meaning {
 
 /// What a code means. One that is not known is told with the server's own words.
 pub fn coded(meanings: &[Meaning], code: &str, message: &str) -> Fault {
-    match meanings.iter().find(|it| it.codes.contains(&code)) {
-        Some(Meaning { class, text, .. }) => Fault::new(*class, format!("{text} ({code})")),
-        None => {
-            let (code, message) = (Escaped(code.as_bytes()), Escaped(message.trim().as_bytes()));
-            Fault::new(Class::Other, format!("the server says {code}: {message}"))
-        }
+    if let Some(meaning) = meanings.iter().find(|it| it.codes.contains(&code)) {
+        return Fault::new(meaning.class, format!("{} ({code})", meaning.text));
     }
+    let (code, message) = (Escaped(code.as_bytes()), Escaped(message.trim().as_bytes()));
+    Fault::new(Class::Other, format!("the server says {code}: {message}"))
 }
 
 /// What an answer without a code means.

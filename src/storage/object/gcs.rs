@@ -21,8 +21,8 @@ use super::credentials;
 use super::fault::{Meaning, by_status, coded, text};
 use super::metadata;
 use super::store::{
-    MAX_PAGE_LEN, REQUESTS, Server, Whole, begun, checked_url, id_of, in_query, listed, pages,
-    prefix_of, text as key_text, token, upload_id,
+    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, begun, checked_url, id_of, in_query, listed,
+    pages, prefix_of, text as key_text, token, upload_id,
 };
 use super::xml::timestamp;
 use crate::protocol::chunk::{ByteRange, ChunkData};
@@ -62,17 +62,12 @@ struct Inner {
     properties: Properties,
 }
 
-/// An object that is being read.
-#[derive(Clone, Debug)]
-pub struct Open {
-    url: Arc<str>,
-}
-
 /// An object that is coming.
 #[derive(Clone, Debug)]
 pub struct Upload {
     key: Key,
-    /// What its parts' names have in common; `None` of one that goes up whole.
+    size: u64,
+    /// What its parts' names have in common: when it was begun, a number, and a hash of its key. `None` of one that goes up whole.
     id: Option<Arc<str>>,
     whole: Whole,
 }
@@ -363,41 +358,45 @@ impl Endpoint for GcsEndpoint {
 
     async fn open(&self, key: &Key, thing: &Thing) -> Answer<Open> {
         let (base, bucket) = (&self.inner.base, &self.inner.config.bucket);
-        let name = in_query(key_text(key)?);
-        let condition = match &thing.tag {
-            Some(tag) => format!("&ifGenerationMatch={}", String::from_utf8_lossy(tag)),
-            None => String::new(),
-        };
-        let url = format!("{base}/download/storage/v1/b/{bucket}/o/{name}?alt=media{condition}");
-        Ok(Open { url: url.into() })
+        let name = key_text(key)?;
+        let condition = condition(thing);
+        let get = format!("{base}/download/storage/v1/b/{bucket}/o/{}?alt=media", in_query(name));
+        let get = Call::new(Method::GET, format!("{get}&{condition}"));
+        // What is stored compressed comes as it is stored.
+        let get = get.header("accept-encoding", "gzip");
+        let look = format!("{}?fields=generation&{condition}", self.inner.url(name));
+        Ok(Open::new(get, Call::new(Method::GET, look), thing))
     }
 
     async fn read(&self, file: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
-        // What is stored compressed comes as it is stored.
-        let call = Call::new(Method::GET, file.url.to_string()).header("accept-encoding", "gzip");
-        self.inner.server.read(&call, offset, into).await
+        self.inner.server.read(file, offset, into).await
     }
 
-    async fn confirm(&self, _: &Open) -> Answer<bool> {
-        // Each answer was to a request for this very version.
-        Ok(true)
+    async fn confirm(&self, file: &Open) -> Answer<bool> {
+        self.inner.server.confirm(file).await
     }
 
     async fn put(&self, key: &Key, data: Bytes, kept: &Kept) -> Answer<()> {
         self.inner.insert(key_text(key)?, vec![data], kept).await.map(drop)
     }
 
-    async fn begin(&self, key: &Key, _: u64, parts: u64, _: &Kept) -> Answer<Upload> {
-        let id = (parts > 1).then(|| upload_id().into());
-        Ok(Upload { key: key.clone(), id, whole: Whole::default() })
+    async fn begin(&self, key: &Key, size: u64, parts: u64, _: &Kept) -> Answer<Upload> {
+        let id = (parts > 1).then(|| format!("{}-{}", upload_id(), hash_of(key)).into());
+        Ok(Upload { key: key.clone(), size, id, whole: Whole::default() })
     }
 
     fn token(&self, upload: &Upload) -> Token {
-        token(upload.id.as_deref())
+        token(upload.size, upload.id.as_deref())
     }
 
-    async fn resume(&self, key: &Key, _: u64, left: &Left) -> Answer<Option<(Upload, Vec<u64>)>> {
-        let Some(id) = id_of(&left.token) else { return Ok(None) };
+    async fn resume(
+        &self,
+        key: &Key,
+        size: u64,
+        left: &Left,
+    ) -> Answer<Option<(Upload, Vec<u64>)>> {
+        let id = id_of(&left.token).filter(|(of, id)| *of == size && id.ends_with(&hash_of(key)));
+        let Some((_, id)) = id else { return Ok(None) };
         let found = self.inner.temporary(key, &id).await?;
         if found.is_empty() {
             return Ok(None);
@@ -416,7 +415,8 @@ impl Endpoint for GcsEndpoint {
                 lost.push(*number);
             }
         }
-        let upload = Upload { key: key.clone(), id: Some(id.into()), whole: Whole::default() };
+        let upload =
+            Upload { key: key.clone(), size, id: Some(id.into()), whole: Whole::default() };
         Ok(Some((upload, lost)))
     }
 
@@ -467,7 +467,7 @@ impl Endpoint for GcsEndpoint {
     }
 
     async fn abandon(&self, key: &Key, token: &Token) -> Answer<()> {
-        let Some(id) = id_of(token) else { return Ok(()) };
+        let Some((_, id)) = id_of(token) else { return Ok(()) };
         let found = self.inner.temporary(key, &id).await?;
         let names: Vec<String> = found.into_iter().map(|it| it.name).collect();
         self.inner.remove_all(&names).await.into_iter().collect()
@@ -485,7 +485,7 @@ impl Endpoint for GcsEndpoint {
             for object in &page.items {
                 let Some((key, id)) = upload_of(&object.name) else { continue };
                 let thing = object.thing()?;
-                let token = Some(token(Some(&id)));
+                let token = Some(token(0, Some(&id)));
                 let left = || Unfinished { key: key.clone(), token, size: 0, since: None };
                 let left = uploads.entry((key.clone(), id)).or_insert_with(left);
                 left.size += thing.size;
@@ -509,12 +509,8 @@ impl Endpoint for GcsEndpoint {
     }
 
     async fn set(&self, key: &Key, thing: &Thing, kept: &Kept, _: Changes) -> Answer<()> {
-        let condition = match &thing.tag {
-            Some(tag) => format!("?ifGenerationMatch={}", String::from_utf8_lossy(tag)),
-            None => String::new(),
-        };
         let metadata: HashMap<_, _> = metadata::GCS.entries(kept).into_iter().collect();
-        let url = format!("{}{condition}", self.inner.url(key_text(key)?));
+        let url = format!("{}?{}", self.inner.url(key_text(key)?), condition(thing));
         let call = with_json(Call::new(Method::PATCH, url), &json!({ "metadata": metadata }));
         self.inner.server.done(&call).await.map(drop)
     }
@@ -612,14 +608,27 @@ fn part_name(key: &Key, id: &str, which: &str) -> Answer<String> {
 fn upload_of(name: &str) -> Option<(Key, String)> {
     let key = Key::new(name.as_bytes()).ok()?;
     let own = std::str::from_utf8(key.name().strip_prefix(OWN_PREFIX)?).ok()?;
-    let (id, _) = own.split_once('-').filter(|(id, _)| begun(id).is_some())?;
+    let mut parts = own.splitn(3, '-');
+    let (begun_at, hash, _) = (parts.next()?, parts.next()?, parts.next()?);
+    let id = begun(begun_at).map(|_| format!("{begun_at}-{hash}"))?;
     let stem = [OWN_PREFIX, id.as_bytes()].concat();
-    Some((key.parent()?.join(&stem).ok()?, id.to_owned()))
+    Some((key.parent()?.join(&stem).ok()?, id))
+}
+
+/// What tells the uploads to one key from those to others in its directory.
+fn hash_of(key: &Key) -> String {
+    blake3::hash(key.as_bytes()).to_hex().chars().take(16).collect()
 }
 
 /// So that they are listed in their order.
 fn part_number(number: u64) -> String {
     format!("{number:08}")
+}
+
+/// What a query asks so that only the version that is meant answers.
+fn condition(thing: &Thing) -> String {
+    let tag = thing.tag.as_deref().map(String::from_utf8_lossy);
+    tag.map(|tag| format!("ifGenerationMatch={}", in_query(&tag))).unwrap_or_default()
 }
 
 fn with_json(call: Call, body: &Value) -> Call {
@@ -732,8 +741,8 @@ mod tests {
 
     #[test]
     fn temporary_objects_tell_their_upload() {
-        let id = upload_id();
         let key = Key::new(b"a/b").unwrap();
+        let id = format!("{}-{}", upload_id(), hash_of(&key));
         let name = part_name(&key, &id, &part_number(7)).unwrap();
         let (stem, found) = upload_of(&name).unwrap();
         assert_eq!(found, id);

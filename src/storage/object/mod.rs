@@ -18,5 +18,6 @@ mod store;
 mod xml;
 
 pub use azure::{AzureConfig, AzureEndpoint};
+pub use credentials::AzureKeys;
 pub use gcs::{GcsConfig, GcsEndpoint};
 pub use s3::{S3Config, S3Endpoint, S3Keys};

@@ -17,8 +17,8 @@ use super::fault::{Meaning, by_status, coded, text};
 use super::metadata;
 use super::stages::Stages;
 use super::store::{
-    MAX_PAGE_LEN, REQUESTS, Server, Whole, checked_url, id_of, in_path, in_query, listed, pages,
-    prefix_of, token, with_kept,
+    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, checked_url, id_of, if_tag, in_path, in_query,
+    listed, pages, prefix_of, token, with_kept,
 };
 use super::xml;
 use crate::protocol::chunk::{ByteRange, ChunkData};
@@ -26,7 +26,7 @@ use crate::protocol::message::Changes;
 use crate::storage::http::client::{Call, Client, read_body};
 use crate::storage::remote::{
     Answer, Class, Endpoint, Fault, Keeps, KeepsRoot, Kept, Key, Listed, Parts, Properties,
-    Replaces, Thing, ThingKind, Unfinished, all, implied, pieces,
+    Replaces, Thing, ThingKind, Unfinished, all, implied, pieces, temporary_files,
 };
 use crate::storage::{Left, Receipt, Remembers, Token};
 
@@ -79,15 +79,6 @@ pub(super) struct Inner {
     /// What the URLs of the bucket's objects begin with, without a slash at its end.
     pub base: String,
     pub properties: Properties,
-}
-
-/// An object that is being read.
-#[derive(Clone, Debug)]
-pub struct Open {
-    url: Arc<str>,
-    tag: Option<Arc<str>>,
-    /// It has nothing to be read.
-    is_empty: bool,
 }
 
 /// An object that is coming.
@@ -209,7 +200,7 @@ impl Inner {
         let parts = self.parts(&key, &upload.id).await?;
         Ok(parts.map(|parts| Unfinished {
             key,
-            token: Some(token(Some(&named(0, &upload.id)))),
+            token: Some(token(0, Some(&upload.id))),
             size: parts.iter().map(|part| part.size).sum(),
             since: parts.iter().map(|part| part.modified).max().flatten().max(upload.begun),
         }))
@@ -282,33 +273,16 @@ impl Endpoint for S3Endpoint {
     }
 
     async fn open(&self, key: &Key, thing: &Thing) -> Answer<Open> {
-        let tag = thing.tag.as_ref().map(|tag| String::from_utf8_lossy(tag).as_ref().into());
-        Ok(Open { url: self.inner.url(key).into(), tag, is_empty: thing.size == 0 })
+        let call = |method| if_tag(Call::new(method, self.inner.url(key)), "if-match", thing);
+        Ok(Open::new(call(Method::GET), call(Method::HEAD), thing))
     }
 
     async fn read(&self, file: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
-        let call = Call::new(Method::GET, file.url.to_string());
-        let call = match &file.tag {
-            Some(tag) => call.header("if-match", tag),
-            None => call,
-        };
-        self.inner.server.read(&call, offset, into).await
+        self.inner.server.read(file, offset, into).await
     }
 
     async fn confirm(&self, file: &Open) -> Answer<bool> {
-        // Each answer was to a request for this very version, if there was one.
-        if !file.is_empty {
-            return Ok(true);
-        }
-        let mut call = Call::new(Method::HEAD, file.url.to_string());
-        if let Some(tag) = &file.tag {
-            call = call.header("if-match", tag);
-        }
-        match self.inner.server.done(&call).await {
-            Ok(_) => Ok(true),
-            Err(fault) if fault.class == Class::Changed => Ok(false),
-            Err(fault) => Err(fault),
-        }
+        self.inner.server.confirm(file).await
     }
 
     async fn put(&self, key: &Key, data: Bytes, kept: &Kept) -> Answer<()> {
@@ -329,9 +303,9 @@ impl Endpoint for S3Endpoint {
 
     fn token(&self, upload: &Upload) -> Token {
         match &upload.shape {
-            Shape::Whole(_) => token(None),
-            Shape::Parts(id) => token(Some(&named(upload.size, id))),
-            Shape::Stages(stages) => token(Some(&named(upload.size, &stages.name()))),
+            Shape::Whole(_) => token(upload.size, None),
+            Shape::Parts(id) => token(upload.size, Some(id)),
+            Shape::Stages(stages) => token(upload.size, Some(&stages.name())),
         }
     }
 
@@ -341,19 +315,16 @@ impl Endpoint for S3Endpoint {
         size: u64,
         left: &Left,
     ) -> Answer<Option<(Upload, Vec<u64>)>> {
-        let id = id_of(&left.token);
-        let named = id.as_deref().and_then(|id| id.split_once(':'));
-        let Some((_, id)) = named.filter(|(of, _)| of.parse() == Ok(size)) else {
-            return Ok(None);
-        };
-        if Stages::is_name(id) {
-            let staged = Stages::resume(&self.inner, key, size, id, &left.receipts).await?;
+        let id = id_of(&left.token).filter(|(of, _)| *of == size);
+        let Some((_, id)) = id else { return Ok(None) };
+        if Stages::is_name(&id) {
+            let staged = Stages::resume(&self.inner, key, size, &id, &left.receipts).await?;
             return Ok(staged.map(|(stages, lost)| {
                 let shape = Shape::Stages(Arc::new(stages));
                 (Upload { key: key.clone(), size, shape }, lost)
             }));
         }
-        let Some(parts) = self.inner.parts(key, id).await? else { return Ok(None) };
+        let Some(parts) = self.inner.parts(key, &id).await? else { return Ok(None) };
         let known: HashMap<u64, String> = parts.into_iter().map(|it| (it.number, it.tag)).collect();
         let is_lost = |(number, receipt): &&(u64, Receipt)| {
             known.get(&(number + 1)).is_none_or(|tag| tag.as_bytes() != receipt.as_bytes())
@@ -408,12 +379,11 @@ impl Endpoint for S3Endpoint {
     }
 
     async fn abandon(&self, key: &Key, token: &Token) -> Answer<()> {
-        let id = id_of(token);
-        let Some((_, id)) = id.as_deref().and_then(|id| id.split_once(':')) else { return Ok(()) };
-        if Stages::is_name(id) {
-            return Stages::abandon(&self.inner, key, id).await;
+        let Some((_, id)) = id_of(token) else { return Ok(()) };
+        if Stages::is_name(&id) {
+            return Stages::abandon(&self.inner, key, &id).await;
         }
-        self.inner.abort(key, id).await
+        self.inner.abort(key, &id).await
     }
 
     async fn unfinished(
@@ -432,7 +402,8 @@ impl Endpoint for S3Endpoint {
             }
             match next {
                 Some(next) => marker = next,
-                None => return Ok(()),
+                // Of a file of very many parts, some may be whole objects already.
+                None => return temporary_files(self, directory, found).await,
             }
         }
     }
@@ -554,16 +525,8 @@ impl Version<'_> {
     pub fn source_of(self, call: Call) -> Call {
         let source = format!("/{}/{}", self.bucket, in_path(self.key));
         let call = call.header("x-amz-copy-source", &source);
-        match &self.thing.tag {
-            Some(tag) => call.header("x-amz-copy-source-if-match", &String::from_utf8_lossy(tag)),
-            None => call,
-        }
+        if_tag(call, "x-amz-copy-source-if-match", self.thing)
     }
-}
-
-/// An upload's identifier, and the size that its file is to have.
-fn named(size: u64, id: &str) -> String {
-    format!("{size}:{id}")
 }
 
 /// A name from a listing, which the server encodes as in a URL.

@@ -54,8 +54,8 @@ impl Server {
         read_body(self.done(call).await?, MAX_PAGE_LEN).await
     }
 
-    /// Reads part of an object: `call` gets it whole, if it is still the version that is meant.
-    pub async fn read(&self, call: &Call, offset: u64, into: &mut [u8]) -> Answer<()> {
+    /// Reads part of an object.
+    pub async fn read(&self, file: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
         let mut done = 0;
         for _ in 0..READ_ATTEMPTS {
             let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) else {
@@ -63,11 +63,14 @@ impl Server {
             };
             let first = offset + done as u64;
             let last = first + rest.len() as u64 - 1;
-            let call = call.clone().header("range", &format!("bytes={first}-{last}"));
+            if last >= file.size {
+                return Err(Fault::new(Class::Changed, "it has no such part"));
+            }
+            let call = Call::clone(&file.get).header("range", &format!("bytes={first}-{last}"));
             let response = self.done(&call).await?;
-            let begins = response.headers().get(http::header::CONTENT_RANGE);
-            let is_ours = match begins.and_then(|it| it.to_str().ok()) {
-                Some(range) => range.starts_with(&format!("bytes {first}-")),
+            let range = response.headers().get(http::header::CONTENT_RANGE);
+            let is_ours = match range.and_then(|it| it.to_str().ok()) {
+                Some(range) => file.is_part(range, first, last)?,
                 None => first == 0 && response.content_length() == Some(rest.len() as u64),
             };
             if !is_ours {
@@ -80,6 +83,61 @@ impl Server {
             return Ok(());
         }
         Err(Fault::new(Class::Disconnected, "the connection broke off again and again"))
+    }
+
+    /// Whether an object is still the version that was opened. Each part of it that was read is; it may
+    /// have none.
+    pub async fn confirm(&self, file: &Open) -> Answer<bool> {
+        if file.size > 0 {
+            return Ok(true);
+        }
+        match self.done(&file.look).await {
+            Ok(_) => Ok(true),
+            Err(fault) if fault.class == Class::Changed => Ok(false),
+            Err(fault) => Err(fault),
+        }
+    }
+}
+
+/// An object that is being read.
+#[derive(Clone, Debug)]
+pub struct Open {
+    get: Arc<Call>,
+    look: Arc<Call>,
+    size: u64,
+}
+
+impl Open {
+    /// An object that one request gets whole, and another looks at: both only if it is still the
+    /// version that is meant.
+    pub fn new(get: Call, look: Call, thing: &Thing) -> Self {
+        Self { get: Arc::new(get), look: Arc::new(look), size: thing.size }
+    }
+
+    /// Where the object is.
+    pub fn url(&self) -> &str {
+        &self.look.url
+    }
+
+    /// Whether a range is what was asked for, as `Content-Range` tells it (RFC 9110, section 14.4).
+    ///
+    /// # Errors
+    ///
+    /// [`Class::Changed`] if the object has another size by now.
+    fn is_part(&self, range: &str, first: u64, last: u64) -> Answer<bool> {
+        let Some((part, size)) = range.split_once('/') else { return Ok(false) };
+        if size.parse().is_ok_and(|size: u64| size != self.size) {
+            return Err(Fault::new(Class::Changed, "it has another size by now"));
+        }
+        Ok(part == format!("bytes {first}-{last}"))
+    }
+}
+
+/// A request that only the version that is meant answers.
+pub fn if_tag(call: Call, header: &str, thing: &Thing) -> Call {
+    match &thing.tag {
+        Some(tag) => call.header(header, &String::from_utf8_lossy(tag)),
+        None => call,
     }
 }
 
@@ -176,15 +234,18 @@ impl Whole {
     }
 }
 
-/// What names an upload in a journal; `None` for one that goes up whole.
-pub fn token(id: Option<&str>) -> Token {
-    Token::new(&[b"u", id.unwrap_or_default().as_bytes()].concat()).unwrap_or_default()
+/// What names an upload in a journal, with the size that its file is to have; `id` is `None` of one that
+/// goes up whole.
+pub fn token(size: u64, id: Option<&str>) -> Token {
+    let text = id.map(|id| format!("u{size}:{id}")).unwrap_or_default();
+    Token::new(text.as_bytes()).unwrap_or_default()
 }
 
-/// The upload that a token names.
-pub fn id_of(token: &Token) -> Option<String> {
-    let id = token.as_bytes().strip_prefix(b"u").filter(|id| !id.is_empty())?;
-    String::from_utf8(id.to_vec()).ok()
+/// The upload that a token names, and the size of its file.
+pub fn id_of(token: &Token) -> Option<(u64, String)> {
+    let text = std::str::from_utf8(token.as_bytes().strip_prefix(b"u")?).ok()?;
+    let (size, id) = text.split_once(':').filter(|(_, id)| !id.is_empty())?;
+    Some((size.parse().ok()?, id.to_owned()))
 }
 
 /// A name for an upload that no other has, and that says when it was begun.
@@ -236,9 +297,20 @@ mod tests {
     }
 
     #[test]
+    fn another_size_is_another_version() {
+        let call = Call::new(http::Method::GET, "http://h/".to_owned());
+        let file = Open::new(call.clone(), call, &Thing { size: 10, ..implied() });
+        assert_eq!(file.is_part("bytes 2-5/10", 2, 5), Ok(true));
+        assert_eq!(file.is_part("bytes 2-5/*", 2, 5), Ok(true));
+        assert_eq!(file.is_part("bytes 2-4/10", 2, 5), Ok(false));
+        assert_eq!(file.is_part("2-5", 2, 5), Ok(false));
+        assert_eq!(file.is_part("bytes 2-5/9", 2, 5).unwrap_err().class, Class::Changed);
+    }
+
+    #[test]
     fn a_token_names_its_upload() {
-        assert_eq!(id_of(&token(Some("x/y"))).as_deref(), Some("x/y"));
-        assert_eq!(id_of(&token(None)), None);
+        assert_eq!(id_of(&token(7, Some("x:y"))), Some((7, "x:y".to_owned())));
+        assert_eq!(id_of(&token(7, None)), None);
         assert_eq!(id_of(&Token::from(7)), None);
     }
 

@@ -142,7 +142,7 @@ pub fn parts(xml: &[u8]) -> Result<(Vec<Part>, Option<String>), Fault> {
 /// A page of a listing of Azure's.
 #[derive(Debug, Default, Eq, PartialEq)]
 pub struct Blobs {
-    pub blobs: Vec<Blob>,
+    pub all: Vec<Blob>,
     /// Beginnings of names, up to a slash.
     pub prefixes: Vec<String>,
     /// How to ask for the next page.
@@ -172,12 +172,12 @@ pub fn blobs(xml: &[u8]) -> Result<Blobs, Fault> {
             }
             "Blobs/Blob/Properties/Last-Modified" => text.clone_into(&mut blob.modified),
             "Blobs/Blob/Properties/Etag" => text.clone_into(&mut blob.tag),
-            "Blobs/Blob/" => page.blobs.push(std::mem::take(&mut blob)),
+            "Blobs/Blob/" => page.all.push(std::mem::take(&mut blob)),
             "Blobs/BlobPrefix/Name" => page.prefixes.push(text.to_owned()),
             "NextMarker" => page.next = Some(text.to_owned()).filter(|it| !it.is_empty()),
             _ => {
                 let name = path.strip_prefix("Blobs/Blob/Metadata/");
-                if let Some(name) = name.filter(|name| !name.ends_with('/')) {
+                if let Some(name) = name.filter(|name| !name.is_empty() && !name.ends_with('/')) {
                     blob.metadata.push((name.to_owned(), text.to_owned()));
                 }
             }
@@ -211,9 +211,11 @@ pub struct Upload {
     pub begun: Option<Timestamp>,
 }
 
-/// Reads an answer to `ListMultipartUploads`: uploads, and the key and the upload that the next page
-/// begins behind.
-pub fn uploads(xml: &[u8]) -> Result<(Vec<Upload>, Option<(String, String)>), Fault> {
+/// A key and an upload.
+pub type Behind = (String, String);
+
+/// Reads an answer to `ListMultipartUploads`: uploads, and what the next page begins behind.
+pub fn uploads(xml: &[u8]) -> Result<(Vec<Upload>, Option<Behind>), Fault> {
     let (mut uploads, mut upload) = (Vec::new(), Upload::default());
     let (mut is_cut, mut next) = (false, (String::new(), String::new()));
     fields(xml, |(path, text)| match path {
@@ -342,8 +344,8 @@ mod tests {
         let metadata = vec![("fastsync_mode".to_owned(), "0644".to_owned())];
         let modified = "Tue, 24 Nov 2026 12:00:00 GMT".to_owned();
         let first = Blob { name: "a & b".into(), size: 12, modified, tag: "0x1".into(), metadata };
-        assert_eq!(page.blobs[0], first);
-        assert_eq!(page.blobs[1], Blob { name: "c".into(), ..Blob::default() });
+        assert_eq!(page.all[0], first);
+        assert_eq!(page.all[1], Blob { name: "c".into(), ..Blob::default() });
         assert_eq!(
             blobs(b"<EnumerationResults><NextMarker/></EnumerationResults>").unwrap().next,
             None

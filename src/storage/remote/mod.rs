@@ -21,7 +21,7 @@ pub use fault::{Class, Fault};
 pub use key::{Key, KeyError};
 pub use sink::RemoteSink;
 pub use source::RemoteSource;
-pub use unfinished::{Unfinished, remove_unfinished};
+pub use unfinished::{Unfinished, remove_unfinished, temporary_files};
 pub use walk::{OWN_PREFIX, implied};
 
 use super::{Left, Receipt, Remembers, Token};
@@ -61,6 +61,18 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
         let _ = is_directory;
         let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
         std::future::ready(Key::new(&path[..end]).map_err(Into::into))
+    }
+
+    /// Whether a file may have this key, as far as that is known without asking.
+    ///
+    /// # Errors
+    ///
+    /// [`Class::Name`] if it may not.
+    fn check(&self, key: &Key) -> Answer<()> {
+        if self.properties().keeps.any_bytes || std::str::from_utf8(key.as_bytes()).is_ok() {
+            return Ok(());
+        }
+        Err(Fault::new(Class::Name, "the name is not UTF-8, and no other can be stored there"))
     }
 
     /// What is there, with all that the endpoint knows about it. Symlinks are not followed.
@@ -171,7 +183,7 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
         directory: &Key,
         found: flume::Sender<Vec<Unfinished>>,
     ) -> impl Future<Output = Answer<()>> + Send {
-        unfinished::temporary_files(self, directory, found)
+        temporary_files(self, directory, found)
     }
 
     /// Makes a directory, whose parent is there. One that is there already is no error. Does nothing

@@ -284,16 +284,8 @@ impl<E: Endpoint> Inner<E> {
             return Err(StorageError::NoParent { path: self.path(entry) });
         };
         let key = directory.child(self.name(entry)).map_err(Fault::from);
-        let key = key.and_then(|key| self.check_name(key));
+        let key = key.and_then(|key| self.endpoint.check(&key).map(|()| key));
         key.map_err(StorageError::at(Operation::Create, &self.path(entry)))
-    }
-
-    fn check_name(&self, key: Key) -> Result<Key, Fault> {
-        let keeps_all = self.endpoint.properties().keeps.any_bytes;
-        if keeps_all || std::str::from_utf8(key.as_bytes()).is_ok() {
-            return Ok(key);
-        }
-        Err(Fault::new(Class::Name, "the name is not UTF-8, and no other can be stored there"))
     }
 
     pub fn path(&self, entry: &Entry) -> Vec<u8> {

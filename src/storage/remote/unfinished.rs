@@ -49,21 +49,35 @@ pub async fn temporary_files<E: Endpoint>(
 
 fn temporary_file(listed: Listed) -> Option<Unfinished> {
     let Listed::Thing(key, thing) = listed else { return None };
-    let is_ours = thing.kind == ThingKind::File && key.name().starts_with(OWN_PREFIX);
+    let is_ours = thing.kind == ThingKind::File && is_temporary(key.name());
     let since = thing.modified.or(thing.mtime);
     is_ours.then_some(Unfinished { key, token: None, size: thing.size, since })
+}
+
+/// Whether a name is one that a run gives to what is not complete yet, here or at an endpoint: a run or a
+/// file, and a file, a run, or a number.
+fn is_temporary(name: &[u8]) -> bool {
+    let is_hex = |part: &[u8]| part.iter().all(u8::is_ascii_hexdigit);
+    let mut parts = match name.strip_prefix(OWN_PREFIX) {
+        Some(rest) => rest.split(|byte| *byte == b'-'),
+        None => return false,
+    };
+    let (first, second, rest) = (parts.next(), parts.next(), parts.next());
+    first.is_some_and(|it| matches!(it.len(), 8 | 16) && is_hex(it))
+        && second.is_some_and(|it| (1..=16).contains(&it.len()) && is_hex(it))
+        && rest.is_none()
 }
 
 /// Removes what was left. The answers are in the order of what is to go.
 pub async fn remove_unfinished<E: Endpoint>(endpoint: &E, left: &[Unfinished]) -> Vec<Answer<()>> {
     let removals: Vec<_> = left
         .iter()
-        .map(async |it| match &it.token {
-            Some(token) => endpoint.abandon(&it.key, token).await,
-            None => {
-                let removed = endpoint.remove(vec![(it.key.clone(), ThingKind::File)]).await;
-                removed.into_iter().next().unwrap_or(Ok(()))
+        .map(async |it| {
+            if let Some(token) = &it.token {
+                return endpoint.abandon(&it.key, token).await;
             }
+            let removed = endpoint.remove(vec![(it.key.clone(), ThingKind::File)]).await;
+            removed.into_iter().next().unwrap_or(Ok(()))
         })
         .collect();
     all(removals, endpoint.properties().requests).await
@@ -75,6 +89,21 @@ const LISTED: usize = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_runs_make_is_temporary() {
+        for rest in [
+            "0123abcd-0123456789abcdef",
+            "0123456789abcdef-0123456789abcdef",
+            "0123456789abcdef-12",
+        ] {
+            assert!(is_temporary(&[OWN_PREFIX, rest.as_bytes()].concat()), "{rest}");
+        }
+        for rest in ["", "notes", "0123abcd", "0123abcd-", "0123-0", "0123abcd-x", "0123abcd-0-1"] {
+            assert!(!is_temporary(&[OWN_PREFIX, rest.as_bytes()].concat()), "{rest}");
+        }
+        assert!(!is_temporary(b"file") && !is_temporary(b"0123abcd-0123456789abcdef"));
+    }
 
     #[test]
     fn what_has_no_time_is_of_no_age() {
