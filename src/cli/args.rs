@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::flags::{Choosing, Comparing, Deleting, Keeping, Telling, Updating};
 use super::settings::Settings;
-use super::units::{ByteSize, ProgressMode};
+use super::units::{Age, ByteSize, ProgressMode};
 
 /// Move files between hosts: striped over many connections, verified with BLAKE3, resumable
 #[derive(Debug, Parser)]
@@ -65,6 +65,14 @@ pub enum Command {
     /// is deleted.
     #[command(override_usage = "fastsync retry [OPTIONS] REPORT")]
     Retry(Box<Retry>),
+    /// List what uploads and transfers have left that nobody came back for, and remove it with --delete
+    ///
+    /// At object stores: uploads that were neither finished nor given up, of whatever program where
+    /// the store does not tell. At SFTP servers and in directories of this machine: temporary files and
+    /// journals of fastsync. Without a LOCATION: this machine's journals of transfers to places where no
+    /// fastsync runs.
+    #[command(override_usage = "fastsync clean [OPTIONS] [LOCATION...]")]
+    Clean(Box<Clean>),
     /// Find out what works between this machine and another, how quick it is, and what to change
     ///
     /// Checks ssh, the agent, versions and clocks, every way that data can take and in which direction,
@@ -209,6 +217,24 @@ pub struct Retry {
     pub output: Output,
     #[command(flatten)]
     pub telling: Telling,
+}
+
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = AFTER_HELP)]
+pub struct Clean {
+    /// Directories; what is below them is meant too
+    #[arg(value_name = "LOCATION")]
+    pub locations: Vec<OsString>,
+    /// Remove what is listed
+    #[arg(long)]
+    pub delete: bool,
+    /// Leave alone what was worked on since: 90s, 15m, 12h, 7d [default: 7d]
+    #[arg(long, value_name = "AGE")]
+    pub older_than: Option<Age>,
+    #[command(flatten)]
+    pub connecting: Connecting,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// The flags of doctor and bench.

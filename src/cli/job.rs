@@ -307,7 +307,7 @@ pub fn take_contents(direction: &mut Direction) {
         | Direction::Inventory { sources, .. } => {
             sources.iter_mut().for_each(end_with_slash);
         }
-        Direction::Measure { .. } => {}
+        Direction::Measure { .. } | Direction::Clean(_) => {}
     }
 }
 
@@ -326,6 +326,7 @@ fn host(direction: &Direction) -> Option<&Host> {
         | Direction::Inventory { at: At::Host(host), .. } => Some(host),
         Direction::Push { destination: Place::Local(_), .. }
         | Direction::Copy { .. }
+        | Direction::Clean(_)
         | Direction::Inventory { .. } => None,
         Direction::Pull { host, .. } | Direction::Measure { host, .. } => host.as_ref(),
     }
@@ -338,7 +339,10 @@ fn join_port(direction: &mut Direction, ssh: &Ssh) -> Result<(), UsageError> {
         | Direction::Inventory { at: At::Host(host), .. } => vec![host],
         Direction::Between { source_host, host, .. } => vec![source_host, host],
         Direction::Pull { host, .. } | Direction::Measure { host, .. } => host.iter_mut().collect(),
-        Direction::Push { .. } | Direction::Copy { .. } | Direction::Inventory { .. } => Vec::new(),
+        Direction::Push { .. }
+        | Direction::Copy { .. }
+        | Direction::Clean(_)
+        | Direction::Inventory { .. } => Vec::new(),
     };
     for host in hosts {
         let (Some(flag), Some(port)) = (ssh.port, host.port) else { continue };

@@ -113,8 +113,11 @@ impl Location {
     }
 }
 
-/// What makes a store of a bucket's name, and how buckets are called there.
-fn object_store(scheme: &[u8]) -> Option<(fn(String) -> Store, &'static str)> {
+/// What makes a store of a bucket's name.
+type MakeStore = fn(String) -> Store;
+
+/// The object store that a scheme means, and how buckets are called there.
+fn object_store(scheme: &[u8]) -> Option<(MakeStore, &'static str)> {
     match scheme.to_ascii_lowercase().as_slice() {
         b"s3" => Some((Store::S3, "bucket")),
         b"gs" => Some((Store::Gcs, "bucket")),

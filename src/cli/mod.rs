@@ -9,6 +9,7 @@
 mod args;
 mod bench;
 mod check;
+mod clean;
 mod config;
 mod doctor;
 mod exit;
@@ -52,10 +53,12 @@ use crate::engine::agent::{Access, Rights};
 use crate::engine::measure::What;
 use crate::protocol::manifest::Escaped;
 use args::{
-    Agent, Arguments, Check, Command, Connecting, Looking, Ls, Manifest, Measuring, Retry, Transfer,
+    Agent, Arguments, Check, Clean, Command, Connecting, Looking, Ls, Manifest, Measuring, Retry,
+    Transfer,
 };
 use bench::Bench;
 use check::{Comparison, ManifestCheck};
+use clean::Leftovers;
 use doctor::Doctor;
 use flags::{Choosing, Deleting};
 use job::{Plan, Verb};
@@ -96,6 +99,7 @@ pub fn main() -> ExitCode {
         Ok(Command::Check(check)) => run_check(&check),
         Ok(Command::Manifest(manifest)) => run_manifest(&manifest),
         Ok(Command::Retry(retry)) => run_retry(&retry),
+        Ok(Command::Clean(clean)) => run_clean(&clean),
         Ok(Command::Doctor(measuring)) => run_measuring(What::Everything, &measuring),
         Ok(Command::Bench(measuring)) => run_measuring(What::Speed, &measuring),
         Ok(Command::Agent(agent)) => run_agent(&agent),
@@ -325,6 +329,20 @@ fn inventory_of(
 ) -> Result<Inventory, UsageError> {
     let mut files = Files::default();
     look::plan_inventory(location, true, None, choosing, connecting, &ENVIRONMENT, &mut files)
+}
+
+fn run_clean(flags: &Clean) -> Result<u8, Refusal> {
+    let plans = clean::plan(flags, &ENVIRONMENT)?;
+    run::with_runtime(|runtime| {
+        let mut worst = exit::DONE;
+        for Plan { job, display, .. } in plans {
+            let viewer = Box::new(Leftovers::new(flags));
+            let session = Session { job, screen: Screen::new(display), viewer };
+            let (code, _) = run::conclude(run::execute(runtime, session)?, Kind::Findings);
+            worst = if worst == exit::DONE { code } else { worst };
+        }
+        Ok(worst)
+    })
 }
 
 fn run_measuring(what: What, measuring: &Measuring) -> Result<u8, Refusal> {

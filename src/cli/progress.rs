@@ -15,7 +15,7 @@ use super::screen::{Line, Screen};
 use super::stats::Counts;
 use super::text::{bytes, duration, plural, rate};
 use super::units::ProgressMode;
-use crate::engine::event::{Connection, EntryReport, Event, Installed, Progress};
+use crate::engine::event::{Connection, EntryReport, Event, Installed, Leftover, Progress};
 use crate::engine::measure::Finding;
 use crate::protocol::message::{Failure, Outcome};
 
@@ -39,6 +39,9 @@ pub trait Viewer: fmt::Debug + Send {
 
     /// Something was measured.
     fn found(&mut self, _finding: Finding, _screen: &mut Screen, _tally: &mut Tally) {}
+
+    /// Something is left of what was never finished.
+    fn leftover(&mut self, _left: Leftover, _screen: &mut Screen, _tally: &mut Tally) {}
 
     /// The engine has returned. `complete`: it has told everything.
     fn end(&mut self, complete: bool, screen: &mut Screen, tally: &mut Tally);
@@ -181,6 +184,9 @@ impl Monitor {
             }
             Event::Found(finding) => {
                 self.viewer.found(*finding, &mut self.screen, &mut self.tally);
+            }
+            Event::Leftover(left) => {
+                self.viewer.leftover(left, &mut self.screen, &mut self.tally);
             }
             Event::Note(text) => {
                 text.lines().filter(|line| !line.is_empty()).for_each(|it| self.screen.note(it));

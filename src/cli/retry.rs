@@ -233,6 +233,7 @@ impl Earlier {
             | Command::Check(_)
             | Command::Manifest(_)
             | Command::Retry(_)
+            | Command::Clean(_)
             | Command::Doctor(_)
             | Command::Bench(_)
             | Command::Agent(_) => Err(UsageError::new("its command transfers nothing")),
@@ -260,7 +261,7 @@ fn names(direction: &Direction) -> Option<Vec<Vec<u8>>> {
         Direction::Pull { sources, .. }
         | Direction::Between { sources, .. }
         | Direction::Inventory { sources, .. } => sources.iter().map(|path| name(path)).collect(),
-        Direction::Measure { .. } => None,
+        Direction::Measure { .. } | Direction::Clean(_) => None,
     }
 }
 

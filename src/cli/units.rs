@@ -5,6 +5,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use thiserror::Error;
@@ -48,6 +49,29 @@ impl FromStr for Retries {
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let wrong = |_| ValueError(format!("{text} is not a number from 0 to {}", u32::MAX));
         text.parse().map(Self).map_err(wrong)
+    }
+}
+
+/// How long something was left alone: `90s`, `15m`, `12h`, `7d`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Age(pub Duration);
+
+impl FromStr for Age {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = || ValueError(format!("{text} is not an age: write 90s, 15m, 12h or 7d"));
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let seconds: u64 = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => 86_400,
+            _ => return Err(wrong()),
+        };
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        number.checked_mul(seconds).map(|it| Self(Duration::from_secs(it))).ok_or_else(wrong)
     }
 }
 
@@ -425,6 +449,17 @@ mod tests {
 
     fn size(text: &str) -> Option<u64> {
         text.parse::<ByteSize>().ok().map(|size| size.0)
+    }
+
+    #[test]
+    fn ages_have_units() {
+        let seconds = |text: &str| text.parse::<Age>().map(|age| age.0.as_secs()).ok();
+        assert_eq!(seconds("90s"), Some(90));
+        assert_eq!((seconds("15m"), seconds("12h")), (Some(900), Some(43_200)));
+        assert_eq!((seconds("7d"), seconds("0s")), (Some(604_800), Some(0)));
+        for wrong in ["", "7", "d", "-1d", "1w", "7 d", "99999999999999999d"] {
+            assert_eq!(seconds(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -201,7 +201,7 @@ impl Plan {
                 let task = Task::Measure { directory: directory.clone() };
                 (host.clone(), LocalEnd::Measurement(measurement.clone()), task, Vec::new())
             }
-            Direction::Copy { .. } | Direction::Between { .. } => {
+            Direction::Copy { .. } | Direction::Between { .. } | Direction::Clean(_) => {
                 return Err(EngineError::Usage("this end neither sends nor receives".to_owned()));
             }
         };

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::measure::Finding;
 use crate::protocol::chunk::Digest;
+use crate::protocol::manifest::Timestamp;
 use crate::protocol::message::{Complaint, Entry, Kind, Metadata, Outcome, Special};
 
 /// Something that happened once.
@@ -31,6 +32,8 @@ pub enum Event {
     Mismatch { what: String },
     /// Something was measured.
     Found(Box<Finding>),
+    /// Something is left of what was never finished.
+    Leftover(Leftover),
     /// Something that people may want to know, such as what the remote shell printed.
     Note(String),
 }
@@ -45,6 +48,38 @@ pub struct Installed {
     pub path: String,
     /// In bytes.
     pub size: u64,
+}
+
+/// What is left of an upload or a transfer that was never finished.
+#[derive(Clone, Debug)]
+pub struct Leftover {
+    /// Where it is, or was to be, as a user would write it.
+    pub place: Vec<u8>,
+    pub size: u64,
+    /// When it was written to last, as far as that is known.
+    pub since: Option<Timestamp>,
+    pub outcome: LeftoverOutcome,
+}
+
+/// What became of a [`Leftover`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum LeftoverOutcome {
+    /// Nothing, as it may still be worked on.
+    Kept,
+    /// Nothing, as that was not asked for.
+    Found,
+    Removed,
+    /// It could not be removed, and why.
+    Failed(String),
+}
+
+impl LeftoverOutcome {
+    pub(super) fn of<E: std::fmt::Display>(removed: Result<(), E>) -> Self {
+        match removed {
+            Ok(()) => Self::Removed,
+            Err(error) => Self::Failed(error.to_string()),
+        }
+    }
 }
 
 /// How the ends are connected.

@@ -49,6 +49,8 @@ pub enum Direction {
         /// Tell the BLAKE3 root of each file too.
         hash: bool,
     },
+    /// Nowhere: what is left of what was never finished is told, and removed if that is meant.
+    Clean(Clean),
     /// Nowhere: what it would do between this machine and another is measured.
     Measure {
         host: Option<Host>,
@@ -99,6 +101,16 @@ impl Store {
             Self::Azure(container) => format!("az://{container}"),
         }
     }
+}
+
+/// What is to be done about uploads and transfers that nobody came back for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Clean {
+    /// Everything in and below this directory is meant; without one, the journals of this machine.
+    pub site: Option<Site>,
+    /// Only what was left alone for so long.
+    pub older_than: Duration,
+    pub remove: bool,
 }
 
 /// Where something is that is only looked at.

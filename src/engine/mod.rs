@@ -1,6 +1,7 @@
 //! Who does what when: the only place where storage meets transport.
 
 pub mod agent;
+mod clean;
 mod client;
 mod control;
 mod endpoint;
@@ -107,6 +108,7 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
                 let route = third_party::client::Route { sources, source_host, host, destination };
                 Box::pin(third_party::client::run_session(&job, route, &observer)).await
             }
+            Direction::Clean(clean) => Box::pin(clean::clean(&job, clean, &observer)).await,
             Direction::Push { .. }
             | Direction::Pull { .. }
             | Direction::Inventory { .. }

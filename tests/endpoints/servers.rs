@@ -1,6 +1,6 @@
 //! The servers that [`super::served`] are on, as the tests of the program start them.
 
-#![allow(dead_code)] // they do more for the tests of the program
+#![allow(dead_code, clippy::expect_used)] // they do more for the tests of the program
 
 #[path = "../it/emulators.rs"]
 pub mod emulators;

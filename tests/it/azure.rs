@@ -76,6 +76,11 @@ fn shared_access_signatures_and_connection_strings_are_enough() {
 }
 
 #[test]
+fn what_nobody_came_back_for_is_cleaned_up() {
+    bucket().what_nobody_came_back_for_is_cleaned_up();
+}
+
+#[test]
 fn what_goes_wrong_is_told_without_secrets() {
     let (world, bucket) = (World::new(), bucket());
     world.text("file", "x");

@@ -53,6 +53,11 @@ fn a_composed_object_leaves_no_parts() {
 }
 
 #[test]
+fn what_nobody_came_back_for_is_cleaned_up() {
+    bucket().what_nobody_came_back_for_is_cleaned_up();
+}
+
+#[test]
 fn what_goes_wrong_is_told_without_secrets() {
     let (world, bucket) = (World::new(), bucket());
     let key = r#"{"type": "service_account", "client_email": "a@b", "private_key": "top-secret"}"#;

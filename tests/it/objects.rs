@@ -73,6 +73,9 @@ impl Bucket {
         }
         let listed = self.run(&world, ["ls", "-R", &format!("{there}/")]).exits(0);
         assert_eq!(String::from_utf8_lossy(&listed.out), "dir\ndir/file\nnew\n");
+        let listed = self.run(&world, ["ls", &format!("{}/", self.location)]).exits(0);
+        let name = there.rsplit('/').next().unwrap();
+        assert!(String::from_utf8_lossy(&listed.out).lines().any(|line| line == name));
     }
 
     pub fn sync_deletes_and_a_dry_run_does_nothing(&self) {
@@ -98,17 +101,17 @@ impl Bucket {
         self.run(&world, ["check", "src", &there]).exits(0);
     }
 
-    /// JRN-12: what the server has acknowledged is not sent again.
-    pub fn a_killed_upload_goes_on(&self) {
-        let (world, (size, part)) = (World::new(), self.upload);
-        world.write("src/big", size);
-        let there = self.place(&world);
-        let start = |flags: &[&str]| {
-            let mut command = self.fastsync(&world);
-            command.args(["cp", "src/", &there, "-c", &part.to_string()]).args(flags);
-            Running::start(&mut command)
-        };
-        let mut running = start(&[]);
+    /// Starts a copy of `src/`, in parts.
+    fn start(&self, world: &World, flags: &[&str]) -> Running {
+        let mut command = self.fastsync(world);
+        command.args(["cp", "src/", &self.place(world), "-c", &self.upload.1.to_string()]);
+        Running::start(command.args(flags))
+    }
+
+    /// Kills a copy of a large file when some of its parts are there.
+    fn kill_upload(&self, world: &World) {
+        world.write("src/big", self.upload.0);
+        let mut running = self.start(world, &[]);
         let jobs = world.path("home/state/fastsync/jobs");
         let journal = || {
             let job = fs::read_dir(&jobs).ok()?.next()?.ok()?.path();
@@ -119,14 +122,46 @@ impl Bucket {
         assert!(until(PATIENCE, || is_under_way() || running.is_over()));
         running.signal(Signal::KILL);
         assert!(running.wait().was_killed());
-        let listed = self.run(&world, ["ls", &format!("{there}/")]);
+        let listed = self.run(world, ["ls", &format!("{}/", self.place(world))]);
         assert!(listed.out.is_empty(), "not before it is whole");
-        let summary = start(&["--json"]).wait().exits(0).summary();
+    }
+
+    /// JRN-12: what the server has acknowledged is not sent again.
+    pub fn a_killed_upload_goes_on(&self) {
+        let (world, (size, part)) = (World::new(), self.upload);
+        self.kill_upload(&world);
+        let summary = self.start(&world, &["--json"]).wait().exits(0).summary();
         assert!(number(&summary, "bytes_resumed") >= 3 * part, "{summary}");
         assert_eq!(number(&summary, "bytes_resumed") + number(&summary, "bytes_sent"), size);
+        let there = self.place(&world);
         self.run(&world, ["cp", &format!("{there}/big"), "back"]).exits(0);
         assert_same_content(&world.path("src/big"), &world.path("back"));
         assert_eq!(tree(world.path("home/state/fastsync")).len(), 0, "nothing is left here");
+    }
+
+    pub fn what_nobody_came_back_for_is_cleaned_up(&self) {
+        let world = World::new();
+        self.kill_upload(&world);
+        let there = format!("{}/", self.place(&world));
+        let clean = |flags: &[&str]| {
+            let ran = self.run(&world, [&["clean"], flags].concat()).exits(0);
+            (String::from_utf8_lossy(&ran.out).lines().count(), ran)
+        };
+        // It may still be under way.
+        let (count, ran) = clean(&[&there, "--delete"]);
+        assert_eq!(count, 0, "{ran:?}");
+        ran.says("1 younger than 7d");
+        let (count, ran) = clean(&[&there, "--older-than=0s"]);
+        assert_eq!(count, 1, "{ran:?}");
+        ran.says("--delete");
+        assert_eq!(clean(&[&there, "--older-than=0s", "--delete"]).0, 1);
+        assert_eq!(clean(&[&there, "--older-than=0s"]).0, 0);
+        // Its journal is here, and of no use.
+        assert_eq!(clean(&["--older-than=0s"]).0, 1);
+        let summary = self.start(&world, &["--json"]).wait().exits(0).summary();
+        assert_eq!(number(&summary, "bytes_resumed"), 0);
+        self.run(&world, ["check", "src", &there]).exits(0);
+        assert_eq!(clean(&["--older-than=0s", "--delete"]).0, 0);
     }
 
     /// Runs a copy of a file with other variables; nothing that it says has a secret.

@@ -40,6 +40,11 @@ fn a_killed_upload_goes_on() {
 }
 
 #[test]
+fn what_nobody_came_back_for_is_cleaned_up() {
+    bucket().what_nobody_came_back_for_is_cleaned_up();
+}
+
+#[test]
 fn what_goes_wrong_is_told_without_secrets() {
     let (world, bucket) = (World::new(), bucket());
     assert!(bucket.location.ends_with(BUCKET));

@@ -196,6 +196,31 @@ fn a_killed_upload_goes_on() {
     assert_eq!(fs::read_dir(state.join("fastsync")).unwrap().count(), 0, "nor here");
 }
 
+/// There, and in a directory of this machine.
+#[test]
+fn what_nobody_came_back_for_is_cleaned_up() {
+    let world = World::new();
+    let left = "dir/below/.fastsync-0123456789abcdef-fedcba9876543210";
+    let theirs = world.text("dir/.fastsync-notes", "not ours");
+    let file = world.text("dir/file", "x");
+    let here = world.path("dir").into_os_string();
+    for place in [at_server(&world, "dir"), here] {
+        let journal = format!("dir/.fastsync/{}/journal", "01".repeat(16));
+        let is_here = !place.to_string_lossy().contains("://");
+        let left = world.text(if is_here { &journal } else { left }, "left");
+        let clean = |flags: &[&str]| {
+            let flags = flags.iter().map(OsString::from);
+            run(&world, ["clean".into(), place.clone()].into_iter().chain(flags)).exits(0)
+        };
+        assert!(clean(&["--delete"]).out.is_empty(), "it may still be under way");
+        let listed = String::from_utf8_lossy(&clean(&["--older-than=0s"]).out).into_owned();
+        assert!(listed.lines().count() == 1 && listed.contains(".fastsync"), "{listed}");
+        clean(&["--older-than=0s", "--delete"]);
+        assert!(!left.exists() && theirs.exists() && file.exists());
+        assert!(clean(&["--older-than=0s"]).out.is_empty());
+    }
+}
+
 #[test]
 fn what_goes_wrong_is_told() {
     let world = World::new();

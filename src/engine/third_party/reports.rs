@@ -222,7 +222,9 @@ fn told(event: Event) -> Option<Told> {
         Event::Mismatch { what } => Told::Mismatch(Text::new(what)),
         Event::Note(text) => Told::Note(Text::new(text)),
         // Of logins and measurements, which are the client's own.
-        Event::Installed(_) | Event::Retrying { .. } | Event::Found(_) => return None,
+        Event::Installed(_) | Event::Retrying { .. } | Event::Found(_) | Event::Leftover(_) => {
+            return None;
+        }
     })
 }
 

@@ -29,9 +29,11 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What the directory of all jobs is called where it is the client's own.
-const CLIENT_NAME: &[u8] = b"jobs";
+const CLIENT_NAME: &[u8] = CLIENT_NAME_TEXT.as_bytes();
 
-const JOURNAL: &[u8] = b"journal";
+pub(super) const CLIENT_NAME_TEXT: &str = "jobs";
+
+pub(super) const JOURNAL: &[u8] = b"journal";
 
 /// A job's own directory below the destination, locked for as long as this value lives.
 #[derive(Debug)]

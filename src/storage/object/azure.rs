@@ -454,6 +454,14 @@ impl Endpoint for AzureEndpoint {
         all(removals, self.inner.properties.requests).await
     }
 
+    async fn copy(
+        &self,
+        source: &Self,
+        from: &Key,
+        thing: &Thing,
+        to: &Key,
+        kept: &Kept,
+    ) -> Answer<()> {
         let source = source.inner.url(from);
         let call = call(Method::PUT, self.inner.url(to)).header("x-ms-copy-source", &source);
         let call = if_tag(call, "x-ms-source-if-match", thing);
