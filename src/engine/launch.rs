@@ -479,6 +479,10 @@ fn explain_no_agent(
             EngineError::Disconnected { host, cause: cause.to_owned() }
         }
         Some(255) => EngineError::Disconnected { host, cause: said },
+        None if complaints.is_empty() && noise.is_empty() => {
+            let cause = "ssh was ended by a signal, or does not end, and nothing has answered";
+            EngineError::Disconnected { host, cause: cause.to_owned() }
+        }
         exit if is_not_found(exit, complaints) => {
             let text = format!("{said}; install fastsync there, or name it with --agent-path");
             not_startable(&host, text)
