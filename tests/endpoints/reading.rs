@@ -273,6 +273,9 @@ pub async fn what_is_there_is_copied(subject: &impl Subject) {
         let placed = place(&sink, entry).await.unwrap();
         assert_eq!(placed, Placed::Settled(fastsync::protocol::message::Changes::NONE));
     }
+    if !subject.tells_versions() {
+        return;
+    }
     subject.write(b"from/large", &data(2 * CHUNK + 7, 3)).await;
     subject.write(b"from/small", &data(100, 4)).await;
     let sink = beside(subject, "other", &source).await;
