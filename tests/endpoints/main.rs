@@ -60,3 +60,5 @@ conforms!(store, InMemory::new(STORE));
 conforms!(sftp, served::sftp().await);
 conforms!(s3, served::s3().await);
 conforms!(s3_of_few_parts, served::s3_of_few_parts().await);
+conforms!(dav_whole, served::nginx_dav().await);
+conforms!(dav_parts, served::apache_dav().await);

@@ -66,6 +66,11 @@ pub trait Subject: Sized {
         false
     }
 
+    /// Whether a listing has names that begin with a dot.
+    fn lists_hidden(&self) -> bool {
+        true
+    }
+
     /// Loses what was written of a part of a file that is coming. `false` if that cannot be done.
     fn lose_part(&self, path: &str, number: u64) -> bool;
 }
