@@ -49,6 +49,7 @@ const LAYERS: &[Layer] = &[
             "rustix",
             "serde",
             "serde_json",
+            "sha2",
             "thiserror",
             "tokio",
         ],

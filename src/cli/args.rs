@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::flags::{Choosing, Comparing, Deleting, Keeping, Telling, Updating};
 use super::settings::Settings;
-use super::units::{Age, ByteSize, ProgressMode};
+use super::units::{Age, ByteSize, HexDigest, ProgressMode};
 
 /// Move files between hosts: striped over many connections, verified with BLAKE3, resumable
 #[derive(Debug, Parser)]
@@ -134,6 +134,15 @@ pub struct Transfer {
     /// Transfer only the paths in FILE, one a line, relative to the source; `-` is standard input
     #[arg(long, value_name = "FILE", help_heading = "Which files")]
     pub files_from: Option<OsString>,
+    /// Further sources from FILE, one location a line, such as URLs; `-` is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "files_from", help_heading = "Which files")]
+    pub urls_from: Option<OsString>,
+    /// The BLAKE3 hash of the only source, a file of a web server
+    #[arg(long, value_name = "HEX", help_heading = "Web servers")]
+    pub expect_blake3: Option<HexDigest>,
+    /// The SHA-256 hash of the only source, a file of a web server
+    #[arg(long, value_name = "HEX", help_heading = "Web servers")]
+    pub expect_sha256: Option<HexDigest>,
     #[command(flatten)]
     pub comparing: Comparing,
     #[command(flatten)]

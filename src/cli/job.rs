@@ -17,9 +17,11 @@ use super::rules::Files;
 use super::settings::{Environment, Settings};
 use super::units::{ProgressMode, ResumeMode, Switch};
 use crate::engine::job::{
-    At, Bootstrap, Direction, Host, Job, Launch, Place, Site, Sources, Ssh as SshClient,
-    TransferConfig,
+    At, Bootstrap, Direction, Expected, Host, Job, Launch, Place, Site, Sources, Ssh as SshClient,
+    Store, TransferConfig,
 };
+use crate::protocol::chunk::Digest;
+use crate::protocol::manifest::Escaped;
 use crate::protocol::message::Resume;
 
 /// A job, and what to show of it.
@@ -76,19 +78,56 @@ pub fn plan(
     environment: &Environment<'_>,
     files: &mut Files,
 ) -> Result<Plan, UsageError> {
-    let mut direction = direction(verb, &transfer.locations)?;
+    let locations = with_listed(transfer, files)?;
+    let mut direction = direction(verb, &locations)?;
     if transfer.files_from.is_some() {
         take_contents(&mut direction);
     }
     let no_resume = transfer.no_resume.then_some(ResumeMode(Resume::Never));
     let mut job = job(direction, &transfer.connecting, no_resume, environment)?;
     job.paths = meaning::apply(&mut job.config, transfer, deleting, files)?;
+    job.stores.expected = expected(transfer, &job.direction)?;
     let mut display = display(&transfer.output, environment)?;
     tell(&mut display, &transfer.telling, &job);
     if job.config.dry_run {
-        display.mapping = mapping(&transfer.locations, transfer.files_from.is_some());
+        display.mapping = mapping(&locations, transfer.files_from.is_some());
     }
     Ok(Plan { job, display, report: transfer.telling.report.clone() })
+}
+
+/// The locations that were typed, with those of `--urls-from` before the destination.
+fn with_listed(transfer: &Transfer, files: &mut Files) -> Result<Vec<OsString>, UsageError> {
+    let mut locations = transfer.locations.clone();
+    let Some(name) = &transfer.urls_from else { return Ok(locations) };
+    let content = files.read(name.as_bytes()).map_err(|error| {
+        let name = Escaped(name.as_bytes());
+        UsageError::new(format!("cannot read the list of sources {name}: {error}"))
+    })?;
+    let lines = content.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    let listed = lines.filter(|line| !line.is_empty() && !line.starts_with(b"#"));
+    let destination = locations.pop();
+    locations.extend(listed.map(|line| OsString::from_vec(line.to_vec())));
+    locations.extend(destination);
+    Ok(locations)
+}
+
+/// What the only source has to amount to.
+fn expected(transfer: &Transfer, direction: &Direction) -> Result<Expected, UsageError> {
+    let expected = Expected {
+        blake3: transfer.expect_blake3.map(|digest| Digest(digest.0)),
+        sha256: transfer.expect_sha256.map(|digest| digest.0),
+    };
+    let is_one = match direction {
+        Direction::Copy { sources, .. } | Direction::Push { sources, .. } => {
+            matches!(sources, Sources::Endpoint { store: Store::Web(_), paths } if paths.len() == 1)
+        }
+        _ => false,
+    };
+    if expected == Expected::default() || is_one {
+        return Ok(expected);
+    }
+    let text = "--expect-blake3 and --expect-sha256 are for one file of a web server";
+    Err(UsageError::new(text))
 }
 
 /// A job with its connection and the settings of all layers.
@@ -563,7 +602,9 @@ mod tests {
         refused(&["pull", "a", "h:b"], "fastsync push");
         refused(&["pull", "h:a", "i:b", "c"], "one host");
         refused(&["pull", "h:a", "b", "c"], "one host");
-        refused(&["push", "a", "https://b/x"], "not supported yet");
+        refused(&["push", "a", "gs://b/x"], "not supported yet");
+        refused(&["push", "a", "https://b/x"], "fastsync cp");
+        refused(&["cp", "--expect-sha256", &"0".repeat(64), "a", "b"], "web server");
         refused(&["push", "a", "s3://b/x"], "fastsync cp");
         refused(&["push", "--ssh-port", "1", "a", "ssh://h:2/x"], "port 2");
         refused(&["push", "--profile", "none", "a", "h:"], "profile");

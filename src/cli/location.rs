@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 
 use super::UsageError;
-use crate::engine::job::{Host, Store};
+use crate::engine::job::{Host, Store, WebServer};
 use crate::protocol::manifest::Escaped;
 
 /// Where something is.
@@ -69,13 +69,16 @@ impl Location {
             })?;
             return Ok(Self::Endpoint { store: make(bucket.to_owned()), path: key.to_vec() });
         }
+        if let Some((dav, secure)) = web_scheme(scheme) {
+            return Self::parse_web(typed, rest, dav, secure);
+        }
         let is_sftp = scheme.eq_ignore_ascii_case(b"sftp");
         if !is_sftp && !scheme.eq_ignore_ascii_case(b"ssh") {
             let scheme = Escaped(scheme);
             let text = format!(
                 "{scheme}:// locations are not supported yet; write a path, [user@]host:path, \
                  ssh://user@host:port/path, sftp://user@host:port/path, s3://bucket/key, \
-                 gs://bucket/key or az://container/blob"
+                 gs://bucket/key, az://container/blob, or a URL of http, https, webdav or webdavs"
             );
             return Err(UsageError::new(text));
         }
@@ -110,6 +113,51 @@ impl Location {
             return Ok(Self::Endpoint { store: Store::Sftp(host), path });
         }
         Ok(Self::Remote { host, path })
+    }
+
+    /// A URL of the web. What is behind a `#` is for those who look at pages.
+    fn parse_web(typed: &[u8], rest: &[u8], dav: bool, secure: bool) -> Result<Self, UsageError> {
+        let rest = rest.split(|byte| *byte == b'#').next().unwrap_or_default();
+        let (rest, query) = match rest.iter().position(|byte| *byte == b'?') {
+            Some(at) => (&rest[..at], Some(&rest[at + 1..])),
+            None => (rest, None),
+        };
+        let slash = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(slash);
+        let (user, name_and_port) = split_user(authority);
+        let user = user.map(|user| percent_decode(typed, user)).transpose()?;
+        if user.as_deref().is_some_and(|user| user.contains(&b':')) {
+            // It is not shown again.
+            return Err(UsageError::new(
+                "a password has no place in a URL on a command line, which everybody can read; set \
+                 FASTSYNC_HTTP_PASSWORD, or write it to ~/.netrc",
+            ));
+        }
+        let (name, port) = split_port(typed, name_and_port)?;
+        let host =
+            Host { name: host_name(typed, name)?, user: user_name(typed, user.as_deref())?, port };
+        let query = query.map(std::str::from_utf8).transpose();
+        let is_in_query = |query: &&str| query.bytes().all(|byte| byte.is_ascii_graphic());
+        let query = query.ok().filter(|query| query.as_ref().is_none_or(is_in_query));
+        let query = query.ok_or_else(|| refuse(typed, "what is behind the ? is not encoded"))?;
+        let query = query.filter(|query| !query.is_empty()).map(str::to_owned);
+        let path = percent_decode(typed, without_slashes(path))?;
+        if path.contains(&0) {
+            return Err(refuse(typed, "a path has no zero bytes"));
+        }
+        let store = Store::Web(WebServer { dav, secure, host, query });
+        Ok(Self::Endpoint { store, path })
+    }
+}
+
+/// Whether a scheme is of WebDAV, and whether it is encrypted, if it is one of the web.
+fn web_scheme(scheme: &[u8]) -> Option<(bool, bool)> {
+    match &*scheme.to_ascii_lowercase() {
+        b"http" => Some((false, false)),
+        b"https" => Some((false, true)),
+        b"webdav" | b"dav" => Some((true, false)),
+        b"webdavs" | b"davs" => Some((true, true)),
+        _ => None,
     }
 }
 
@@ -390,10 +438,42 @@ mod tests {
 
     #[test]
     fn other_schemes_are_for_later() {
-        for typed in ["https://h/x", "host://x"] {
+        for typed in ["ftp://h/x", "host://x"] {
             let error = parse(typed.as_bytes()).unwrap_err().to_string();
             assert!(error.contains("not supported yet"), "{error}");
         }
+    }
+
+    #[test]
+    fn urls_of_the_web() {
+        let server = |name: &str, user: Option<&str>, port, query: Option<&str>| {
+            let host = Host { name: name.into(), user: user.map(Into::into), port };
+            WebServer { dav: false, secure: true, host, query: query.map(Into::into) }
+        };
+        for (typed, store, path) in [
+            ("https://h/a%20b%3f/", server("h", None, None, None), "a b?/"),
+            ("HTTPS://me@[::1]:8443", server("::1", Some("me"), Some(8443), None), ""),
+            ("https://h//x?a=b%20#top", server("h", None, None, Some("a=b%20")), "x"),
+        ] {
+            let path = path.as_bytes().to_vec();
+            let location = Location::Endpoint { store: Store::Web(store), path };
+            assert_eq!(parse(typed.as_bytes()), Ok(location), "{typed}");
+        }
+        for (typed, prefix) in
+            [("webdav://h/x", "webdav://h"), ("davs://u@h:1/", "webdavs://u@h:1")]
+        {
+            let Ok(Location::Endpoint { store, .. }) = parse(typed.as_bytes()) else {
+                panic!("{typed}")
+            };
+            assert_eq!(store.prefix(), prefix);
+        }
+        for wrong in
+            ["https:///x", "https://h/%zz", "https://h:0/", "https://h/?a b", "https://h/%00"]
+        {
+            assert!(parse(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+        let error = parse(b"https://me:secret@h/x").unwrap_err().to_string();
+        assert!(error.contains("FASTSYNC_HTTP_PASSWORD") && !error.contains("secret"), "{error}");
     }
 
     /// R2, T83.

@@ -14,7 +14,7 @@ use super::units::{
     Limited, PackThreshold, PortRange, Requests, ResumeMode, Retries, SocketSize, SshConnections,
     Streams, Switch, TransportMode, ValueError,
 };
-use crate::engine::job::{ObjectStores, TransferConfig};
+use crate::engine::job::{Expected, ObjectStores, TransferConfig};
 
 /// Every setting is optional: `None` leaves it to the next layer.
 #[derive(Args, Clone, Debug, Default, Deserialize, PartialEq)]
@@ -133,9 +133,12 @@ pub struct Settings {
     /// The storage class of new objects
     #[arg(long, value_name = "NAME", help_heading = "Object stores")]
     pub storage_class: Option<String>,
-    /// How many requests at a time [default: 64]
+    /// How many requests at a time [default: 64; web servers: 32]
     #[arg(long, value_name = "N", help_heading = "Object stores")]
     pub requests: Option<Requests>,
+    /// Headers that web servers are sent, one a line: Authorization, and others that tell who asks
+    #[arg(long, value_name = "FILE", help_heading = "Web servers")]
+    pub header_file: Option<PathBuf>,
     /// Files only: there is one checksum, and so no flag for it.
     #[arg(skip)]
     pub checksum: Option<Checksum>,
@@ -185,6 +188,7 @@ impl Settings {
             addressing: environment.value("FASTSYNC_ADDRESSING")?,
             storage_class: environment.text("FASTSYNC_STORAGE_CLASS")?,
             requests: environment.value("FASTSYNC_REQUESTS")?,
+            header_file: environment.raw("FASTSYNC_HEADER_FILE").map(Into::into),
             checksum: None,
         })
     }
@@ -242,11 +246,12 @@ impl Settings {
             addressing: self.addressing.or(lower.addressing),
             storage_class: self.storage_class.or(lower.storage_class),
             requests: self.requests.or(lower.requests),
+            header_file: self.header_file.or(lower.header_file),
             checksum: self.checksum.or(lower.checksum),
         }
     }
 
-    /// How object stores are reached.
+    /// How object stores and web servers are reached.
     pub fn to_stores(&self) -> ObjectStores {
         ObjectStores {
             endpoint: self.endpoint.clone(),
@@ -260,6 +265,8 @@ impl Settings {
             path_style: self.addressing.map(|it| it == Addressing::Path),
             storage_class: self.storage_class.clone(),
             requests: self.requests.map(|it| it.0),
+            header_file: self.header_file.clone(),
+            expected: Expected::default(),
         }
     }
 

@@ -337,6 +337,19 @@ impl FromStr for Requests {
     }
 }
 
+/// A hash of 32 bytes, in hexadecimal digits.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct HexDigest(pub [u8; 32]);
+
+impl FromStr for HexDigest {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = |_| ValueError(format!("{text} is not 64 hexadecimal digits"));
+        blake3::Hash::from_hex(text).map(|hash| Self(*hash.as_bytes())).map_err(wrong)
+    }
+}
+
 /// The name of a congestion control algorithm, as Linux allows it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Congestion(pub String);

@@ -168,6 +168,7 @@ impl Plan {
             Direction::Push { sources, destination } => {
                 options.check().map_err(|text| EngineError::Usage(text.to_owned()))?;
                 let source = AnySource::open(sources, &options, job, observer).await?;
+                source.fit(&mut options);
                 let (host, path) = match destination {
                     Place::Local(path) => (None, absolute(path).as_os_str().as_bytes().to_vec()),
                     Place::Remote { host, path } => (Some(host.clone()), path.clone()),
@@ -185,6 +186,7 @@ impl Plan {
                 let names = sources.iter().cloned();
                 let names = names.chain([from, endpoint::name_of_site(destination)]).collect();
                 let local = AnyDestination::open(destination, job, observer).await?;
+                local.fit(&mut options);
                 let local = LocalEnd::Destination(local);
                 (host.clone(), local, Task::Send { sources }, names)
             }

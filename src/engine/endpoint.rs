@@ -15,7 +15,9 @@ use super::client::{Failed, LAST_WORDS, absolute};
 use super::control::{Inbox, Outbox};
 use super::event::{Connection, Event};
 use super::here::{self, Ready, Told};
-use super::job::{At, Direction, Host, Job, ObjectStores, Place, Site, Sources, Store};
+use super::job::{
+    At, Direction, Expected, Host, Job, ObjectStores, Place, Site, Sources, Store, WebServer,
+};
 use super::launch;
 use super::plan::lock;
 use super::receive::ReceiverEnd;
@@ -26,13 +28,14 @@ use crate::protocol::chunk::ChunkSize;
 use crate::protocol::manifest::Escaped;
 use crate::protocol::message::{Durability, Failure, FailureCode, Keep, Options};
 use crate::ssh::{Process, Started};
+use crate::storage::http::{DavEndpoint, Login, WebConfig, WebEndpoint};
 use crate::storage::local::{LocalSource, StateDir};
 use crate::storage::object::{
     AzureConfig, AzureEndpoint, GcsConfig, GcsEndpoint, S3Config, S3Endpoint,
 };
 use crate::storage::remote::{Class, Endpoint, Fault, Key, RemoteSink, RemoteSource};
 use crate::storage::sftp::{Dial, SftpEndpoint, Which, Wire};
-use crate::storage::{AnyEndpoint, Operation, StorageError};
+use crate::storage::{AnyEndpoint, Operation, Source as _, StorageError};
 use crate::transport::{FrameReceiver, FrameSender};
 
 /// What this process reads.
@@ -73,7 +76,7 @@ impl AnySource {
                 .map(Self::Local)
                 .map_err(EngineError::Source),
             Sources::Endpoint { store, paths } => {
-                let endpoint = connect(store, job, observer).await?;
+                let endpoint = connect(store, None, job, observer).await?;
                 let mut keys = Vec::with_capacity(paths.len());
                 for path in paths {
                     let is_contents = means_contents(path);
@@ -81,8 +84,22 @@ impl AnySource {
                     keys.push((resolved.map_err(at_store(store, path))?, is_contents));
                 }
                 let source = RemoteSource::open(endpoint, keys, options, job.paths.clone()).await;
-                source.map(Self::Remote).map_err(explain)
+                let source = source.map_err(explain)?;
+                if job.stores.expected != Expected::default() && !source.is_single_file() {
+                    let text = "--expect-blake3 and --expect-sha256 are for one file";
+                    return Err(EngineError::Usage(text.to_owned()));
+                }
+                Ok(Self::Remote(source))
             }
+        }
+    }
+
+    /// Leaves the times of directories alone where those of the source are not known.
+    pub fn fit(&self, options: &mut Options) {
+        if let Self::Remote(from) = self
+            && !from.endpoint().properties().keeps.directory_times
+        {
+            options.preserve.directory_times = false;
         }
     }
 
@@ -119,13 +136,22 @@ impl AnyDestination {
         match site {
             Site::Local(path) => Ok(Self::Local(path.clone())),
             Site::Endpoint { store, path } => {
-                let endpoint = connect(store, job, observer).await?;
+                let endpoint = connect(store, Some(path), job, observer).await?;
                 let is_directory = means_contents(path);
                 let key = endpoint.resolve(path, is_directory).await;
                 let key = key.map_err(at_store(store, path))?;
                 let state = job.config.state_directory.clone();
                 Ok(Self::Remote(Destination { endpoint, key, is_directory, state }))
             }
+        }
+    }
+
+    /// What is written in its order comes over one channel, as it was read.
+    pub fn fit(&self, options: &mut Options) {
+        if let Self::Remote(to) = self
+            && to.endpoint.properties().parts.in_order
+        {
+            options.streams = 1;
         }
     }
 
@@ -194,14 +220,16 @@ pub async fn open(
     job: &Job,
     observer: &Observer,
 ) -> Result<(AnyEndpoint, Key), EngineError> {
-    let endpoint = connect(store, job, observer).await?;
+    let endpoint = connect(store, None, job, observer).await?;
     let key = endpoint.resolve(path, true).await.map_err(at_store(store, path))?;
     Ok((endpoint, key))
 }
 
-/// Finds an endpoint, with all that the user said about it.
+/// Finds an endpoint, with all that the user said about it. `destination` is where something is to be
+/// written there, if it is.
 async fn connect(
     store: &Store,
+    destination: Option<&[u8]>,
     job: &Job,
     observer: &Observer,
 ) -> Result<AnyEndpoint, EngineError> {
@@ -219,6 +247,7 @@ async fn connect(
             let endpoint = AzureEndpoint::connect(azure(container, &job.stores)).await;
             endpoint.map(Into::into).map_err(at_store(store, b""))
         }
+        Store::Web(server) => web(store, server, destination, job).await,
     }
 }
 
@@ -302,6 +331,58 @@ fn azure(container: &str, stores: &ObjectStores) -> AzureConfig {
         anonymous: stores.anonymous,
         storage_class: stores.storage_class,
         requests: stores.requests.map(usize::from),
+    }
+}
+
+/// Finds a web server.
+async fn web(
+    store: &Store,
+    server: &WebServer,
+    destination: Option<&[u8]>,
+    job: &Job,
+) -> Result<AnyEndpoint, EngineError> {
+    // What admits us to the one is not for the other to know.
+    let is_netrc_only = destination.is_none() && writes_to_another(&job.direction, server);
+    let name = &server.host.name;
+    let config = WebConfig {
+        secure: server.secure,
+        host: if name.contains(':') { format!("[{name}]") } else { name.clone() },
+        port: server.host.port,
+        prefix: store.prefix(),
+        query: server.query.clone(),
+        login: Login {
+            user: server.host.user.clone(),
+            header_file: job.stores.header_file.clone(),
+            is_netrc_only,
+        },
+        requests: job.stores.requests.map(usize::from),
+        is_destination: destination.is_some(),
+        expected: if destination.is_none() { job.stores.expected } else { Expected::default() },
+    };
+    let failed = at_store(store, destination.unwrap_or_default());
+    if !server.dav {
+        return WebEndpoint::new(config).map(Into::into).map_err(failed);
+    }
+    // In a dry run nothing is written, not even to find out how.
+    let path = destination.filter(|_| !job.config.dry_run);
+    let key = path.map(|path| {
+        let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
+        Key::new(&path[..end]).map_err(Fault::from)
+    });
+    let connected = async { DavEndpoint::connect(config, key.transpose()?.as_ref()).await };
+    connected.await.map(Into::into).map_err(failed)
+}
+
+/// Whether the destination is another web server than this.
+fn writes_to_another(direction: &Direction, server: &WebServer) -> bool {
+    match direction {
+        Direction::Copy {
+            destination: Site::Endpoint { store: Store::Web(other), .. }, ..
+        } => {
+            (&other.host.name, other.host.port, other.secure)
+                != (&server.host.name, server.host.port, server.secure)
+        }
+        _ => false,
     }
 }
 

@@ -91,6 +91,8 @@ async fn carry(
     let name = job_name(&names.chain([endpoint::name_of_site(destination)]).collect::<Vec<_>>());
     let source = AnySource::open(sources, &options, job, observer).await.map_err(early)?;
     let destination = AnyDestination::open(destination, job, observer).await.map_err(early)?;
+    source.fit(&mut options);
+    destination.fit(&mut options);
     observer.connected(endpoint::connection(&source, &destination));
     let receiving = options.clone();
     let near = match &source {

@@ -10,6 +10,7 @@ use crate::protocol::chunk::ChunkSize;
 use crate::protocol::message::{
     Delete, Durability, Listen, Options, Preserve, Resume, Select, SocketOptions, Update,
 };
+pub use crate::storage::http::Expected;
 
 /// One transfer between this machine and one other, within it, or between two others.
 ///
@@ -89,6 +90,20 @@ pub enum Store {
     Gcs(String),
     /// A container of Azure Blob Storage.
     Azure(String),
+    /// A web server.
+    Web(WebServer),
+}
+
+/// A web server, as its URLs name it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct WebServer {
+    /// It is spoken to in WebDAV.
+    pub dav: bool,
+    /// By TLS.
+    pub secure: bool,
+    pub host: Host,
+    /// What every URL ends with, behind a question mark.
+    pub query: Option<String>,
 }
 
 impl Store {
@@ -99,6 +114,15 @@ impl Store {
             Self::S3(bucket) => format!("s3://{bucket}"),
             Self::Gcs(bucket) => format!("gs://{bucket}"),
             Self::Azure(container) => format!("az://{container}"),
+            Self::Web(server) => {
+                let scheme = match (server.dav, server.secure) {
+                    (false, false) => "http",
+                    (false, true) => "https",
+                    (true, false) => "webdav",
+                    (true, true) => "webdavs",
+                };
+                format!("{scheme}://{}", server.host)
+            }
         }
     }
 }
@@ -165,7 +189,7 @@ impl fmt::Display for Host {
     }
 }
 
-/// How object stores are reached.
+/// How object stores and web servers are reached.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct ObjectStores {
     /// The server's URL, whatever it speaks; if `None`, that of its own kind below, or its maker's.
@@ -183,8 +207,12 @@ pub struct ObjectStores {
     /// Buckets are part of the path and not of the host's name; as it is usual there if `None`.
     pub path_style: Option<bool>,
     pub storage_class: Option<String>,
-    /// How many requests at a time; 64 if `None`.
+    /// How many requests at a time; 64 at object stores and 32 at web servers if `None`.
     pub requests: Option<u16>,
+    /// A file of headers that web servers are sent.
+    pub header_file: Option<PathBuf>,
+    /// What the only file of a web server has to amount to.
+    pub expected: Expected,
 }
 
 /// How the agent is started.

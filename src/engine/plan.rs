@@ -94,7 +94,11 @@ struct State<F> {
     /// What was given back, or asked for again: before anything else.
     again: VecDeque<Work<F>>,
     /// Files of which chunks are left, the largest first.
-    files: BTreeMap<(Reverse<u64>, EntryId), Cutting<F>>,
+    files: BTreeMap<FileKey, Cutting<F>>,
+    /// With a single channel, the file that was cut last: it is finished before anything else is begun,
+    /// so that nobody waits for the rest of it.
+    begun: Option<FileKey>,
+    is_single: bool,
     small: VecDeque<SmallFile>,
     next_pack: u64,
     under_way: HashMap<Unit, Assigned<F>>,
@@ -102,6 +106,9 @@ struct State<F> {
     mismatches: HashMap<Unit, u8>,
     closed: bool,
 }
+
+/// The largest first.
+type FileKey = (Reverse<u64>, EntryId);
 
 /// A file that is being cut, and the next chunk to look at.
 type Cutting<F> = (Arc<FileWork<F>>, u64);
@@ -127,6 +134,8 @@ impl<F> Plan<F> {
         let state = State {
             again: VecDeque::new(),
             files: BTreeMap::new(),
+            begun: None,
+            is_single: false,
             small: VecDeque::new(),
             next_pack: 1,
             under_way: HashMap::new(),
@@ -134,6 +143,13 @@ impl<F> Plan<F> {
             closed: false,
         };
         Self { state: Mutex::new(state), changed: Notify::new(), max_pack }
+    }
+
+    /// The same for a single channel.
+    #[must_use]
+    pub fn for_single(self, is_single: bool) -> Self {
+        self.lock().is_single = is_single;
+        self
     }
 
     /// Adds a file that the receiver wants in a pack.
@@ -282,7 +298,7 @@ impl<F> Plan<F> {
 
 impl<F> State<F> {
     fn pick(&mut self, channel: ChannelSlot, max_pack: usize) -> Option<Work<F>> {
-        let work = self.pick_again().or_else(|| {
+        let work = self.pick_again().or_else(|| self.pick_begun()).or_else(|| {
             // A quarter of the channels look at packs first, so that neither kind starves (R18).
             if channel.channel.is_multiple_of(4) {
                 self.pick_pack(max_pack).or_else(|| self.pick_chunk())
@@ -309,21 +325,39 @@ impl<F> State<F> {
         None
     }
 
+    fn pick_begun(&mut self) -> Option<Work<F>> {
+        let key = self.begun.filter(|_| self.is_single)?;
+        let work = self.cut(key);
+        if work.is_none() {
+            self.begun = None;
+        }
+        work
+    }
+
     fn pick_chunk(&mut self) -> Option<Work<F>> {
-        while let Some(mut place) = self.files.first_entry() {
-            let (file, cursor) = place.get_mut();
-            let index = lock(&file.tree).next_missing(*cursor);
-            if let Some(index) = index.filter(|_| !file.is_cancelled()) {
-                *cursor = index + 1;
-                let file = Arc::clone(file);
-                if *cursor >= file.chunk_size.count(file.size()) {
-                    place.remove();
-                }
-                return Some(Work::Chunk { file, index });
+        while let Some(key) = self.files.first_key_value().map(|(key, _)| *key) {
+            if let Some(work) = self.cut(key) {
+                self.begun = Some(key);
+                return Some(work);
             }
-            place.remove();
         }
         None
+    }
+
+    /// Takes the next chunk of a file, and the file away with its last one.
+    fn cut(&mut self, key: FileKey) -> Option<Work<F>> {
+        let (file, cursor) = self.files.get_mut(&key)?;
+        let index = lock(&file.tree).next_missing(*cursor);
+        let Some(index) = index.filter(|_| !file.is_cancelled()) else {
+            self.files.remove(&key);
+            return None;
+        };
+        *cursor = index + 1;
+        let file = Arc::clone(file);
+        if *cursor >= file.chunk_size.count(file.size()) {
+            self.files.remove(&key);
+        }
+        Some(Work::Chunk { file, index })
     }
 
     fn pick_pack(&mut self, max_pack: usize) -> Option<Work<F>> {

@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 
+use super::http::{DavEndpoint, WebEndpoint};
 use super::object::{AzureEndpoint, GcsEndpoint, S3Endpoint};
 use super::remote::{
     Answer, Class, Endpoint, Fault, Kept, Key, Listed, Properties, Thing, ThingKind, Unfinished,
@@ -287,6 +288,8 @@ any_endpoint! {
     S3(S3Endpoint),
     Gcs(GcsEndpoint),
     Azure(AzureEndpoint),
+    Web(WebEndpoint),
+    Dav(DavEndpoint),
 }
 
 /// A file of one endpoint was handed to another: no caller can do that, and no data would be wrong.

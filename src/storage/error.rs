@@ -18,9 +18,9 @@ pub enum StorageError {
     /// The source is gone.
     #[error("{} vanished before it could be read", Escaped(path))]
     Vanished { path: Vec<u8> },
-    /// What was read is not what was stored as the file's root.
+    /// What was read is not what was stored as the file's root, or expected of it.
     #[error(
-        "{} is not what its stored BLAKE3 root says; it was damaged where it is",
+        "{} is not what its BLAKE3 root says, as it was stored or expected; it was damaged, or is another file",
         Escaped(path)
     )]
     Corrupt { path: Vec<u8> },

@@ -125,6 +125,9 @@ pub async fn a_dry_run_only_tells(subject: &impl Subject) {
 
 /// What another job has not completed is not to be lost, nor any state.
 pub async fn other_jobs_files_stay(subject: &impl Subject) {
+    if !subject.lists_hidden() {
+        return;
+    }
     plant(subject).await;
     let ours = ["to/.fastsync-01234567-0123456789abcdef", "to/.fastsync/jobs"];
     for path in ours {

@@ -62,3 +62,5 @@ conforms!(s3, served::s3().await);
 conforms!(s3_of_few_parts, served::s3_of_few_parts().await);
 conforms!(gcs, served::gcs().await);
 conforms!(azure, served::azure().await);
+conforms!(dav_whole, served::nginx_dav().await);
+conforms!(dav_parts, served::apache_dav().await);

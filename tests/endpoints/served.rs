@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use fastsync::protocol::manifest::{Name, Timestamp};
 use fastsync::protocol::message::{Mode, Options};
 use fastsync::storage::StorageError;
+use fastsync::storage::http::{DavEndpoint, WebConfig};
 use fastsync::storage::object::{
     AzureConfig, AzureEndpoint, AzureKeys, GcsConfig, GcsEndpoint, S3Config, S3Endpoint, S3Keys,
 };
@@ -19,6 +20,7 @@ use fastsync::storage::sftp::{Dial, SftpEndpoint, Wire};
 use crate::servers::emulators;
 use crate::servers::garage::{ACCESS_KEY, BUCKET, SECRET_KEY, garage};
 use crate::servers::sshd::sftp_server;
+use crate::servers::webserver::{Web, apache, nginx};
 use crate::subject::{Files, Subject, WRITTEN, key};
 
 /// A directory of this test's own at an endpoint.
@@ -26,6 +28,7 @@ pub struct Served<E> {
     endpoint: E,
     top: Key,
     tells_versions: bool,
+    lists_hidden: bool,
     /// What the server keeps it in, if it is removed at the end.
     _directory: Option<tempfile::TempDir>,
 }
@@ -47,7 +50,8 @@ pub async fn sftp() -> Served<SftpEndpoint> {
     let endpoint = SftpEndpoint::connect(dial, prefix, 2, false).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let top = absolute(directory.path());
-    Served { endpoint, top, tells_versions: false, _directory: Some(directory) }
+    let _directory = Some(directory);
+    Served { endpoint, top, tells_versions: false, lists_hidden: true, _directory }
 }
 
 /// A prefix in the bucket of a real S3 server.
@@ -70,7 +74,32 @@ async fn s3_with(max_parts: Option<u64>) -> Served<S3Endpoint> {
         ..S3Config::default()
     };
     let endpoint = S3Endpoint::connect(config).await.unwrap();
-    Served { endpoint, top: prefix(), tells_versions: true, _directory: None }
+    let (top, _directory) = (prefix(), None);
+    Served { endpoint, top, tells_versions: true, lists_hidden: true, _directory }
+}
+
+/// A directory of nginx, which takes whole files.
+pub async fn nginx_dav() -> Served<DavEndpoint> {
+    Served { tells_versions: false, lists_hidden: false, ..dav(nginx(), b"dav/").await }
+}
+
+/// A directory of Apache, which takes files part by part.
+pub async fn apache_dav() -> Served<DavEndpoint> {
+    dav(apache(), b"").await
+}
+
+async fn dav(server: &Web, below: &[u8]) -> Served<DavEndpoint> {
+    let top = key(&[below, prefix().as_bytes()].concat());
+    let config = WebConfig {
+        host: "127.0.0.1".to_owned(),
+        port: Some(server.port),
+        prefix: server.at("webdav"),
+        is_destination: true,
+        ..WebConfig::default()
+    };
+    let endpoint = DavEndpoint::connect(config, Some(&top)).await.unwrap();
+    endpoint.make_directory(&top).await.unwrap();
+    Served { endpoint, top, tells_versions: true, lists_hidden: true, _directory: None }
 }
 
 /// A prefix in the bucket of an emulator of Google Cloud Storage.
@@ -84,7 +113,8 @@ pub async fn gcs() -> Served<GcsEndpoint> {
     };
     let endpoint = GcsEndpoint::connect(config).await.unwrap();
     // It gives whatever version there is.
-    Served { endpoint, top: prefix(), tells_versions: false, _directory: None }
+    let (top, _directory) = (prefix(), None);
+    Served { endpoint, top, tells_versions: false, lists_hidden: true, _directory }
 }
 
 /// A prefix in the container of an emulator of Azure Blob Storage.
@@ -98,7 +128,8 @@ pub async fn azure() -> Served<AzureEndpoint> {
         ..AzureConfig::default()
     };
     let endpoint = AzureEndpoint::connect(config).await.unwrap();
-    Served { endpoint, top: prefix(), tells_versions: true, _directory: None }
+    let (top, _directory) = (prefix(), None);
+    Served { endpoint, top, tells_versions: true, lists_hidden: true, _directory }
 }
 
 /// A key that no other test has.
@@ -127,6 +158,7 @@ impl<E: Endpoint> Served<E> {
         let things = found.into_iter().flatten().map(|listed| match listed {
             Listed::Thing(key, thing) => (key, thing),
             Listed::Unusable { shown, reason } => panic!("{shown:?}: {reason}"),
+            Listed::Unknown(key, fault) => panic!("{key:?}: {fault}"),
         });
         things.collect()
     }
@@ -214,6 +246,10 @@ impl<E: Endpoint> Subject for Served<E> {
 
     fn refuses(&self, name: &[u8]) -> bool {
         self.endpoint.check(&key(name)).is_err()
+    }
+
+    fn lists_hidden(&self) -> bool {
+        self.lists_hidden
     }
 
     fn lose_part(&self, _: &str, _: u64) -> bool {

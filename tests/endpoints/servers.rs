@@ -12,3 +12,5 @@ pub mod sshd;
 pub mod support;
 #[path = "../it/tools.rs"]
 pub mod tools;
+#[path = "../it/webserver.rs"]
+pub mod webserver;

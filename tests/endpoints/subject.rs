@@ -71,6 +71,11 @@ pub trait Subject: Sized {
         !self.properties().keeps.any_bytes && std::str::from_utf8(name).is_err()
     }
 
+    /// Whether a listing has names that begin with a dot.
+    fn lists_hidden(&self) -> bool {
+        true
+    }
+
     /// Loses what was written of a part of a file that is coming. `false` if that cannot be done.
     fn lose_part(&self, path: &str, number: u64) -> bool;
 }

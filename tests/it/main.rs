@@ -30,3 +30,6 @@ mod terminal;
 mod third_party;
 mod tools;
 mod verbs;
+mod web;
+mod webdav;
+mod webserver;

@@ -123,7 +123,7 @@ pub async fn run<S: Source, R: AsyncRead + Unpin + Send, C: FrameSender>(
     let (to_hash, hashing) = flume::unbounded();
     let sender = Arc::new(Sender {
         source,
-        plan: Plan::new(options.max_payload()),
+        plan: Plan::new(options.max_payload()).for_single(options.streams == 1),
         pool: options.pool(),
         outbox,
         options,
@@ -531,6 +531,9 @@ impl<S: Source> Sender<S> {
         let Some(root) = lock(&file.tree).root() else { return Ok(()) };
         let confirmed = async {
             let open = self.open_file(file).await?;
+            if self.source.known_root(&open).is_some_and(|known| known != root) {
+                return Err(StorageError::Corrupt { path: self.source.path(&file.entry) });
+            }
             self.source.confirm(open).await
         };
         if let Err(error) = confirmed.await {

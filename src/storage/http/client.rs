@@ -62,6 +62,8 @@ pub type Sign = Arc<
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
+    /// For requests with bodies: no answer comes before all of one has gone.
+    uploads: reqwest::Client,
     sign: Option<Sign>,
     /// One permit for each request at a time.
     permits: Arc<Semaphore>,
@@ -96,18 +98,14 @@ impl Client {
     ///
     /// If the system's certificates or proxy settings cannot be used.
     pub fn new(requests: usize) -> Result<Self, Fault> {
-        let http = reqwest::Client::builder()
-            .http1_only()
-            .pool_max_idle_per_host(256)
-            .tcp_nodelay(true)
-            .connect_timeout(Duration::from_secs(10))
-            .read_timeout(Duration::from_mins(1))
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("fastsync/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| Fault::new(Class::Other, format!("HTTP cannot be used: {error}")))?;
+        let build = |builder: reqwest::ClientBuilder| {
+            let built = builder.build();
+            built.map_err(|error| Fault::new(Class::Other, format!("HTTP cannot be used: {error}")))
+        };
+        let http = build(builder().read_timeout(SILENCE))?;
+        let uploads = build(builder().tcp_user_timeout(SILENCE))?;
         let permits = Arc::new(Semaphore::new(requests));
-        Ok(Self { http, sign: None, permits, budget: Arc::default() })
+        Ok(Self { http, uploads, sign: None, permits, budget: Arc::default() })
     }
 
     /// The same, with every request signed.
@@ -119,6 +117,11 @@ impl Client {
     /// What sends requests that are not signed.
     pub fn plain(&self) -> reqwest::Client {
         self.http.clone()
+    }
+
+    /// What sends requests with long bodies, once.
+    pub fn uploads(&self) -> &reqwest::Client {
+        &self.uploads
     }
 
     /// Sends a request, again and again while the server has too much to do or is not there. The answer
@@ -139,7 +142,9 @@ impl Client {
             let is_last = attempt >= ATTEMPTS || !self.budget.allows_another();
             match answer {
                 Ok(response) if is_last || !is_passing(response.status()) => return Ok(response),
-                Err(error) if is_last || error.is_builder() => return Err(lost(&error)),
+                Err(error) if is_last || error.is_builder() || is_mistrust(&error) => {
+                    return Err(lost(&error));
+                }
                 Ok(response) => {
                     let asked = response.headers().get(http::header::RETRY_AFTER);
                     let asked = asked.and_then(|it| it.to_str().ok()?.parse().ok());
@@ -163,7 +168,7 @@ impl Client {
         let request = http::Request::builder().method(&call.method).uri(&call.url).body(());
         let (mut parts, ()) = request.map_err(|error| wrong(&error))?.into_parts();
         parts.headers.clone_from(&call.headers);
-        let has_body = matches!(call.method, Method::PUT | Method::POST | Method::PATCH);
+        let has_body = matches!(call.method, Method::PUT | Method::POST) || !call.body.is_empty();
         if has_body {
             parts.headers.insert(http::header::CONTENT_LENGTH, call.body_len().into());
         }
@@ -180,10 +185,26 @@ impl Client {
             }
         };
         let request = http::Request::from_parts(parts, body);
-        let request = reqwest::Request::try_from(request).map_err(|error| wrong(&error))?;
+        let mut request = reqwest::Request::try_from(request).map_err(|error| wrong(&error))?;
         // The URL may have become a secret with the signature.
-        Ok(self.http.execute(request).await.map_err(reqwest::Error::without_url))
+        if !has_body {
+            return Ok(self.http.execute(request).await.map_err(reqwest::Error::without_url));
+        }
+        let seconds = call.body_len() as u64 / SLOWEST;
+        *request.timeout_mut() = Some(ANSWER_TIME + Duration::from_secs(seconds));
+        Ok(self.uploads.execute(request).await.map_err(reqwest::Error::without_url))
     }
+}
+
+fn builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .http1_only()
+        .pool_max_idle_per_host(256)
+        .pool_idle_timeout(IDLE)
+        .tcp_nodelay(true)
+        .connect_timeout(Duration::from_secs(10))
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("fastsync/", env!("CARGO_PKG_VERSION")))
 }
 
 /// Reads a body that may not be longer than so many bytes.
@@ -228,18 +249,36 @@ fn is_passing(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
 }
 
-/// What a request that got no answer is told as. An error of the library may have the URL, which has no
-/// secret.
+/// What a request that got no answer is told as: by its innermost cause, which has no URL.
 pub fn lost(error: &reqwest::Error) -> Fault {
-    let mut text = String::new();
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
-    while let Some(error) = cause {
-        text = error.to_string();
-        cause = error.source();
+    let text = innermost(error);
+    if let Some(why) = text.strip_prefix(MISTRUST) {
+        let text = format!(
+            "the server's certificate is not to be trusted ({}); check this host's clock, or add \
+             whoever signed it to the system's certificates (SSL_CERT_FILE names others)",
+            why.trim_start_matches([':', ' '])
+        );
+        return Fault::new(Class::Credentials, text);
     }
     let what = if error.is_timeout() { "the server fell silent" } else { "the connection failed" };
     Fault::new(Class::Disconnected, format!("{what}: {text}"))
 }
+
+fn innermost(error: &reqwest::Error) -> String {
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    innermost.to_string()
+}
+
+/// Whether it is the server's certificate, which is the same the next time.
+fn is_mistrust(error: &reqwest::Error) -> bool {
+    innermost(error).starts_with(MISTRUST)
+}
+
+/// How an error of rustls begins that is about a certificate.
+const MISTRUST: &str = "invalid peer certificate";
 
 /// Between nothing and all of a pause, so that not everybody comes back at once.
 fn jitter(pause: Duration) -> Duration {
@@ -247,6 +286,19 @@ fn jitter(pause: Duration) -> Duration {
     let share = u32::try_from(random % 1000).unwrap_or(500);
     pause * share / 1000
 }
+
+/// How long a connection waits for another request: less than servers wait, so that few close one at
+/// which a request is on its way.
+const IDLE: Duration = Duration::from_secs(4);
+
+/// How long a server may say nothing.
+const SILENCE: Duration = Duration::from_mins(1);
+
+/// How long a server may take for the answer to a body that it has.
+pub const ANSWER_TIME: Duration = Duration::from_mins(5);
+
+/// How many bytes of a body go in a second at the least, once that time is over.
+const SLOWEST: u64 = 64 << 10;
 
 /// How often a request is sent at the most.
 const ATTEMPTS: u32 = 8;

@@ -99,7 +99,7 @@ pub fn http_date(text: &str) -> Option<Timestamp> {
 }
 
 /// Seconds since 1970, with a fraction of at most nine digits that count.
-fn parse_time(text: &str) -> Option<Timestamp> {
+pub fn parse_time(text: &str) -> Option<Timestamp> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     let seconds: i64 = seconds.parse().ok()?;
     let digits = fraction.get(..fraction.len().min(9))?;

@@ -10,12 +10,12 @@ mod azure;
 mod credentials;
 mod fault;
 mod gcs;
-mod metadata;
+pub mod metadata;
 mod multipart;
 mod s3;
 mod stages;
 mod store;
-mod xml;
+pub mod xml;
 
 pub use azure::{AzureConfig, AzureEndpoint};
 pub use credentials::AzureKeys;

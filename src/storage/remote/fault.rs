@@ -31,6 +31,8 @@ pub enum Class {
     Busy,
     /// The file is not what it was.
     Changed,
+    /// The file is not what it is said to be.
+    Corrupt,
     /// The endpoint cannot do this.
     Unsupported,
     /// The endpoint cannot have this name.
@@ -51,6 +53,7 @@ impl Class {
             Self::Denied | Self::Credentials => FailureCode::Permission,
             Self::Full => FailureCode::DestinationFull,
             Self::Changed => FailureCode::Changed,
+            Self::Corrupt => FailureCode::Verification,
             Self::Unsupported | Self::Name => FailureCode::Unsupported,
             Self::Disconnected => FailureCode::Disconnected,
             Self::Busy | Self::Violation | Self::Other => FailureCode::Io,

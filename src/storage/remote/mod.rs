@@ -278,6 +278,8 @@ pub struct Keeps {
     pub symlinks: bool,
     /// Directories are things of their own. Otherwise they are where keys have slashes.
     pub directories: bool,
+    /// When a directory was changed last is known.
+    pub directory_times: bool,
     pub roots: KeepsRoot,
     /// Names that are not UTF-8.
     pub any_bytes: bool,
@@ -299,6 +301,9 @@ pub struct Parts {
     /// All but the last are at least so long, in bytes.
     pub min_len: u32,
     pub max_count: u64,
+    /// They are written in their order, and never again: the file is one request. What is not in its
+    /// turn waits for it.
+    pub in_order: bool,
 }
 
 /// What a listing comes across.
@@ -310,6 +315,8 @@ pub enum Listed {
         shown: Vec<u8>,
         reason: KeyError,
     },
+    /// It is there, and what it is cannot be told.
+    Unknown(Key, Fault),
 }
 
 /// Something that is at an endpoint.

@@ -243,6 +243,8 @@ impl<E: Endpoint> Inner<E> {
         match answer {
             Ok(()) => Ok(things),
             Err(fault) if fault.class == Class::Missing => Ok(Some(Mutex::default())),
+            // Then each name is asked for.
+            Err(fault) if fault.class == Class::Unsupported => Ok(None),
             Err(fault) => Err(fault),
         }
     }

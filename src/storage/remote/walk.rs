@@ -223,6 +223,10 @@ impl<E: Endpoint> Walk<'_, E> {
                 listing.is_complete = false;
                 self.refuse(&shown, &reason.to_string()).await?;
             }
+            Listed::Unknown(key, fault) => {
+                listing.is_complete = false;
+                self.tell_unknown(&key, fault).await?;
+            }
         }
         Ok(())
     }
@@ -271,6 +275,10 @@ impl<E: Endpoint> Walk<'_, E> {
             Listed::Unusable { shown, reason } => {
                 deep.is_complete = false;
                 return self.refuse(&shown, &reason.to_string()).await;
+            }
+            Listed::Unknown(key, fault) => {
+                deep.is_complete = false;
+                return self.tell_unknown(&key, fault).await;
             }
         };
         let Some(below) = key.below(&start.key) else { return Ok(()) };
@@ -424,6 +432,13 @@ impl<E: Endpoint> Walk<'_, E> {
     async fn refuse(&mut self, shown: &[u8], why: &str) -> Result<(), Gone> {
         let text = format!("{} is left out: {why}", Escaped(shown));
         self.refuse_with(shown, Failure::new(FailureCode::Unsupported, text)).await
+    }
+
+    /// Tells of something of which nothing is known but its name.
+    async fn tell_unknown(&mut self, key: &Key, fault: Fault) -> Result<(), Gone> {
+        let shown = self.inner.endpoint.shown(key);
+        let error = StorageError::at(Operation::Stat, &shown)(fault);
+        self.refuse_with(&shown, error.to_failure()).await
     }
 
     async fn refuse_with(&mut self, path: &[u8], failure: Failure) -> Result<(), Gone> {

@@ -1,0 +1,407 @@
+//! Files of a web server: what is known of one before it is read, and reading it by ranges or, where
+//! there are none, in one stream.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::UNIX_EPOCH;
+
+use http::{HeaderMap, Method, StatusCode, header};
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::client::{Call, fill, lost};
+use super::digest::{Check, Claim, of_fields, strongest};
+use super::site::{Reply, Site};
+use super::stream::{Served, Stream};
+use crate::protocol::manifest::Timestamp;
+use crate::storage::remote::{Answer, Class, Fault, Key, Thing, ThingKind};
+
+/// A file that is being read. A clone is another handle on it.
+#[derive(Clone, Debug)]
+pub struct Open {
+    file: Arc<File>,
+}
+
+#[derive(Debug)]
+struct File {
+    /// Where it is asked for.
+    url: String,
+    /// Where the server has sent us on to.
+    moved: Mutex<Option<String>>,
+    thing: Thing,
+    /// What ranges are asked for with, so that they are all of one version (RFC 9110, 13.1.5).
+    strong_tag: OnceLock<String>,
+    /// All that was read came with one answer.
+    is_whole: AtomicBool,
+    /// The server has no ranges of it.
+    is_sequential: AtomicBool,
+    stream: AsyncMutex<Option<Stream>>,
+    check: Mutex<Option<Check>>,
+}
+
+/// What became of asking for a range.
+enum Ranged {
+    All,
+    /// This much was filled before it broke off.
+    Some(usize),
+    /// The server sends all of it.
+    Whole(reqwest::Response),
+}
+
+impl File {
+    fn url(&self) -> String {
+        lock(&self.moved).clone().unwrap_or_else(|| self.url.clone())
+    }
+
+    fn take(&self, offset: u64, data: &[u8]) {
+        if let Some(check) = &mut *lock(&self.check) {
+            check.add(offset, data);
+        }
+    }
+
+    /// Learns what the server says that the whole amounts to.
+    fn learn(&self, headers: &HeaderMap, is_whole: bool) {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        // Of a part, this is about the part.
+        let md5 = text("content-md5").filter(|_| is_whole);
+        let content = text("content-digest").filter(|_| is_whole);
+        let claim = strongest(text("repr-digest").or(content), text("digest"), md5);
+        let mut check = lock(&self.check);
+        if check.is_none() {
+            *check = Check::new(claim.into_iter().collect());
+        }
+    }
+}
+
+impl Site {
+    /// What is known of a file; `None` if there is none. `is_directory` if the server redirects to the
+    /// same with a slash.
+    pub async fn look(&self, key: &Key) -> Answer<Option<Thing>> {
+        let reply = self.send(Call::new(Method::HEAD, self.url(key))).await?;
+        if reply.is_directory {
+            return Ok(Some(thing_of(ThingKind::Directory, 0, &HeaderMap::new())));
+        }
+        let status = reply.status();
+        match status.as_u16() {
+            200..=299 => match length(reply.response.headers()) {
+                Some(size) => Ok(Some(self.file(size, reply.response.headers()))),
+                None => self.measure(key).await,
+            },
+            404 | 410 => Ok(None),
+            // Who may not be asked for the head may be asked for the body.
+            400 | 403 | 405 | 501 => match self.measure(key).await {
+                Err(fault) if fault.class == Class::Unsupported => Err(self.refused(&reply)),
+                answer => answer,
+            },
+            _ => Err(self.refused(&reply)),
+        }
+    }
+
+    /// Finds out how long a file is by beginning to read it, or by reading it.
+    async fn measure(&self, key: &Key) -> Answer<Option<Thing>> {
+        let call = Call::new(Method::GET, self.url(key)).header("range", "bytes=0-0");
+        let mut reply = self.send(call).await?;
+        let headers = reply.response.headers().clone();
+        let size = match reply.status() {
+            StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
+            StatusCode::PARTIAL_CONTENT => total(&headers),
+            StatusCode::RANGE_NOT_SATISFIABLE => total(&headers).or(Some(0)),
+            StatusCode::OK if length(&headers).is_some() => length(&headers),
+            StatusCode::OK => Some(read_through(&mut reply.response).await?),
+            _ => return Err(self.refused(&reply)),
+        };
+        let untold =
+            || Fault::new(Class::Unsupported, "the server does not tell the file's length");
+        Ok(Some(self.file(size.ok_or_else(untold)?, &headers)))
+    }
+
+    fn file(&self, size: u64, headers: &HeaderMap) -> Thing {
+        let root = self.config().expected.blake3;
+        Thing { root, ..thing_of(ThingKind::File, size, headers) }
+    }
+
+    /// Opens a file. Of a large one it asks once more what it is, as parts of another version would
+    /// be of no use.
+    pub async fn open_file(&self, key: &Key, thing: &Thing) -> Answer<Open> {
+        let claims = self.config().expected.sha256.map(Claim::sha256).into_iter().collect();
+        let file = File {
+            url: self.url(key),
+            moved: Mutex::default(),
+            thing: thing.clone(),
+            strong_tag: OnceLock::new(),
+            is_whole: AtomicBool::new(false),
+            is_sequential: AtomicBool::new(false),
+            stream: AsyncMutex::default(),
+            check: Mutex::new(Check::new(claims)),
+        };
+        let open = Open { file: Arc::new(file) };
+        if thing.size > SMALL {
+            let reply = self.send(Call::new(Method::HEAD, self.url(key))).await?;
+            if reply.status() == StatusCode::NOT_FOUND {
+                return Err(self.refused(&reply));
+            }
+            if reply.status().is_success() {
+                check_version(
+                    &open.file,
+                    reply.response.headers(),
+                    length(reply.response.headers()),
+                )?;
+                open.file.learn(reply.response.headers(), true);
+                if let Some(tag) = reply.header("etag").filter(|tag| !tag.starts_with("W/")) {
+                    let _ = open.file.strong_tag.set(tag.to_owned());
+                }
+                *lock(&open.file.moved) = Some(reply.url.to_string());
+            }
+        }
+        Ok(open)
+    }
+
+    /// Reads exactly this much of a file.
+    pub async fn read_file(&self, open: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
+        self.read_part(&open.file, offset, into).await?;
+        open.file.take(offset, into);
+        Ok(())
+    }
+
+    async fn read_part(&self, file: &File, offset: u64, into: &mut [u8]) -> Answer<()> {
+        let mut done = 0;
+        for _ in 0..READ_ATTEMPTS {
+            let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) else {
+                return Ok(());
+            };
+            if file.is_sequential.load(Ordering::Relaxed) {
+                return self.read_in_order(file, offset + done as u64, rest).await;
+            }
+            match self.range(file, offset + done as u64, rest).await? {
+                Ranged::All => return Ok(()),
+                Ranged::Some(filled) => done += filled,
+                Ranged::Whole(response) => {
+                    file.is_sequential.store(true, Ordering::Relaxed);
+                    file.stream.lock().await.get_or_insert_with(|| Stream::new(response));
+                }
+            }
+        }
+        Err(Fault::new(Class::Disconnected, "the connection broke off again and again"))
+    }
+
+    /// Asks for a range.
+    async fn range(&self, file: &File, first: u64, into: &mut [u8]) -> Answer<Ranged> {
+        let end = first + into.len() as u64;
+        let is_whole = first == 0 && end == file.thing.size;
+        let mut call = Call::new(Method::GET, file.url());
+        if !is_whole {
+            call = call.header("range", &format!("bytes={first}-{}", end - 1));
+            if let Some(tag) = file.strong_tag.get() {
+                call = call.header("if-range", tag);
+            }
+        }
+        let mut reply = self.send(call.clone()).await?;
+        if !reply.status().is_success() && lock(&file.moved).take().is_some() {
+            // Where it was sent on to may have been for a while only.
+            reply = self.send(Call { url: file.url.clone(), ..call }).await?;
+        }
+        let headers = reply.response.headers().clone();
+        match reply.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                check_version(file, &headers, total(&headers))?;
+                if first_of(&headers) != Some(first) {
+                    let text = "the server sends another part than it was asked for";
+                    return Err(Fault::new(Class::Violation, text));
+                }
+            }
+            StatusCode::OK => {
+                check_version(file, &headers, length(&headers))?;
+                if !is_whole {
+                    return Ok(Ranged::Whole(reply.response));
+                }
+                file.learn(&headers, true);
+                file.is_whole.store(true, Ordering::Relaxed);
+            }
+            StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => {
+                return Err(changed());
+            }
+            _ => return Err(self.refused(&reply)),
+        }
+        lock(&file.moved).get_or_insert_with(|| reply.url.to_string());
+        self.fill(reply, &headers, into).await
+    }
+
+    async fn fill(&self, reply: Reply, headers: &HeaderMap, into: &mut [u8]) -> Answer<Ranged> {
+        let claim =
+            headers.get("content-digest").and_then(|it| it.to_str().ok()).and_then(of_fields);
+        let filled = fill(reply.response, into).await?;
+        if filled < into.len() {
+            return Ok(Ranged::Some(filled));
+        }
+        match claim {
+            Some(claim) if !claim.holds_for(into) => Ok(Ranged::Some(0)),
+            _ => Ok(Ranged::All),
+        }
+    }
+
+    /// Reads from the one answer that there is, and begins it anew if need be.
+    async fn read_in_order(&self, file: &File, offset: u64, into: &mut [u8]) -> Answer<()> {
+        let mut done = 0;
+        let mut stream = file.stream.lock().await;
+        for _ in 0..READ_ATTEMPTS {
+            if done == into.len() {
+                return Ok(());
+            }
+            let current = match stream.take() {
+                Some(current) => stream.insert(current),
+                None => stream.insert(Stream::new(self.whole(file).await?)),
+            };
+            let rest = into.get_mut(done..).unwrap_or_default();
+            match current.serve(offset + done as u64, rest).await {
+                Served::All => return Ok(()),
+                Served::Ended(_) => return Err(changed()),
+                Served::Gone(filled) | Served::Broken(filled) => {
+                    done += filled;
+                    *stream = None;
+                }
+            }
+        }
+        Err(Fault::new(Class::Disconnected, "the connection broke off again and again"))
+    }
+
+    /// All of a file, from its beginning.
+    async fn whole(&self, file: &File) -> Answer<reqwest::Response> {
+        let reply = self.done(Call::new(Method::GET, file.url.clone())).await?;
+        let headers = reply.response.headers();
+        check_version(file, headers, length(headers))?;
+        Ok(reply.response)
+    }
+
+    /// Whether a file is what it was, and what it was said to amount to.
+    pub async fn confirm_file(&self, open: &Open) -> Answer<bool> {
+        let file = &*open.file;
+        if !file.is_whole.load(Ordering::Relaxed) {
+            let reply = self.send(Call::new(Method::HEAD, file.url.clone())).await?;
+            let headers = reply.response.headers();
+            if matches!(reply.status(), StatusCode::NOT_FOUND | StatusCode::GONE) {
+                return Err(self.refused(&reply));
+            }
+            let is_known = reply.status().is_success();
+            if is_known && check_version(file, headers, length(headers)).is_err() {
+                return Ok(false);
+            }
+        }
+        self.check_claims(file).await.map(|()| true)
+    }
+
+    /// Holds a file against what it was said to amount to. What was not read, as it is at the
+    /// destination already, is read for what the user has said, and not for what the server says.
+    async fn check_claims(&self, file: &File) -> Answer<()> {
+        let Some(mut check) = lock(&file.check).take() else { return Ok(()) };
+        let (_, missing) = check.missing(file.thing.size);
+        if missing > MAX_READ_AGAIN && self.config().expected.sha256.is_none() {
+            return Ok(());
+        }
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let (at, missing) = check.missing(file.thing.size);
+            let len = usize::try_from(missing.min(buffer.len() as u64)).unwrap_or_default();
+            let Some(piece) = buffer.get_mut(..len).filter(|it| !it.is_empty()) else { break };
+            self.read_part(file, at, piece).await?;
+            check.add(at, piece);
+        }
+        match check.broken() {
+            None => Ok(()),
+            Some(hash) => {
+                let whose = if self.config().expected.sha256.is_some() {
+                    "expected"
+                } else {
+                    "the server's"
+                };
+                let text = format!("its {} is not {whose}", hash.name());
+                Err(Fault::new(Class::Corrupt, text))
+            }
+        }
+    }
+}
+
+/// Reads an answer to its end, and tells how long it was.
+async fn read_through(response: &mut reqwest::Response) -> Answer<u64> {
+    let mut size = 0;
+    while let Some(piece) = response.chunk().await.map_err(|error| lost(&error))? {
+        size += piece.len() as u64;
+    }
+    Ok(size)
+}
+
+/// Whether headers are those of the version that is being read.
+fn check_version(file: &File, headers: &HeaderMap, size: Option<u64>) -> Answer<()> {
+    let is_same = match (&file.thing.tag, tag_of(headers)) {
+        (Some(known), Some(found)) => *known == found,
+        _ => match (file.thing.modified, modified(headers)) {
+            (Some(known), Some(found)) => known == found,
+            _ => true,
+        },
+    };
+    if is_same && size.is_none_or(|size| size == file.thing.size) { Ok(()) } else { Err(changed()) }
+}
+
+fn changed() -> Fault {
+    Fault::new(Class::Changed, "it is another version by now")
+}
+
+pub fn thing_of(kind: ThingKind, size: u64, headers: &HeaderMap) -> Thing {
+    Thing {
+        kind,
+        size,
+        mtime: None,
+        modified: modified(headers),
+        mode: None,
+        owners: None,
+        tag: tag_of(headers),
+        root: None,
+        target: None,
+    }
+}
+
+fn tag_of(headers: &HeaderMap) -> Option<Box<[u8]>> {
+    headers.get(header::ETAG)?.to_str().ok().map(|tag| opaque(tag).as_bytes().into())
+}
+
+/// A tag without the mark that it is weak: Apache's are for a second.
+pub fn opaque(tag: &str) -> &str {
+    tag.strip_prefix("W/").unwrap_or(tag)
+}
+
+fn modified(headers: &HeaderMap) -> Option<Timestamp> {
+    headers.get(header::LAST_MODIFIED)?.to_str().ok().and_then(http_time)
+}
+
+/// A time as HTTP has it.
+pub fn http_time(text: &str) -> Option<Timestamp> {
+    let time = httpdate::parse_http_date(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Timestamp::new(i64::try_from(time.as_secs()).ok()?, 0)
+}
+
+fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// `bytes FIRST-LAST/TOTAL`, or `bytes */TOTAL`.
+fn total(headers: &HeaderMap) -> Option<u64> {
+    let range = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
+    range.rsplit_once('/')?.1.trim().parse().ok()
+}
+
+fn first_of(headers: &HeaderMap) -> Option<u64> {
+    let range = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
+    range.trim().strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change is a single step, so a panic elsewhere spoils nothing.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Files above this size are asked about before they are read, in bytes.
+const SMALL: u64 = 256 << 10;
+
+/// How much is read again to hold a file against the server's own digest, in bytes.
+const MAX_READ_AGAIN: u64 = 64 << 20;
+
+/// How often reading a part is begun again where it broke off.
+const READ_ATTEMPTS: u32 = 5;

@@ -1,0 +1,429 @@
+//! Copies from web servers, and to those that take PUT.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use base64::Engine as _;
+use rustix::process::Signal;
+
+use super::support::{
+    PATIENCE, Ran, Running, World, assert_same, assert_same_content, content, number, set_mtime,
+    until,
+};
+use super::webserver::{Answer, PASSWORD, Tiny, USER, Web, nginx, python};
+
+/// A directory of this test's own in what a server serves.
+fn place(world: &World, server: &Web, below: &str) -> String {
+    let name = world.path("").file_name().unwrap().to_str().unwrap().to_owned();
+    let name = format!("{below}{name}");
+    fs::create_dir_all(server.root.join(&name)).unwrap();
+    name
+}
+
+fn fastsync(world: &World) -> Command {
+    let mut command = world.fastsync();
+    command.env("XDG_STATE_HOME", world.path("home/state"));
+    command.env_remove("http_proxy").env_remove("HTTP_PROXY").env_remove("NETRC");
+    command
+}
+
+fn run<A: AsRef<OsStr>>(world: &World, arguments: impl IntoIterator<Item = A>) -> Ran {
+    Running::start(fastsync(world).args(arguments)).wait()
+}
+
+/// A tree with whole seconds, as HTTP has them, and the modes that new files get.
+fn plant(root: &Path) {
+    let world = World::new();
+    for (n, size) in [0, 1, 300_000, 9_000_000].into_iter().enumerate() {
+        world.write(format!("src/sizes/{n}"), size);
+    }
+    for n in 0..300 {
+        world.text(format!("src/many/{n}"), format!("small {n}"));
+    }
+    for name in ["with space", "%41#?&+", "-rf", "ümläut", "a'\"<>&amp;b", "x:y"] {
+        world.text(Path::new("src/names").join(name), name);
+    }
+    let copied = Command::new("cp").arg("-r").arg(world.path("src/.")).arg(root).status();
+    assert!(copied.unwrap().success());
+    with_whole_seconds(root);
+}
+
+/// Directories have no times of their own there.
+fn with_whole_seconds(root: &Path) {
+    let mut command = Command::new("find");
+    command.arg(root).args(["-depth", "-exec", "touch", "-h", "-d", "@1000000000", "{}", "+"]);
+    assert!(command.status().unwrap().success());
+}
+
+fn assert_same_files(wanted: &Path, found: &Path) {
+    for root in [wanted, found] {
+        let mut command = Command::new("find");
+        command.arg(root).args(["-depth", "-type", "d"]);
+        command.args(["-exec", "touch", "-d", "@1000000000", "{}", "+"]);
+        assert!(command.status().unwrap().success());
+    }
+    assert_same(wanted, found);
+}
+
+#[test]
+fn a_tree_comes_by_index_pages() {
+    let world = World::new();
+    let server = nginx();
+    let name = place(&world, server, "");
+    plant(&server.root.join(&name));
+    for at in [format!("{name}/"), format!("json/{name}/")] {
+        let there = format!("{}/{at}", server.at("http"));
+        let copy = || run(&world, ["cp", &there, "back", "--json"]).exits(0).summary();
+        let summary = copy();
+        assert_eq!((&summary["transport"], &summary["encrypted"]), (&"http".into(), &false.into()));
+        assert_same_files(&server.root.join(&name), &world.path("back"));
+        let now = fs::metadata(world.path("back/many")).unwrap().modified().unwrap();
+        let again = copy();
+        assert_eq!((number(&again, "done"), number(&again, "bytes_sent")), (0, 0));
+        let later = fs::metadata(world.path("back/many")).unwrap().modified().unwrap();
+        assert_eq!(now, later, "nobody knows the times of directories");
+        run(&world, ["check", &there, "back"]).exits(0);
+        fs::write(world.path("back/more"), "x").unwrap();
+        run(&world, ["check", &there, "back"]).exits(40);
+        run(&world, ["sync", "--delete", "-n", &there, "back"]).exits(0);
+        assert!(world.path("back/more").exists());
+        run(&world, ["sync", "--delete", &there, "back"]).exits(0);
+        assert_same_files(&server.root.join(&name), &world.path("back"));
+        fs::remove_dir_all(world.path("back")).unwrap();
+    }
+    let listed = run(&world, ["ls", "-R", &format!("{}/{name}/", server.at("http"))]).exits(0);
+    assert!(String::from_utf8_lossy(&listed.out).contains("many/299\n"));
+}
+
+/// A server without ranges gives each file in one stream, however many channels ask for its chunks.
+#[test]
+fn a_server_without_ranges_gives_one_stream() {
+    let world = World::new();
+    world.write("src/large", 40_000_000);
+    world.write("src/other", 5_000_000);
+    with_whole_seconds(&world.path("src"));
+    let server = python(&world.path("src"));
+    let there = server.at("http");
+    run(&world, ["cp", &format!("{there}/"), "back", "-c", "256K", "-p", "8"]).exits(0);
+    assert_same_files(&world.path("src"), &world.path("back"));
+    run(&world, ["cp", &format!("{there}/large"), "one", "-c", "64K"]).exits(0);
+    assert_same_content(&world.path("src/large"), &world.path("one"));
+}
+
+#[test]
+fn redirects_are_followed_and_strangers_are_not_told_who_asks() {
+    let world = World::new();
+    let data = fs::read(world.write("src", 3_000_000)).unwrap();
+    let stranger = Tiny::start(move |asked| Answer::file(asked, &data).with("etag", "\"1\""));
+    let to = format!("http://127.0.0.2:{}/final?key=1", stranger.port);
+    let first = Tiny::start(move |asked| match &*asked.path {
+        "/begin" => Answer::status(302).with("location", "/middle"),
+        "/middle" => Answer::status(307).with("location", to.clone()),
+        _ => Answer::status(404),
+    });
+    let mut command = fastsync(&world);
+    command.env("FASTSYNC_HTTP_TOKEN", "secret").args(["cp", &first.at("/begin"), "back"]);
+    Running::start(command.args(["-c", "256K"])).wait().exits(0);
+    assert_same_content(&world.path("src"), &world.path("back"));
+    assert!(first.asked().iter().all(|it| it.headers["authorization"] == "Bearer secret"));
+    let asked = stranger.asked();
+    assert!(asked.iter().all(|it| !it.headers.contains_key("authorization")));
+    let ranges = asked.iter().filter(|it| it.range().is_some()).count();
+    assert!(ranges >= 10 && asked.iter().all(|it| it.path == "/final?key=1"), "{asked:?}");
+    assert!(first.asked().len() < 10, "the parts are asked for where the way led to");
+}
+
+/// Parts of two versions never make one file.
+#[test]
+fn a_file_that_changes_begins_anew() {
+    let world = World::new();
+    let old = fs::read(world.write("old", 2_000_000)).unwrap();
+    let new = fs::read(world.write("new", 2_000_000)).unwrap();
+    let parts = AtomicUsize::new(0);
+    let tiny = Tiny::start(move |asked| {
+        let is_old = parts.load(Ordering::Relaxed) < 3;
+        let (data, tag) = if is_old { (&old, "\"old\"") } else { (&new, "\"new\"") };
+        if asked.method == "HEAD" {
+            return Answer { body: data.clone(), ..Answer::status(200) }.with("etag", tag);
+        }
+        parts.fetch_add(1, Ordering::Relaxed);
+        let is_asked_for = asked.headers.get("if-range").is_none_or(|it| it == tag);
+        if is_asked_for {
+            return Answer::file(asked, data).with("etag", tag);
+        }
+        Answer { body: data.clone(), ..Answer::status(200) }.with("etag", tag)
+    });
+    run(&world, ["cp", &tiny.at("/x"), "back", "-c", "256K"]).exits(0);
+    assert_same_content(&world.path("new"), &world.path("back"));
+}
+
+#[test]
+fn digests_are_checked() {
+    let world = World::new();
+    let data = fs::read(world.write("src", 1_500_000)).unwrap();
+    let sha256 = Command::new("sha256sum").arg(world.path("src")).output().unwrap().stdout;
+    let sha256 = String::from_utf8(sha256).unwrap()[..64].to_owned();
+    let bytes: Vec<u8> =
+        (0..32).map(|n| u8::from_str_radix(&sha256[2 * n..][..2], 16).unwrap()).collect();
+    let right = base64::engine::general_purpose::STANDARD.encode(bytes);
+    let wrong = base64::engine::general_purpose::STANDARD.encode([7; 32]);
+    let small = b"small".to_vec();
+    let tiny = Tiny::start(move |asked| {
+        let data = if asked.path.contains("small") { &small } else { &data };
+        let answer = Answer::file(asked, data);
+        match &*asked.path {
+            "/right" => answer.with("repr-digest", format!("sha-256=:{right}:")),
+            "/wrong" => answer.with("repr-digest", format!("sha-256=:{wrong}:")),
+            "/old" => answer.with("digest", format!("SHA-256={wrong}")),
+            "/small" => answer.with("content-md5", "AAAAAAAAAAAAAAAAAAAAAA=="),
+            "/small-part" => answer.with("content-digest", format!("sha-256=:{wrong}:")),
+            _ => answer,
+        }
+    });
+    let copy = |path: &str, flags: &[&str]| {
+        let _ = fs::remove_file(world.path("back"));
+        let ran = run(&world, [&["cp", &tiny.at(path), "back", "-c", "256K"], flags].concat());
+        assert_eq!(ran.status.success(), world.path("back").exists(), "{}", ran.err);
+        ran
+    };
+    copy("/right", &[]).exits(0);
+    copy("/wrong", &[]).exits(40).says("SHA-256");
+    copy("/old", &[]).exits(40).says("SHA-256");
+    copy("/small", &[]).exits(40).says("MD5");
+    let blake3 = content(&world.path("src")).to_hex().to_string();
+    let other = "0".repeat(64);
+    copy("/x", &["--expect-sha256", &sha256, "--expect-blake3", &blake3]).exits(0);
+    copy("/x", &["--expect-sha256", &other]).exits(40).says("expected");
+    copy("/x", &["--expect-blake3", &other]).exits(40).says("BLAKE3");
+    copy("/small", &["--expect-blake3", &other]).exits(40);
+    copy("/x", &["--expect-sha256", "xyz"]).exits(1);
+    run(&world, ["cp", "src", "back", "--expect-sha256", &sha256]).exits(1);
+}
+
+#[test]
+fn who_asks_is_told_and_never_shown() {
+    let world = World::new();
+    let server = nginx();
+    let name = place(&world, server, "private/");
+    fs::write(server.root.join(&name).join("file"), "x").unwrap();
+    let port = server.port;
+    let with_user = format!("http://{USER}@127.0.0.1:{port}/{name}/file");
+    let without = format!("{}/{name}/file", server.at("http"));
+    let copy = |location: &str, variables: &[(&str, &str)], flags: &[&str]| {
+        let mut command = fastsync(&world);
+        command.envs(variables.iter().copied()).args(["cp", location, "back"]).args(flags);
+        let ran = Running::start(&mut command).wait();
+        assert!(!ran.err.contains("pass word") && !ran.err.contains("wrong-secret"), "{}", ran.err);
+        ran
+    };
+    copy(&without, &[], &[]).exits(44).says("FASTSYNC_HTTP_PASSWORD");
+    copy(&with_user, &[], &[]).exits(44).says("no password");
+    copy(&with_user, &[("FASTSYNC_HTTP_PASSWORD", "wrong-secret")], &[]).exits(44).says("password");
+    copy(&with_user, &[("FASTSYNC_HTTP_PASSWORD", PASSWORD)], &[]).exits(0);
+    world.text("home/.netrc", format!("machine 127.0.0.1 login {USER} password \"{PASSWORD}\"\n"));
+    fs::remove_file(world.path("back")).unwrap();
+    copy(&without, &[], &[]).exits(0);
+    fs::remove_file(world.path("home/.netrc")).unwrap();
+    fs::remove_file(world.path("back")).unwrap();
+    let basic = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"));
+    let headers = world.text("headers", format!("Authorization: Basic {basic}\n"));
+    copy(&without, &[], &["--header-file", headers.to_str().unwrap()]).exits(0);
+    copy(&format!("http://{USER}:wrong-secret@127.0.0.1/x"), &[], &[]).exits(1);
+}
+
+#[test]
+fn certificates_are_those_that_the_system_trusts() {
+    let world = World::new();
+    let server = nginx();
+    let name = place(&world, server, "");
+    fs::write(server.root.join(&name).join("file"), "x").unwrap();
+    let (good, expired) = server.secure.unwrap();
+    let copy = |port: u16, trusts: bool| {
+        let mut command = fastsync(&world);
+        if trusts {
+            command.env("SSL_CERT_FILE", server.authority());
+        }
+        let location = format!("https://127.0.0.1:{port}/{name}/file");
+        Running::start(command.args(["cp", &location, "back", "--json"])).wait()
+    };
+    copy(good, false).exits(44).says("certificate");
+    copy(expired, true).exits(44).says("xpired");
+    assert!(!world.path("back").exists());
+    let summary = copy(good, true).exits(0).summary();
+    assert_eq!(summary["encrypted"], true);
+}
+
+#[test]
+fn a_busy_server_is_asked_again_and_a_missing_file_is_told() {
+    let world = World::new();
+    let data = fs::read(world.write("src", 700_000)).unwrap();
+    let (times, puts) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let tiny = Tiny::start(move |asked| match &*asked.path {
+        "/busy" if times.fetch_add(1, Ordering::Relaxed) % 3 != 2 => {
+            Answer::status(503).with("retry-after", "0")
+        }
+        "/busy" => Answer::file(asked, &data),
+        "/full" if asked.method == "PUT" => Answer::status(507),
+        "/put" if asked.method == "PUT" && puts.fetch_add(1, Ordering::Relaxed) == 0 => {
+            Answer::status(503)
+        }
+        "/put" if asked.method == "PUT" => Answer::status(201),
+        "/forbidden" => Answer::status(403),
+        _ => Answer::status(404),
+    });
+    run(&world, ["cp", &tiny.at("/busy"), "back"]).exits(0);
+    assert_same_content(&world.path("src"), &world.path("back"));
+    let missing = run(&world, ["cp", &tiny.at("/nothing"), "other"]);
+    assert_ne!(missing.status.code(), Some(0));
+    missing.says("nothing of this name");
+    assert_ne!(
+        run(&world, ["cp", &tiny.at("/forbidden"), "other"]).says("403").status.code(),
+        Some(0)
+    );
+    assert!(!world.path("other").exists());
+    run(&world, ["cp", "src", &tiny.at("/full")]).exits(41).says("507");
+    run(&world, ["cp", "src", &tiny.at("/put")]).exits(0);
+    let put = tiny.asked().pop().unwrap();
+    assert_eq!((&*put.method, put.body.len()), ("PUT", 700_000));
+    run(&world, ["cp", "src", "http://127.0.0.1:1/x", "--retries", "0"]).says("127.0.0.1");
+}
+
+/// A server that tells no length, and none that can be asked for the head alone.
+#[test]
+fn a_length_that_is_not_told_is_found_out() {
+    let world = World::new();
+    let data = fs::read(world.write("src", 1_000_000)).unwrap();
+    let chunked = Answer { body: data.clone(), is_chunked: true, ..Answer::status(200) };
+    let tiny = Tiny::start(move |asked| match (&*asked.path, &*asked.method) {
+        ("/unknown", _) => chunked.clone(),
+        ("/signed", "HEAD") => Answer::status(403),
+        ("/signed", _) => Answer::file(asked, &data),
+        _ => Answer::status(404),
+    });
+    for path in ["/unknown", "/signed"] {
+        run(&world, ["cp", &tiny.at(path), "back", "-c", "64K"]).exits(0);
+        assert_same_content(&world.path("src"), &world.path("back"));
+        fs::remove_file(world.path("back")).unwrap();
+    }
+}
+
+#[test]
+fn files_are_put() {
+    let world = World::new();
+    let server = nginx();
+    let name = place(&world, server, "put/");
+    set_mtime(&world.write("large_file.bin", 20_000_000), 1_000_000_000, 0);
+    let at = format!("{}/{name}", server.at("http"));
+    let put = || {
+        let location = format!("{at}/new/file.bin");
+        run(&world, ["cp", "--profile", "wan", "large_file.bin", &location, "--json"])
+            .exits(0)
+            .summary()
+    };
+    assert_eq!(number(&put(), "done"), 1);
+    let there = server.root.join(&name);
+    assert_same_content(&world.path("large_file.bin"), &there.join("new/file.bin"));
+    assert_eq!(number(&put(), "done"), 0, "it is as long, and newer");
+    // Large and small ones at the same time, each large one in one request.
+    for n in 0..40 {
+        world.write(format!("src/{n}"), n * 100_000);
+    }
+    run(&world, ["cp", "src/", &format!("{at}/tree"), "-c", "64K"]).exits(0);
+    run(&world, ["cp", &format!("{at}/tree/"), "back"]).exits(0);
+    for n in 0..40 {
+        assert_same_content(&world.path(format!("src/{n}")), &world.path(format!("back/{n}")));
+    }
+    fs::remove_file(world.path("src/7")).unwrap();
+    run(&world, ["sync", "--delete", "src/", &format!("{at}/tree")]).exits(0);
+    assert!(!there.join("tree/7").exists() && there.join("tree/8").exists());
+    let refused = run(&world, ["cp", "large_file.bin", &format!("{}/x", server.at("http"))]);
+    refused.says("does not let files be written");
+    assert_ne!(refused.status.code(), Some(0));
+}
+
+#[test]
+fn sources_come_from_a_list_of_urls() {
+    let world = World::new();
+    let server = nginx();
+    let name = place(&world, server, "");
+    let at = format!("{}/{name}", server.at("http"));
+    let mut list = String::from("# a list\n\n");
+    for n in 0..20 {
+        fs::write(server.root.join(&name).join(format!("f {n}")), format!("{n}")).unwrap();
+        writeln!(list, "{at}/f%20{n}").unwrap();
+    }
+    world.text("list", list);
+    run(&world, ["cp", "--urls-from", "list", "back/"]).exits(0);
+    assert_eq!(fs::read_dir(world.path("back")).unwrap().count(), 20);
+    assert_eq!(fs::read(world.path("back/f 7")).unwrap(), b"7");
+}
+
+/// A download that was killed goes on, and begins anew if the file is another one by then.
+#[test]
+fn a_killed_download_goes_on_with_the_same_file_only() {
+    let world = World::new();
+    let server = nginx();
+    let name = place(&world, server, "slow/");
+    let size = 100 << 20;
+    let file = server.root.join(&name).join("big");
+    fs::rename(world.write("big", size), &file).unwrap();
+    set_mtime(&file, 1_000_000_000, 0);
+    let start = |from: &str| {
+        let mut command = fastsync(&world);
+        command.args(["cp", from, "back/", "-c", "1M", "-p", "4", "--json"]);
+        Running::start(&mut command)
+    };
+    let slow = format!("{}/{name}/big", server.at("http"));
+    let kill = || {
+        let mut running = start(&slow);
+        let is_under_way = || {
+            let mut journals = fs::read_dir(world.path("back/.fastsync")).into_iter().flatten();
+            let journal =
+                journals.find_map(|job| fs::metadata(job.ok()?.path().join("journal")).ok());
+            journal.is_some_and(|it| it.len() > 64 + 400 + 8 * 53)
+        };
+        assert!(until(PATIENCE, || is_under_way() || running.is_over()));
+        running.signal(Signal::KILL);
+        assert!(running.wait().was_killed());
+    };
+    kill();
+    let summary = start(&slow).wait().exits(0).summary();
+    assert!(number(&summary, "bytes_resumed") >= 4 << 20, "{summary}");
+    assert_eq!(number(&summary, "bytes_resumed") + number(&summary, "bytes_sent"), size);
+    assert_same_content(&file, &world.path("back/big"));
+    fs::remove_dir_all(world.path("back")).unwrap();
+    kill();
+    fs::rename(world.write("other", size), &file).unwrap();
+    set_mtime(&file, 1_000_000_001, 0);
+    let summary = start(&slow).wait().exits(0).summary();
+    assert_eq!(number(&summary, "bytes_resumed"), 0, "{summary}");
+    assert_same_content(&file, &world.path("back/big"));
+}
+
+/// What names no user or has a token is for the destination, where both ends are web servers.
+#[test]
+fn a_token_is_for_the_destination() {
+    let world = World::new();
+    let source = Tiny::start(|asked| Answer::file(asked, b"data"));
+    let written = std::sync::Arc::new(Mutex::new(Vec::new()));
+    let kept = std::sync::Arc::clone(&written);
+    let destination = Tiny::start(move |asked| {
+        if asked.method == "PUT" {
+            kept.lock().unwrap().clone_from(&asked.body);
+            return Answer::status(201);
+        }
+        Answer::status(404)
+    });
+    let mut command = fastsync(&world);
+    command.env("FASTSYNC_HTTP_TOKEN", "secret");
+    command.args(["cp", &source.at("/a"), &destination.at("/b")]);
+    Running::start(&mut command).wait().exits(0);
+    assert_eq!(*written.lock().unwrap(), b"data");
+    assert!(source.asked().iter().all(|it| !it.headers.contains_key("authorization")));
+    assert!(destination.asked().iter().all(|it| it.headers.contains_key("authorization")));
+}
