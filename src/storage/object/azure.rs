@@ -133,7 +133,8 @@ impl AzureEndpoint {
             parts: Parts { min_len: 0, max_count: 50_000, in_order: false },
             requests,
             lists_all: true,
-            copies: true,
+            // A source is believed by the signature of the request only where that is of the account's key.
+            copies: account.keys.key.is_some(),
             encrypts,
         };
         let server = Server { client, refused };
@@ -453,6 +454,12 @@ impl Endpoint for AzureEndpoint {
     async fn remove(&self, things: Vec<(Key, ThingKind)>) -> Vec<Answer<()>> {
         let removals: Vec<_> = things.iter().map(|(key, _)| self.inner.remove(key, None)).collect();
         all(removals, self.inner.properties.requests).await
+    }
+
+    fn copies_from(&self, source: &Self) -> bool {
+        let container = source.inner.config.container.clone();
+        let ours = AzureConfig { container, ..self.inner.config.clone() };
+        self.inner.properties.copies && ours == source.inner.config
     }
 
     async fn copy(
