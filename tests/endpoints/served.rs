@@ -50,8 +50,8 @@ pub async fn sftp() -> Served<SftpEndpoint> {
     let endpoint = SftpEndpoint::connect(dial, prefix, 2, false).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let top = absolute(directory.path());
-    let _directory = Some(directory);
-    Served { endpoint, top, tells_versions: false, lists_hidden: true, _directory }
+    let kept = Some(directory);
+    Served { endpoint, top, tells_versions: false, lists_hidden: true, _directory: kept }
 }
 
 /// A prefix in the bucket of a real S3 server.
@@ -74,8 +74,7 @@ async fn s3_with(max_parts: Option<u64>) -> Served<S3Endpoint> {
         ..S3Config::default()
     };
     let endpoint = S3Endpoint::connect(config).await.unwrap();
-    let (top, _directory) = (prefix(), None);
-    Served { endpoint, top, tells_versions: true, lists_hidden: true, _directory }
+    Served { endpoint, top: prefix(), tells_versions: true, lists_hidden: true, _directory: None }
 }
 
 /// A directory of nginx, which takes whole files.
@@ -113,8 +112,7 @@ pub async fn gcs() -> Served<GcsEndpoint> {
     };
     let endpoint = GcsEndpoint::connect(config).await.unwrap();
     // It gives whatever version there is.
-    let (top, _directory) = (prefix(), None);
-    Served { endpoint, top, tells_versions: false, lists_hidden: true, _directory }
+    Served { endpoint, top: prefix(), tells_versions: false, lists_hidden: true, _directory: None }
 }
 
 /// A prefix in the container of an emulator of Azure Blob Storage.
@@ -128,8 +126,7 @@ pub async fn azure() -> Served<AzureEndpoint> {
         ..AzureConfig::default()
     };
     let endpoint = AzureEndpoint::connect(config).await.unwrap();
-    let (top, _directory) = (prefix(), None);
-    Served { endpoint, top, tells_versions: true, lists_hidden: true, _directory }
+    Served { endpoint, top: prefix(), tells_versions: true, lists_hidden: true, _directory: None }
 }
 
 /// A key that no other test has.

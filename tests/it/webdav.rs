@@ -250,6 +250,28 @@ fn times_go_with_the_file_where_the_server_takes_them() {
     assert!(asked.iter().all(|it| it.method != "PUT" || it.path.starts_with("/d/.fastsync-")));
 }
 
+/// Within one server, no data comes here.
+#[test]
+fn files_are_copied_by_their_server() {
+    for server in [nginx(), apache()] {
+        let world = World::new();
+        plant(&world);
+        let (there, at) = place(&world, server);
+        run(&world, ["cp", "src/", &there]).exits(0);
+        let copy = || {
+            let arguments = ["cp", &format!("{there}/"), &format!("{there}-copy"), "--json"];
+            run(&world, arguments).exits(0).summary()
+        };
+        let summary = copy();
+        assert_eq!(number(&summary, "bytes_sent"), 0, "{summary}");
+        assert_same_data(
+            &at,
+            &at.with_file_name(format!("{}-copy", at.file_name().unwrap().display())),
+        );
+        assert_eq!(number(&copy(), "done"), 0);
+    }
+}
+
 #[test]
 fn what_is_no_webdav_is_told() {
     let world = World::new();

@@ -446,9 +446,38 @@ impl Endpoint for DavEndpoint {
         all(removals.collect(), self.properties.requests).await
     }
 
-    async fn copy(&self, _: &Self, _: &Key, _: &Thing, _: &Key, _: &Kept) -> Answer<()> {
-        // COPY takes whatever version is there by then.
-        Err(Fault::new(Class::Unsupported, "a version cannot be named in COPY"))
+    fn copies_from(&self, source: &Self) -> bool {
+        self.site.is_same(&source.site)
+    }
+
+    async fn copy(
+        &self,
+        source: &Self,
+        from: &Key,
+        thing: &Thing,
+        to: &Key,
+        kept: &Kept,
+    ) -> Answer<()> {
+        let temporary = temporary(to, random())?;
+        let copy = async {
+            let found = source.find(from).await?.map(|member| source.thing(&member));
+            let is_same = found.is_some_and(|found| {
+                (found.size, &found.tag, found.modified) == (thing.size, &thing.tag, thing.modified)
+            });
+            if !is_same {
+                return Err(Fault::new(Class::Changed, "it is another version by now"));
+            }
+            self.site.written(source.leading("COPY", from, &temporary)).await?;
+            if self.find(&temporary).await?.and_then(|it| it.size) != Some(thing.size) {
+                return Err(Fault::new(Class::Changed, "it is another version by now"));
+            }
+            if let Some(mtime) = kept.mtime.filter(|_| self.can.times == Times::ByHeader) {
+                self.update(&temporary, set_last_modified(mtime.seconds)).await?;
+            }
+            self.put_in_place(&temporary, to, kept).await
+        };
+        let done = copy.await;
+        self.or_remove(&temporary, done).await
     }
 }
 

@@ -102,6 +102,13 @@ impl Site {
         self.inner.config.requests.unwrap_or(REQUESTS).max(1)
     }
 
+    /// Whether it is the same server, for the same user.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let (one, other) = (&self.inner, &other.inner);
+        let is_same_login = one.headers == other.headers && one.config.query == other.config.query;
+        one.base == other.base && is_same_login
+    }
+
     /// A key for people.
     pub fn shown(&self, key: &Key) -> Vec<u8> {
         [self.inner.config.prefix.as_bytes(), b"/", key.as_bytes()].concat()
