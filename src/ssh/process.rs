@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::pipe::fcntl_setpipe_size;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, DuplexStream, ReadBuf, duplex};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::watch;
@@ -72,6 +73,11 @@ impl Process {
             tasks.spawn(complaints.clone().collect(stderr));
         }
         let streams = child.stdin.take().zip(child.stdout.take());
+        if let Some((input, output)) = &streams {
+            // Fewer turns between this process and that one. Where the system allows no more, it works too.
+            let _ = fcntl_setpipe_size(input, PIPE_LEN);
+            let _ = fcntl_setpipe_size(output, PIPE_LEN);
+        }
         let streams = streams.map(|(input, output)| (Input::Child(input), Output::Child(output)));
         Ok(Self { running: run(child), streams, complaints, tasks })
     }
@@ -252,5 +258,5 @@ impl Complaints {
     }
 }
 
-/// How many bytes wait between a task and its caller in each direction.
-const PIPE_LEN: usize = 256 << 10;
+/// How many bytes wait between a command and its caller in each direction.
+const PIPE_LEN: usize = 512 << 10;

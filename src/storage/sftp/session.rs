@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 
@@ -241,9 +241,11 @@ async fn write_all(
 }
 
 async fn read_all(
-    mut input: Box<dyn AsyncRead + Send + Unpin>,
+    input: Box<dyn AsyncRead + Send + Unpin>,
     pending: &Mutex<Pending>,
 ) -> io::Result<()> {
+    // Many small answers come at a time; what is longer than this goes past the buffer.
+    let mut input = BufReader::with_capacity(SMALL_ANSWERS, input);
     let read = async {
         loop {
             let packet = next_packet(&mut input).await?;
@@ -274,8 +276,12 @@ async fn next_packet(input: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> 
     if !(1..=MAX_PACKET_LEN).contains(&len) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "what came is no packet"));
     }
-    let mut packet = BytesMut::zeroed(len);
-    input.read_exact(&mut packet).await?;
+    let mut packet = BytesMut::with_capacity(len);
+    let mut rest = input.take(len as u64);
+    while rest.read_buf(&mut packet).await? > 0 {}
+    if packet.len() < len {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     Ok(packet.freeze())
 }
 
@@ -291,6 +297,9 @@ fn gone() -> Fault {
 fn lost(text: &str) -> Fault {
     Fault::new(Class::Disconnected, text)
 }
+
+/// How much of small answers is read at a time, in bytes.
+const SMALL_ANSWERS: usize = 16 << 10;
 
 /// How many requests may be under way on one connection.
 const WINDOW: usize = 64;
