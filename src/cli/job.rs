@@ -22,7 +22,7 @@ use crate::engine::job::{
 };
 use crate::protocol::chunk::Digest;
 use crate::protocol::manifest::Escaped;
-use crate::protocol::message::Resume;
+use crate::protocol::message::{Compare, Resume};
 
 /// A job, and what to show of it.
 #[derive(Debug)]
@@ -87,6 +87,10 @@ pub fn plan(
     let mut job = job(direction, &transfer.connecting, no_resume, environment)?;
     job.paths = meaning::apply(&mut job.config, transfer, deleting, files)?;
     job.stores.expected = expected(transfer, &job.direction)?;
+    if job.stores.expected != Expected::default() {
+        // What is there already, and only looks equal, is not what was expected.
+        job.config.update.compare = Compare::Always;
+    }
     let mut display = display(&transfer.output, environment)?;
     tell(&mut display, &transfer.telling, &job);
     if job.config.dry_run {

@@ -189,10 +189,25 @@ impl CommandLine {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
             directory: Text::new(std::env::current_dir().unwrap_or_default().into_os_string()),
-            arguments: std::env::args_os().skip(1).map(Text::new).collect(),
+            arguments: std::env::args_os().skip(1).map(without_query).map(Text::new).collect(),
         }
     }
 }
+
+/// An argument without what is behind the `?` of a web server's URL, as that may be what admits us.
+fn without_query(argument: OsString) -> OsString {
+    let bytes = argument.as_encoded_bytes();
+    let is_url = ["http://", "https://", "webdav://", "webdavs://"].iter().any(|scheme| {
+        bytes.get(..scheme.len()).is_some_and(|it| it.eq_ignore_ascii_case(scheme.as_bytes()))
+    });
+    match bytes.iter().position(|byte| *byte == b'?').filter(|_| is_url) {
+        Some(at) => OsString::from_vec([&bytes[..at], HIDDEN_QUERY.as_bytes()].concat()),
+        None => argument,
+    }
+}
+
+/// What stands in a report for the query of a URL.
+pub const HIDDEN_QUERY: &str = "?(not in the report)";
 
 /// Bytes that are mostly text: a string, or `{"bytes": "ff00"}` where that cannot be.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -382,6 +397,16 @@ mod tests {
     use crate::protocol::chunk::Digest;
     use crate::protocol::message::{Changes, FailureCode};
     use serde_json::Value;
+
+    #[test]
+    fn queries_stay_out_of_reports() {
+        let kept = |argument: &str| without_query(argument.into()).into_string().unwrap();
+        let signed = kept("HTTPS://h/a?sig=secret");
+        assert!(signed.starts_with("HTTPS://h/a?") && !signed.contains("secret"), "{signed}");
+        for other in ["a?b", "s3://b/a?b", "--exclude=?", "http://h/a"] {
+            assert_eq!(kept(other), other);
+        }
+    }
 
     fn entry(path: &[u8], outcome: Outcome) -> EntryReport {
         let root = matches!(outcome, Outcome::Done(_)).then_some(Digest([0xab; 32]));

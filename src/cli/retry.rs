@@ -215,7 +215,14 @@ impl Earlier {
         let arguments = self.command.arguments.iter().map(super::report::Text::to_os_string);
         let arguments: Option<Vec<OsString>> =
             std::iter::once(Some("fastsync".into())).chain(arguments).collect();
-        let parsed = Arguments::try_parse_from(arguments.ok_or_else(unreadable)?);
+        let arguments = arguments.ok_or_else(unreadable)?;
+        let hidden = super::report::HIDDEN_QUERY.as_bytes();
+        if arguments.iter().any(|argument| argument.as_encoded_bytes().ends_with(hidden)) {
+            let text = "its URLs had queries, which no report has as they may be secrets; run the command \
+                        itself again";
+            return Err(UsageError::new(text));
+        }
+        let parsed = Arguments::try_parse_from(arguments);
         let parsed = parsed.map_err(|error| {
             let version = super::text::shown(&self.command.version);
             let error = error.to_string();

@@ -128,7 +128,8 @@ impl<K: Sink> Receiver<K> {
         if !self.is_mine_to_commit(&file) {
             return Ok(());
         }
-        if root == theirs {
+        // What the root was said to be at first may be stored with the file.
+        if root == theirs && file.compared.is_none_or(|first| first == root) {
             self.put_in_place(&file, Some(root)).await?;
         } else {
             let path = self.sink.path(&file.entry);
