@@ -606,7 +606,8 @@ mod tests {
         refused(&["pull", "a", "h:b"], "fastsync push");
         refused(&["pull", "h:a", "i:b", "c"], "one host");
         refused(&["pull", "h:a", "b", "c"], "one host");
-        refused(&["push", "a", "gs://b/x"], "not supported yet");
+        refused(&["push", "a", "ftp://b/x"], "not supported yet");
+        refused(&["push", "a", "gs://b/x"], "fastsync cp");
         refused(&["push", "a", "https://b/x"], "fastsync cp");
         refused(&["cp", "--expect-sha256", &"0".repeat(64), "a", "b"], "web server");
         refused(&["push", "a", "s3://b/x"], "fastsync cp");
