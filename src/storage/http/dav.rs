@@ -12,13 +12,13 @@ use reqwest::Url;
 
 use super::client::Call;
 use super::feed::Feed;
-use super::file::Open;
+use super::file::{Open, http_time};
 use super::multistatus::{Member, WANTED, is_all_done, members, set_last_modified, set_own};
 use super::site::{MAX_PAGE_LEN, Site, WebConfig};
 use super::trial::{Can, Times, properties};
 use super::web::{Uploads, directory_thing, lock, random};
 use crate::protocol::chunk::{ByteRange, ChunkData};
-use crate::protocol::manifest::Timestamp;
+use crate::protocol::manifest::{Escaped, Timestamp};
 use crate::protocol::message::Changes;
 use crate::storage::object::metadata::parse_time;
 use crate::storage::remote::{
@@ -44,6 +44,25 @@ pub struct Upload {
     size: u64,
     /// `None` where the server takes parts.
     feed: Option<Feed>,
+}
+
+/// What a file is known by after it was sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// In bytes.
+    pub size: u64,
+    /// By the server's clock, if it told; it is not older.
+    pub since: Option<Timestamp>,
+}
+
+impl Sent {
+    fn is(self, member: &Member) -> bool {
+        let is_new = match (self.since, member.modified) {
+            (Some(since), Some(modified)) => modified >= since,
+            _ => false,
+        };
+        !member.is_collection && member.size == Some(self.size) && is_new
+    }
 }
 
 impl DavEndpoint {
@@ -76,7 +95,7 @@ impl DavEndpoint {
             }
             answer => answer,
         };
-        Ok(answer?.into_iter().next())
+        Ok(answer?.into_iter().next().filter(|member| !member.is_missing()))
     }
 
     /// Asks for what is known of a thing, and of what is in it.
@@ -120,21 +139,27 @@ impl DavEndpoint {
         Err(Fault::new(Class::Unsupported, "the server does not let this be changed"))
     }
 
-    /// Gives a file another name, in place of what has it.
-    pub async fn move_to(&self, from: &Key, to: &Key) -> Answer<()> {
-        let call = self.leading("MOVE", from, to);
-        let reply = self.site.send(call).await?;
+    /// Gives a file another name, in place of another file that has it.
+    pub async fn move_to(&self, from: &Key, to: &Key, sent: Sent) -> Answer<()> {
+        // With `Overwrite: T` a server removes a directory too, and all that is in it.
+        let mut reply = self.site.send(self.leading("MOVE", from, to, "F")).await?;
+        if reply.status() == StatusCode::PRECONDITION_FAILED {
+            if self.find(to).await?.is_some_and(|it| it.is_collection) {
+                return Err(Fault::new(Class::Exists, "a directory has this name"));
+            }
+            reply = self.site.send(self.leading("MOVE", from, to, "T")).await?;
+        }
         match reply.status() {
             status if status.is_success() => Ok(()),
             // It may have been the second attempt, after one whose answer was lost.
-            StatusCode::NOT_FOUND if self.find(to).await?.is_some() => Ok(()),
+            StatusCode::NOT_FOUND if self.find(to).await?.is_some_and(|it| sent.is(&it)) => Ok(()),
             _ => Err(self.site.refused_write(&reply)),
         }
     }
 
-    fn leading(&self, name: &str, from: &Key, to: &Key) -> Call {
+    fn leading(&self, name: &str, from: &Key, to: &Key, overwrite: &str) -> Call {
         let call = Call::new(method(name), self.site.url(from));
-        call.header("destination", &self.site.url(to)).header("overwrite", "T")
+        call.header("destination", &self.site.url(to)).header("overwrite", overwrite)
     }
 
     fn headers(&self, kept: &Kept) -> HeaderMap {
@@ -145,11 +170,17 @@ impl DavEndpoint {
     }
 
     /// Puts a whole file that has a temporary name in its place.
-    async fn put_in_place(&self, temporary: &Key, key: &Key, kept: &Kept) -> Answer<()> {
+    async fn put_in_place(
+        &self,
+        temporary: &Key,
+        key: &Key,
+        sent: Sent,
+        kept: &Kept,
+    ) -> Answer<()> {
         if let Some(mtime) = kept.mtime.filter(|_| self.can.times == Times::AsProperty) {
             self.set_property(temporary, mtime).await?;
         }
-        self.move_to(temporary, key).await
+        self.move_to(temporary, key, sent).await
     }
 
     /// Does something for a file of a temporary name, which goes if that fails.
@@ -160,11 +191,18 @@ impl DavEndpoint {
         done
     }
 
-    fn thing(&self, member: &Member) -> Thing {
+    fn thing(&self, member: &Member) -> Answer<Thing> {
+        if let Some(status) = &member.refusal {
+            let text = format!("the server says of it: {}", Escaped(status.as_bytes()));
+            return Err(Fault::new(Class::Other, text));
+        }
         if member.is_collection {
             let mtime = own_time(member);
-            return Thing { mtime, modified: member.modified, ..directory_thing() };
+            return Ok(Thing { mtime, modified: member.modified, ..directory_thing() });
         }
+        let untold =
+            || Fault::new(Class::Unsupported, "the server does not tell the file's length");
+        let size = member.size.ok_or_else(untold)?;
         let mtime = match self.can.times {
             Times::ByHeader => member.modified,
             Times::Never | Times::AsProperty => own_time(member)
@@ -173,15 +211,10 @@ impl DavEndpoint {
         };
         let tag = member.tag.as_ref().map(|tag| tag.as_bytes().into());
         let root = self.site.config().expected.blake3;
-        Thing {
-            kind: ThingKind::File,
-            size: member.size.unwrap_or_default(),
-            mtime,
-            modified: member.modified,
-            tag,
-            root,
-            ..directory_thing()
-        }
+        let modified = member.modified;
+        let thing =
+            Thing { kind: ThingKind::File, size, mtime, modified, tag, root, ..directory_thing() };
+        Ok(self.site.of_this_run(thing))
     }
 
     /// Lists one directory. `false` if nobody listens any more.
@@ -202,7 +235,7 @@ impl DavEndpoint {
                 let path = path_of(&member.href)?;
                 let key = match Key::new(&path) {
                     Ok(key) if key == *directory => {
-                        is_ours = true;
+                        is_ours = self.thing(member)?.kind == ThingKind::Directory;
                         continue;
                     }
                     Ok(key) if key.parent().as_ref() == Some(directory) => key,
@@ -215,11 +248,15 @@ impl DavEndpoint {
                         continue;
                     }
                 };
-                let thing = self.thing(member);
-                if thing.kind == ThingKind::Directory {
-                    below.push(key.clone());
+                match self.thing(member) {
+                    Ok(thing) => {
+                        if thing.kind == ThingKind::Directory {
+                            below.push(key.clone());
+                        }
+                        group.push(Listed::Thing(key, thing));
+                    }
+                    Err(fault) => group.push(Listed::Unknown(key, fault)),
                 }
-                group.push(Listed::Thing(key, thing));
             }
             if found.send_async(group).await.is_err() {
                 return Ok(false);
@@ -261,7 +298,7 @@ impl Endpoint for DavEndpoint {
         if key.is_top() {
             return Ok(Some(directory_thing()));
         }
-        Ok(self.find(key).await?.map(|member| self.thing(&member)))
+        self.find(key).await?.map(|member| self.thing(&member)).transpose()
     }
 
     async fn list(
@@ -298,10 +335,15 @@ impl Endpoint for DavEndpoint {
     async fn put(&self, key: &Key, data: Bytes, kept: &Kept) -> Answer<()> {
         let temporary = temporary(key, random())?;
         let put = async {
+            let size = data.len() as u64;
             let mut call = Call::new(Method::PUT, self.site.url(&temporary)).body(vec![data]);
             call.headers = self.headers(kept);
-            self.site.written(call).await?;
-            self.put_in_place(&temporary, key, kept).await
+            let reply = self.site.written(call).await?;
+            let since = match self.can.times {
+                Times::ByHeader => kept.mtime.and_then(|it| Timestamp::new(it.seconds, 0)),
+                Times::Never | Times::AsProperty => reply.header("date").and_then(http_time),
+            };
+            self.put_in_place(&temporary, key, Sent { size, since }, kept).await
         };
         let done = put.await;
         self.or_remove(&temporary, done).await
@@ -373,7 +415,7 @@ impl Endpoint for DavEndpoint {
     async fn reread(&self, upload: &Upload, offset: u64, into: &mut [u8]) -> Answer<()> {
         let found = self.find(&upload.temporary).await?;
         let found = found.ok_or_else(|| Fault::new(Class::Missing, "it is gone"))?;
-        let open = self.site.open_file(&upload.temporary, &self.thing(&found)).await?;
+        let open = self.site.open_file(&upload.temporary, &self.thing(&found)?).await?;
         self.site.read_file(&open, offset, into).await
     }
 
@@ -398,7 +440,8 @@ impl Endpoint for DavEndpoint {
                 let text = "the server has another length of it than was sent";
                 return Err(Fault::new(Class::Corrupt, text));
             }
-            self.put_in_place(&upload.temporary, key, kept).await
+            let since = found.and_then(|it| it.modified);
+            self.put_in_place(&upload.temporary, key, Sent { size: upload.size, since }, kept).await
         };
         let done = finish.await;
         self.or_remove(&upload.temporary, done).await
@@ -460,21 +503,26 @@ impl Endpoint for DavEndpoint {
     ) -> Answer<()> {
         let temporary = temporary(to, random())?;
         let copy = async {
-            let found = source.find(from).await?.map(|member| source.thing(&member));
+            let found = source.stat(from).await?;
             let is_same = found.is_some_and(|found| {
                 (found.size, &found.tag, found.modified) == (thing.size, &thing.tag, thing.modified)
             });
             if !is_same {
                 return Err(Fault::new(Class::Changed, "it is another version by now"));
             }
-            self.site.written(source.leading("COPY", from, &temporary)).await?;
-            if self.find(&temporary).await?.and_then(|it| it.size) != Some(thing.size) {
+            self.site.written(source.leading("COPY", from, &temporary, "T")).await?;
+            let copied = self.find(&temporary).await?;
+            if copied.as_ref().and_then(|it| it.size) != Some(thing.size) {
                 return Err(Fault::new(Class::Changed, "it is another version by now"));
             }
             if let Some(mtime) = kept.mtime.filter(|_| self.can.times == Times::ByHeader) {
                 self.update(&temporary, set_last_modified(mtime.seconds)).await?;
             }
-            self.put_in_place(&temporary, to, kept).await
+            let since = match self.can.times {
+                Times::ByHeader => kept.mtime.and_then(|it| Timestamp::new(it.seconds, 0)),
+                Times::Never | Times::AsProperty => copied.and_then(|it| it.modified),
+            };
+            self.put_in_place(&temporary, to, Sent { size: thing.size, since }, kept).await
         };
         let done = copy.await;
         self.or_remove(&temporary, done).await
@@ -543,6 +591,17 @@ mod tests {
             assert_eq!(path_of(href).unwrap(), path, "{href}");
         }
         assert!(path_of("a").is_err());
+    }
+
+    #[test]
+    fn what_was_there_before_is_not_what_was_sent() {
+        let time = |seconds| Timestamp::new(seconds, 0);
+        let member = Member { size: Some(3), modified: time(9), ..Member::default() };
+        assert!(Sent { size: 3, since: time(9) }.is(&member));
+        assert!(!Sent { size: 4, since: time(9) }.is(&member));
+        assert!(!Sent { size: 3, since: time(10) }.is(&member));
+        assert!(!Sent { size: 3, since: None }.is(&member));
+        assert!(!Sent { size: 3, since: time(9) }.is(&Member { is_collection: true, ..member }));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, Method, StatusCode, header};
 use tokio::sync::Mutex as AsyncMutex;
@@ -12,6 +12,7 @@ use super::client::{Call, fill, lost};
 use super::digest::{Check, Claim, of_fields, strongest};
 use super::site::{Reply, Site};
 use super::stream::{Served, Stream};
+use super::web::random;
 use crate::protocol::manifest::Timestamp;
 use crate::storage::remote::{Answer, Class, Fault, Key, Thing, ThingKind};
 
@@ -83,8 +84,9 @@ impl Site {
         let status = reply.status();
         match status.as_u16() {
             200..=299 => match length(reply.response.headers()) {
+                // Servers that make no body for HEAD say 0 of every file.
+                None | Some(0) => self.measure(key).await,
                 Some(size) => Ok(Some(self.file(size, reply.response.headers()))),
-                None => self.measure(key).await,
             },
             404 | 410 => Ok(None),
             // Who may not be asked for the head may be asked for the body.
@@ -116,7 +118,22 @@ impl Site {
 
     fn file(&self, size: u64, headers: &HeaderMap) -> Thing {
         let root = self.config().expected.blake3;
-        Thing { root, ..thing_of(ThingKind::File, size, headers) }
+        self.of_this_run(Thing { root, ..thing_of(ThingKind::File, size, headers) })
+    }
+
+    /// A file of which the server does not tell one version from another gets a tag and a time of this
+    /// process: nothing that another one has read of it counts.
+    pub fn of_this_run(&self, thing: Thing) -> Thing {
+        if self.config().is_destination || thing.tag.is_some() || thing.modified.is_some() {
+            return thing;
+        }
+        let (number, begun) = RUN.get_or_init(|| {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let seconds = i64::try_from(since.as_secs()).unwrap_or_default();
+            (random(), Timestamp::new(seconds, since.subsec_nanos()))
+        });
+        let tag = [RUN_TAG, &number.to_le_bytes()[..]].concat();
+        Thing { tag: Some(tag.into()), modified: *begun, ..thing }
     }
 
     /// Opens a file. Of a large one it asks once more what it is, as parts of another version would
@@ -129,7 +146,7 @@ impl Site {
             thing: thing.clone(),
             strong_tag: OnceLock::new(),
             is_whole: AtomicBool::new(false),
-            is_sequential: AtomicBool::new(false),
+            is_sequential: AtomicBool::new(is_of_this_run(thing)),
             stream: AsyncMutex::default(),
             check: Mutex::new(Check::new(claims)),
         };
@@ -254,6 +271,11 @@ impl Site {
             match current.serve(offset + done as u64, rest).await {
                 Served::All => return Ok(()),
                 Served::Ended(_) => return Err(changed()),
+                // The next answer may be another version, and nothing would tell.
+                Served::Gone(_) | Served::Broken(_) if is_of_this_run(&file.thing) => {
+                    *stream = None;
+                    return Err(changed());
+                }
                 Served::Gone(filled) | Served::Broken(filled) => {
                     done += filled;
                     *stream = None;
@@ -339,6 +361,17 @@ fn check_version(file: &File, headers: &HeaderMap, size: Option<u64>) -> Answer<
     };
     if is_same && size.is_none_or(|size| size == file.thing.size) { Ok(()) } else { Err(changed()) }
 }
+
+/// Whether nothing but one answer is known to be of one version.
+fn is_of_this_run(thing: &Thing) -> bool {
+    thing.tag.as_deref().is_some_and(|tag| tag.starts_with(RUN_TAG))
+}
+
+/// How a tag begins that no server has sent: a header has no such byte.
+const RUN_TAG: &[u8] = b"\0";
+
+/// What tells this process from others, and when it was first needed.
+static RUN: OnceLock<(u64, Option<Timestamp>)> = OnceLock::new();
 
 fn changed() -> Fault {
     Fault::new(Class::Changed, "it is another version by now")
