@@ -62,10 +62,14 @@ impl File {
     /// Learns what the server says that the whole amounts to.
     fn learn(&self, headers: &HeaderMap, is_whole: bool) {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        // Of a part, this is about the part.
-        let md5 = text("content-md5").filter(|_| is_whole);
-        let content = text("content-digest").filter(|_| is_whole);
-        let claim = strongest(text("repr-digest").or(content), text("digest"), md5);
+        let repr = text("repr-digest");
+        let claim = if is_whole {
+            let all = repr.or(text("content-digest"));
+            strongest(all, text("digest"), text("content-md5"))
+        } else {
+            // Of a part, the others are about the part.
+            strongest(repr, None, None)
+        };
         let mut check = lock(&self.check);
         if check.is_none() {
             *check = Check::new(claim.into_iter().collect());
@@ -83,7 +87,7 @@ impl Site {
         }
         let status = reply.status();
         match status.as_u16() {
-            200..=299 => match length(reply.response.headers()) {
+            200..=299 => match length(self.readable(key, &reply)?) {
                 // Servers that make no body for HEAD say 0 of every file.
                 None | Some(0) => self.measure(key).await,
                 Some(size) => Ok(Some(self.file(size, reply.response.headers()))),
@@ -102,7 +106,10 @@ impl Site {
     async fn measure(&self, key: &Key) -> Answer<Option<Thing>> {
         let call = Call::new(Method::GET, self.url(key)).header("range", "bytes=0-0");
         let mut reply = self.send(call).await?;
-        let headers = reply.response.headers().clone();
+        let headers = match reply.status() {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => self.readable(key, &reply)?.clone(),
+            _ => reply.response.headers().clone(),
+        };
         let size = match reply.status() {
             StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
             StatusCode::PARTIAL_CONTENT => total(&headers),
@@ -114,6 +121,12 @@ impl Site {
         let untold =
             || Fault::new(Class::Unsupported, "the server does not tell the file's length");
         Ok(Some(self.file(size.ok_or_else(untold)?, &headers)))
+    }
+
+    /// The headers of an answer that has a file as it is.
+    fn readable<'a>(&self, key: &Key, reply: &'a Reply) -> Answer<&'a HeaderMap> {
+        let headers = reply.response.headers();
+        check_encoding(&self.url(key), headers).map(|()| headers)
     }
 
     fn file(&self, size: u64, headers: &HeaderMap) -> Thing {
@@ -219,18 +232,21 @@ impl Site {
         let headers = reply.response.headers().clone();
         match reply.status() {
             StatusCode::PARTIAL_CONTENT => {
+                check_encoding(&file.url, &headers)?;
                 check_version(file, &headers, total(&headers))?;
                 if first_of(&headers) != Some(first) {
                     let text = "the server sends another part than it was asked for";
                     return Err(Fault::new(Class::Violation, text));
                 }
+                file.learn(&headers, false);
             }
             StatusCode::OK => {
+                check_encoding(&file.url, &headers)?;
                 check_version(file, &headers, length(&headers))?;
+                file.learn(&headers, true);
                 if !is_whole {
                     return Ok(Ranged::Whole(reply.response));
                 }
-                file.learn(&headers, true);
                 file.is_whole.store(true, Ordering::Relaxed);
             }
             StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => {
@@ -289,13 +305,20 @@ impl Site {
     async fn whole(&self, file: &File) -> Answer<reqwest::Response> {
         let reply = self.done(Call::new(Method::GET, file.url.clone())).await?;
         let headers = reply.response.headers();
+        check_encoding(&file.url, headers)?;
         check_version(file, headers, length(headers))?;
+        file.learn(headers, true);
         Ok(reply.response)
     }
 
     /// Whether a file is what it was, and what it was said to amount to.
     pub async fn confirm_file(&self, open: &Open) -> Answer<bool> {
         let file = &*open.file;
+        if let Some(stream) = &mut *file.stream.lock().await
+            && !stream.ends_at(file.thing.size).await
+        {
+            return Ok(false);
+        }
         if !file.is_whole.load(Ordering::Relaxed) {
             let reply = self.send(Call::new(Method::HEAD, file.url.clone())).await?;
             let headers = reply.response.headers();
@@ -361,6 +384,22 @@ fn check_version(file: &File, headers: &HeaderMap, size: Option<u64>) -> Answer<
     };
     if is_same && size.is_none_or(|size| size == file.thing.size) { Ok(()) } else { Err(changed()) }
 }
+
+/// What is compressed on the way is not the file, unless it is stored so, as its name says.
+fn check_encoding(url: &str, headers: &HeaderMap) -> Answer<()> {
+    let Some(encoding) = headers.get(header::CONTENT_ENCODING) else { return Ok(()) };
+    let encoding = encoding.as_bytes().trim_ascii();
+    let path = url.split(['?', '#']).next().unwrap_or_default();
+    let end = path.rsplit_once('.').map_or("", |(_, end)| end);
+    if encoding.is_empty() || encoding.eq_ignore_ascii_case(b"identity") || PACKED.contains(&end) {
+        return Ok(());
+    }
+    let text = "the server sends it compressed, though asked not to";
+    Err(Fault::new(Class::Unsupported, text))
+}
+
+/// How names of files end that are compressed where they lie.
+const PACKED: [&str; 8] = ["gz", "tgz", "svgz", "Z", "bz2", "xz", "zst", "br"];
 
 /// Whether nothing but one answer is known to be of one version.
 fn is_of_this_run(thing: &Thing) -> bool {
