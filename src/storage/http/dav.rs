@@ -120,17 +120,17 @@ impl DavEndpoint {
 
     /// Notes a time beside a file, which counts as long as the file has this tag.
     pub async fn set_property(&self, key: &Key, mtime: Timestamp) -> Answer<()> {
-        let tag = match self.find(key).await? {
-            Some(member) if member.is_collection => String::new(),
-            Some(Member { tag: Some(tag), .. }) => tag,
+        let (tag, url) = match self.find(key).await? {
+            Some(member) if member.is_collection => (String::new(), self.site.directory_url(key)),
+            Some(Member { tag: Some(tag), .. }) => (tag, self.site.url(key)),
             _ => return Err(Fault::new(Class::Unsupported, "the server gives files no tags")),
         };
         let value = format!("{}.{:09} {tag}", mtime.seconds, mtime.nanoseconds());
-        self.update(key, set_own(value.trim_end())).await
+        self.update(url, set_own(value.trim_end())).await
     }
 
-    async fn update(&self, key: &Key, body: String) -> Answer<()> {
-        let call = Call::new(method("PROPPATCH"), self.site.url(key))
+    async fn update(&self, url: String, body: String) -> Answer<()> {
+        let call = Call::new(method("PROPPATCH"), url)
             .header("content-type", "application/xml; charset=\"utf-8\"")
             .body(vec![body.into()]);
         if is_all_done(&self.site.body(call).await?) {
@@ -475,12 +475,18 @@ impl Endpoint for DavEndpoint {
         Err(Fault::new(Class::Unsupported, "WebDAV has no symlinks"))
     }
 
-    async fn set(&self, key: &Key, _: &Thing, kept: &Kept, _: Changes) -> Answer<()> {
+    async fn set(&self, key: &Key, thing: &Thing, kept: &Kept, _: Changes) -> Answer<()> {
         let Some(mtime) = kept.mtime else { return Ok(()) };
         match self.can.times {
             Times::Never => Ok(()),
             Times::AsProperty => self.set_property(key, mtime).await,
-            Times::ByHeader => self.update(key, set_last_modified(mtime.seconds)).await,
+            Times::ByHeader => {
+                let url = match thing.kind {
+                    ThingKind::Directory => self.site.directory_url(key),
+                    ThingKind::File | ThingKind::Symlink | ThingKind::Other => self.site.url(key),
+                };
+                self.update(url, set_last_modified(mtime.seconds)).await
+            }
         }
     }
 
@@ -516,7 +522,7 @@ impl Endpoint for DavEndpoint {
                 return Err(Fault::new(Class::Changed, "it is another version by now"));
             }
             if let Some(mtime) = kept.mtime.filter(|_| self.can.times == Times::ByHeader) {
-                self.update(&temporary, set_last_modified(mtime.seconds)).await?;
+                self.update(self.site.url(&temporary), set_last_modified(mtime.seconds)).await?;
             }
             let since = match self.can.times {
                 Times::ByHeader => kept.mtime.and_then(|it| Timestamp::new(it.seconds, 0)),
