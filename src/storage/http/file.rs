@@ -87,10 +87,9 @@ impl Site {
         }
         let status = reply.status();
         match status.as_u16() {
-            200..=299 => match length(self.readable(key, &reply)?) {
-                // Servers that make no body for HEAD say 0 of every file.
-                None | Some(0) => self.measure(key).await,
+            200..=299 => match head_length(self.readable(key, &reply)?) {
                 Some(size) => Ok(Some(self.file(size, reply.response.headers()))),
+                None => self.measure(key).await,
             },
             404 | 410 => Ok(None),
             // Who may not be asked for the head may be asked for the body.
@@ -173,7 +172,7 @@ impl Site {
                 check_version(
                     &open.file,
                     reply.response.headers(),
-                    length(reply.response.headers()),
+                    head_length(reply.response.headers()),
                 )?;
                 open.file.learn(reply.response.headers(), true);
                 if let Some(tag) = reply.header("etag").filter(|tag| !tag.starts_with("W/")) {
@@ -326,7 +325,7 @@ impl Site {
                 return Err(self.refused(&reply));
             }
             let is_known = reply.status().is_success();
-            if is_known && check_version(file, headers, length(headers)).is_err() {
+            if is_known && check_version(file, headers, head_length(headers)).is_err() {
                 return Ok(false);
             }
         }
@@ -451,6 +450,11 @@ pub fn http_time(text: &str) -> Option<Timestamp> {
 
 fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// What the answer to HEAD tells of the length: servers that make no body for it say 0 of every file.
+fn head_length(headers: &HeaderMap) -> Option<u64> {
+    length(headers).filter(|length| *length > 0)
 }
 
 /// `bytes FIRST-LAST/TOTAL`, or `bytes */TOTAL`.
