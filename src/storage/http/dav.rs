@@ -13,7 +13,7 @@ use reqwest::Url;
 use super::client::Call;
 use super::feed::Feed;
 use super::file::{Open, http_time};
-use super::multistatus::{Member, WANTED, is_all_done, members, set_last_modified, set_own};
+use super::multistatus::{Member, Sent, WANTED, is_all_done, members, set_last_modified, set_own};
 use super::site::{MAX_PAGE_LEN, Site, WebConfig};
 use super::trial::{Can, Times, properties};
 use super::web::{Uploads, directory_thing, lock, random};
@@ -44,25 +44,6 @@ pub struct Upload {
     size: u64,
     /// `None` where the server takes parts.
     feed: Option<Feed>,
-}
-
-/// What a file is known by after it was sent.
-#[derive(Clone, Copy, Debug)]
-pub struct Sent {
-    /// In bytes.
-    pub size: u64,
-    /// By the server's clock, if it told; it is not older.
-    pub since: Option<Timestamp>,
-}
-
-impl Sent {
-    fn is(self, member: &Member) -> bool {
-        let is_new = match (self.since, member.modified) {
-            (Some(since), Some(modified)) => modified >= since,
-            _ => false,
-        };
-        !member.is_collection && member.size == Some(self.size) && is_new
-    }
 }
 
 impl DavEndpoint {
@@ -597,17 +578,6 @@ mod tests {
             assert_eq!(path_of(href).unwrap(), path, "{href}");
         }
         assert!(path_of("a").is_err());
-    }
-
-    #[test]
-    fn what_was_there_before_is_not_what_was_sent() {
-        let time = |seconds| Timestamp::new(seconds, 0);
-        let member = Member { size: Some(3), modified: time(9), ..Member::default() };
-        assert!(Sent { size: 3, since: time(9) }.is(&member));
-        assert!(!Sent { size: 4, since: time(9) }.is(&member));
-        assert!(!Sent { size: 3, since: time(10) }.is(&member));
-        assert!(!Sent { size: 3, since: None }.is(&member));
-        assert!(!Sent { size: 3, since: time(9) }.is(&Member { is_collection: true, ..member }));
     }
 
     #[test]

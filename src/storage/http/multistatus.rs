@@ -28,6 +28,26 @@ impl Member {
     }
 }
 
+/// What a file is known by after it was sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// In bytes.
+    pub size: u64,
+    /// By the server's clock, if it told; it is not older.
+    pub since: Option<Timestamp>,
+}
+
+impl Sent {
+    /// Whether that is what is there.
+    pub fn is(self, member: &Member) -> bool {
+        let is_new = match (self.since, member.modified) {
+            (Some(since), Some(modified)) => modified >= since,
+            _ => false,
+        };
+        !member.is_collection && member.size == Some(self.size) && is_new
+    }
+}
+
 /// Reads an answer to PROPFIND. What the server could not tell is not there.
 pub fn members(xml: &[u8]) -> Answer<Vec<Member>> {
     let (mut members, mut member, mut part) = (Vec::new(), Member::default(), Member::default());
@@ -130,6 +150,17 @@ mod tests {
             ..Member::default()
         };
         assert_eq!(members, [directory, file]);
+    }
+
+    #[test]
+    fn what_was_there_before_is_not_what_was_sent() {
+        let time = |seconds| Timestamp::new(seconds, 0);
+        let member = Member { size: Some(3), modified: time(9), ..Member::default() };
+        assert!(Sent { size: 3, since: time(9) }.is(&member));
+        assert!(!Sent { size: 4, since: time(9) }.is(&member));
+        assert!(!Sent { size: 3, since: time(10) }.is(&member));
+        assert!(!Sent { size: 3, since: None }.is(&member));
+        assert!(!Sent { size: 3, since: time(9) }.is(&Member { is_collection: true, ..member }));
     }
 
     #[test]

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use http::Method;
 
 use super::client::Call;
-use super::dav::{DavEndpoint, Sent, own_time, temporary};
+use super::dav::{DavEndpoint, own_time, temporary};
+use super::multistatus::Sent;
 use super::site::Site;
 use super::web::random;
 use crate::protocol::manifest::Timestamp;

@@ -92,13 +92,11 @@ impl WebEndpoint {
             return Err(Fault::new(Class::Unsupported, text));
         }
         let body = read_body(reply.response, MAX_INDEX_LEN).await?;
-        Ok(match links_of_json(&body).filter(|_| kind.contains("json")) {
-            Some(links) => (links, true),
-            None => {
-                let html = String::from_utf8_lossy(&body);
-                (links_of_html(&html, &page), is_index(&html))
-            }
-        })
+        if let Some(links) = links_of_json(&body).filter(|_| kind.contains("json")) {
+            return Ok((links, true));
+        }
+        let html = String::from_utf8_lossy(&body);
+        Ok((links_of_html(&html, &page), is_index(&html)))
     }
 
     /// What a link leads to.
