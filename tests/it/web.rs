@@ -312,6 +312,72 @@ fn a_length_that_is_not_told_is_found_out() {
     }
 }
 
+/// What a server says of a file that is not so, or says of it nowhere.
+#[test]
+fn what_servers_get_wrong_makes_no_wrong_file() {
+    let world = World::new();
+    let data = fs::read(world.write("src", 1_500_000)).unwrap();
+    let wrong = base64::engine::general_purpose::STANDARD.encode([7; 32]);
+    let longer =
+        Answer { body: [&data[..], b"x"].concat(), is_chunked: true, ..Answer::status(200) };
+    let tiny = Tiny::start(move |asked| {
+        let file = Answer::file(asked, &data);
+        match (&*asked.path, &*asked.method) {
+            ("/no-body", "HEAD") => Answer::status(200).with("etag", "\"1\""),
+            ("/no-body", _) => file.with("etag", "\"1\""),
+            ("/packed" | "/packed.gz", _) => file.with("content-encoding", "gzip"),
+            ("/digest", "GET") => {
+                file.with("etag", "\"1\"").with("repr-digest", format!("sha-256=:{wrong}:"))
+            }
+            ("/digest", _) => file.with("etag", "\"1\""),
+            ("/longer", "GET") => longer.clone(),
+            ("/moved", "PUT") => Answer::status(307).with("location", "/elsewhere"),
+            ("/moved", _) => Answer::status(404),
+            _ => file,
+        }
+    });
+    let copy = |path: &str| run(&world, ["cp", &tiny.at(path), "back", "-c", "64K", "--json"]);
+    let refuses = |path: &str, why: &str| {
+        let ran = copy(path);
+        ran.says(why);
+        assert!(!ran.status.success() && !world.path("back").exists(), "{path}: {}", ran.err);
+    };
+    refuses("/packed", "compressed");
+    refuses("/digest", "SHA-256");
+    refuses("/longer", "changed while it was read");
+    run(&world, ["cp", "src", &tiny.at("/moved")]).exits(23).says("redirects what is written");
+    assert!(tiny.asked().iter().all(|it| it.path != "/elsewhere"));
+    for path in ["/no-body", "/packed.gz", "/untold"] {
+        copy(path).exits(0);
+        assert_same_content(&world.path("src"), &world.path("back"));
+    }
+    assert!(tiny.asked().iter().all(|it| it.path != "/untold" || it.range().is_none()));
+    assert_eq!(number(&copy("/untold").exits(0).summary(), "done"), 1, "it may be another one");
+}
+
+#[test]
+fn a_page_that_is_no_index_removes_nothing() {
+    let world = World::new();
+    let is_index = std::sync::Arc::new(AtomicUsize::new(0));
+    let asked_for = std::sync::Arc::clone(&is_index);
+    let tiny = Tiny::start(move |asked| match &*asked.path {
+        "/d/" => {
+            let title = ["Our files", "Index of /d/"][asked_for.load(Ordering::Relaxed)];
+            let page = format!("<title>{title}</title><a href=\"a\">a</a>");
+            Answer { body: page.into(), ..Answer::status(200) }.with("content-type", "text/html")
+        }
+        "/d/a" => Answer::file(asked, b"a").with("etag", "\"1\""),
+        _ => Answer::status(404),
+    });
+    world.text("back/more", "x");
+    let sync = || run(&world, ["sync", "--delete", &tiny.at("/d/"), "back"]).exits(0);
+    sync();
+    assert!(world.path("back/a").exists() && world.path("back/more").exists());
+    is_index.store(1, Ordering::Relaxed);
+    sync();
+    assert!(!world.path("back/more").exists());
+}
+
 #[test]
 fn files_are_put() {
     let world = World::new();

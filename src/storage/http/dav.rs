@@ -12,13 +12,13 @@ use reqwest::Url;
 
 use super::client::Call;
 use super::feed::Feed;
-use super::file::Open;
-use super::multistatus::{Member, WANTED, is_all_done, members, set_last_modified, set_own};
+use super::file::{Open, http_time};
+use super::multistatus::{Member, Sent, WANTED, is_all_done, members, set_last_modified, set_own};
 use super::site::{MAX_PAGE_LEN, Site, WebConfig};
 use super::trial::{Can, Times, properties};
 use super::web::{Uploads, directory_thing, lock, random};
 use crate::protocol::chunk::{ByteRange, ChunkData};
-use crate::protocol::manifest::Timestamp;
+use crate::protocol::manifest::{Escaped, Timestamp};
 use crate::protocol::message::Changes;
 use crate::storage::object::metadata::parse_time;
 use crate::storage::remote::{
@@ -76,7 +76,7 @@ impl DavEndpoint {
             }
             answer => answer,
         };
-        Ok(answer?.into_iter().next())
+        Ok(answer?.into_iter().next().filter(|member| !member.is_missing()))
     }
 
     /// Asks for what is known of a thing, and of what is in it.
@@ -101,17 +101,17 @@ impl DavEndpoint {
 
     /// Notes a time beside a file, which counts as long as the file has this tag.
     pub async fn set_property(&self, key: &Key, mtime: Timestamp) -> Answer<()> {
-        let tag = match self.find(key).await? {
-            Some(member) if member.is_collection => String::new(),
-            Some(Member { tag: Some(tag), .. }) => tag,
+        let (tag, url) = match self.find(key).await? {
+            Some(member) if member.is_collection => (String::new(), self.site.directory_url(key)),
+            Some(Member { tag: Some(tag), .. }) => (tag, self.site.url(key)),
             _ => return Err(Fault::new(Class::Unsupported, "the server gives files no tags")),
         };
         let value = format!("{}.{:09} {tag}", mtime.seconds, mtime.nanoseconds());
-        self.update(key, set_own(value.trim_end())).await
+        self.update(url, set_own(value.trim_end())).await
     }
 
-    async fn update(&self, key: &Key, body: String) -> Answer<()> {
-        let call = Call::new(method("PROPPATCH"), self.site.url(key))
+    async fn update(&self, url: String, body: String) -> Answer<()> {
+        let call = Call::new(method("PROPPATCH"), url)
             .header("content-type", "application/xml; charset=\"utf-8\"")
             .body(vec![body.into()]);
         if is_all_done(&self.site.body(call).await?) {
@@ -120,21 +120,27 @@ impl DavEndpoint {
         Err(Fault::new(Class::Unsupported, "the server does not let this be changed"))
     }
 
-    /// Gives a file another name, in place of what has it.
-    pub async fn move_to(&self, from: &Key, to: &Key) -> Answer<()> {
-        let call = self.leading("MOVE", from, to);
-        let reply = self.site.send(call).await?;
+    /// Gives a file another name, in place of another file that has it.
+    pub async fn move_to(&self, from: &Key, to: &Key, sent: Sent) -> Answer<()> {
+        // With `Overwrite: T` a server removes a directory too, and all that is in it.
+        let mut reply = self.site.send(self.leading("MOVE", from, to, "F")).await?;
+        if reply.status() == StatusCode::PRECONDITION_FAILED {
+            if self.find(to).await?.is_some_and(|it| it.is_collection) {
+                return Err(Fault::new(Class::Exists, "a directory has this name"));
+            }
+            reply = self.site.send(self.leading("MOVE", from, to, "T")).await?;
+        }
         match reply.status() {
             status if status.is_success() => Ok(()),
             // It may have been the second attempt, after one whose answer was lost.
-            StatusCode::NOT_FOUND if self.find(to).await?.is_some() => Ok(()),
+            StatusCode::NOT_FOUND if self.find(to).await?.is_some_and(|it| sent.is(&it)) => Ok(()),
             _ => Err(self.site.refused_write(&reply)),
         }
     }
 
-    fn leading(&self, name: &str, from: &Key, to: &Key) -> Call {
+    fn leading(&self, name: &str, from: &Key, to: &Key, overwrite: &str) -> Call {
         let call = Call::new(method(name), self.site.url(from));
-        call.header("destination", &self.site.url(to)).header("overwrite", "T")
+        call.header("destination", &self.site.url(to)).header("overwrite", overwrite)
     }
 
     fn headers(&self, kept: &Kept) -> HeaderMap {
@@ -145,11 +151,17 @@ impl DavEndpoint {
     }
 
     /// Puts a whole file that has a temporary name in its place.
-    async fn put_in_place(&self, temporary: &Key, key: &Key, kept: &Kept) -> Answer<()> {
+    async fn put_in_place(
+        &self,
+        temporary: &Key,
+        key: &Key,
+        sent: Sent,
+        kept: &Kept,
+    ) -> Answer<()> {
         if let Some(mtime) = kept.mtime.filter(|_| self.can.times == Times::AsProperty) {
             self.set_property(temporary, mtime).await?;
         }
-        self.move_to(temporary, key).await
+        self.move_to(temporary, key, sent).await
     }
 
     /// Does something for a file of a temporary name, which goes if that fails.
@@ -160,11 +172,18 @@ impl DavEndpoint {
         done
     }
 
-    fn thing(&self, member: &Member) -> Thing {
+    fn thing(&self, member: &Member) -> Answer<Thing> {
+        if let Some(status) = &member.refusal {
+            let text = format!("the server says of it: {}", Escaped(status.as_bytes()));
+            return Err(Fault::new(Class::Other, text));
+        }
         if member.is_collection {
             let mtime = own_time(member);
-            return Thing { mtime, modified: member.modified, ..directory_thing() };
+            return Ok(Thing { mtime, modified: member.modified, ..directory_thing() });
         }
+        let untold =
+            || Fault::new(Class::Unsupported, "the server does not tell the file's length");
+        let size = member.size.ok_or_else(untold)?;
         let mtime = match self.can.times {
             Times::ByHeader => member.modified,
             Times::Never | Times::AsProperty => own_time(member)
@@ -173,15 +192,10 @@ impl DavEndpoint {
         };
         let tag = member.tag.as_ref().map(|tag| tag.as_bytes().into());
         let root = self.site.config().expected.blake3;
-        Thing {
-            kind: ThingKind::File,
-            size: member.size.unwrap_or_default(),
-            mtime,
-            modified: member.modified,
-            tag,
-            root,
-            ..directory_thing()
-        }
+        let modified = member.modified;
+        let thing =
+            Thing { kind: ThingKind::File, size, mtime, modified, tag, root, ..directory_thing() };
+        Ok(self.site.of_this_run(thing))
     }
 
     /// Lists one directory. `false` if nobody listens any more.
@@ -202,7 +216,7 @@ impl DavEndpoint {
                 let path = path_of(&member.href)?;
                 let key = match Key::new(&path) {
                     Ok(key) if key == *directory => {
-                        is_ours = true;
+                        is_ours = self.thing(member)?.kind == ThingKind::Directory;
                         continue;
                     }
                     Ok(key) if key.parent().as_ref() == Some(directory) => key,
@@ -215,11 +229,15 @@ impl DavEndpoint {
                         continue;
                     }
                 };
-                let thing = self.thing(member);
-                if thing.kind == ThingKind::Directory {
-                    below.push(key.clone());
+                match self.thing(member) {
+                    Ok(thing) => {
+                        if thing.kind == ThingKind::Directory {
+                            below.push(key.clone());
+                        }
+                        group.push(Listed::Thing(key, thing));
+                    }
+                    Err(fault) => group.push(Listed::Unknown(key, fault)),
                 }
-                group.push(Listed::Thing(key, thing));
             }
             if found.send_async(group).await.is_err() {
                 return Ok(false);
@@ -261,7 +279,7 @@ impl Endpoint for DavEndpoint {
         if key.is_top() {
             return Ok(Some(directory_thing()));
         }
-        Ok(self.find(key).await?.map(|member| self.thing(&member)))
+        self.find(key).await?.map(|member| self.thing(&member)).transpose()
     }
 
     async fn list(
@@ -298,10 +316,15 @@ impl Endpoint for DavEndpoint {
     async fn put(&self, key: &Key, data: Bytes, kept: &Kept) -> Answer<()> {
         let temporary = temporary(key, random())?;
         let put = async {
+            let size = data.len() as u64;
             let mut call = Call::new(Method::PUT, self.site.url(&temporary)).body(vec![data]);
             call.headers = self.headers(kept);
-            self.site.written(call).await?;
-            self.put_in_place(&temporary, key, kept).await
+            let reply = self.site.written(call).await?;
+            let since = match self.can.times {
+                Times::ByHeader => kept.mtime.and_then(|it| Timestamp::new(it.seconds, 0)),
+                Times::Never | Times::AsProperty => reply.header("date").and_then(http_time),
+            };
+            self.put_in_place(&temporary, key, Sent { size, since }, kept).await
         };
         let done = put.await;
         self.or_remove(&temporary, done).await
@@ -373,7 +396,7 @@ impl Endpoint for DavEndpoint {
     async fn reread(&self, upload: &Upload, offset: u64, into: &mut [u8]) -> Answer<()> {
         let found = self.find(&upload.temporary).await?;
         let found = found.ok_or_else(|| Fault::new(Class::Missing, "it is gone"))?;
-        let open = self.site.open_file(&upload.temporary, &self.thing(&found)).await?;
+        let open = self.site.open_file(&upload.temporary, &self.thing(&found)?).await?;
         self.site.read_file(&open, offset, into).await
     }
 
@@ -398,7 +421,8 @@ impl Endpoint for DavEndpoint {
                 let text = "the server has another length of it than was sent";
                 return Err(Fault::new(Class::Corrupt, text));
             }
-            self.put_in_place(&upload.temporary, key, kept).await
+            let since = found.and_then(|it| it.modified);
+            self.put_in_place(&upload.temporary, key, Sent { size: upload.size, since }, kept).await
         };
         let done = finish.await;
         self.or_remove(&upload.temporary, done).await
@@ -432,12 +456,18 @@ impl Endpoint for DavEndpoint {
         Err(Fault::new(Class::Unsupported, "WebDAV has no symlinks"))
     }
 
-    async fn set(&self, key: &Key, _: &Thing, kept: &Kept, _: Changes) -> Answer<()> {
+    async fn set(&self, key: &Key, thing: &Thing, kept: &Kept, _: Changes) -> Answer<()> {
         let Some(mtime) = kept.mtime else { return Ok(()) };
         match self.can.times {
             Times::Never => Ok(()),
             Times::AsProperty => self.set_property(key, mtime).await,
-            Times::ByHeader => self.update(key, set_last_modified(mtime.seconds)).await,
+            Times::ByHeader => {
+                let url = match thing.kind {
+                    ThingKind::Directory => self.site.directory_url(key),
+                    ThingKind::File | ThingKind::Symlink | ThingKind::Other => self.site.url(key),
+                };
+                self.update(url, set_last_modified(mtime.seconds)).await
+            }
         }
     }
 
@@ -460,21 +490,26 @@ impl Endpoint for DavEndpoint {
     ) -> Answer<()> {
         let temporary = temporary(to, random())?;
         let copy = async {
-            let found = source.find(from).await?.map(|member| source.thing(&member));
+            let found = source.stat(from).await?;
             let is_same = found.is_some_and(|found| {
                 (found.size, &found.tag, found.modified) == (thing.size, &thing.tag, thing.modified)
             });
             if !is_same {
                 return Err(Fault::new(Class::Changed, "it is another version by now"));
             }
-            self.site.written(source.leading("COPY", from, &temporary)).await?;
-            if self.find(&temporary).await?.and_then(|it| it.size) != Some(thing.size) {
+            self.site.written(source.leading("COPY", from, &temporary, "T")).await?;
+            let copied = self.find(&temporary).await?;
+            if copied.as_ref().and_then(|it| it.size) != Some(thing.size) {
                 return Err(Fault::new(Class::Changed, "it is another version by now"));
             }
             if let Some(mtime) = kept.mtime.filter(|_| self.can.times == Times::ByHeader) {
-                self.update(&temporary, set_last_modified(mtime.seconds)).await?;
+                self.update(self.site.url(&temporary), set_last_modified(mtime.seconds)).await?;
             }
-            self.put_in_place(&temporary, to, kept).await
+            let since = match self.can.times {
+                Times::ByHeader => kept.mtime.and_then(|it| Timestamp::new(it.seconds, 0)),
+                Times::Never | Times::AsProperty => copied.and_then(|it| it.modified),
+            };
+            self.put_in_place(&temporary, to, Sent { size: thing.size, since }, kept).await
         };
         let done = copy.await;
         self.or_remove(&temporary, done).await

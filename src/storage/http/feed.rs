@@ -14,7 +14,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::task::JoinSet;
 
 use super::client::{ANSWER_TIME, lost};
-use super::site::{Reply, Site};
+use super::site::{Reply, Site, redirected_write};
 use crate::storage::remote::{Answer, Class, Fault};
 
 /// A request whose body is still coming. A clone is another handle on it; without any, it is cut off.
@@ -68,10 +68,7 @@ impl Feed {
             let reply = Reply { response, url, is_directory: false };
             match reply.status().as_u16() {
                 200..=299 => Ok(()),
-                300..=399 => Err(Fault::new(
-                    Class::Unsupported,
-                    "the server redirects what is written; name the place that it leads to",
-                )),
+                300..=399 => Err(redirected_write()),
                 _ => Err(match site.refused_write(&reply) {
                     // What has gone cannot be sent again from here: the session begins anew, later.
                     Fault { class: Class::Busy, text } => Fault::new(Class::Disconnected, text),

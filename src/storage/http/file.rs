@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, Method, StatusCode, header};
 use tokio::sync::Mutex as AsyncMutex;
@@ -12,6 +12,7 @@ use super::client::{Call, fill, lost};
 use super::digest::{Check, Claim, of_fields, strongest};
 use super::site::{Reply, Site};
 use super::stream::{Served, Stream};
+use super::web::random;
 use crate::protocol::manifest::Timestamp;
 use crate::storage::remote::{Answer, Class, Fault, Key, Thing, ThingKind};
 
@@ -61,10 +62,14 @@ impl File {
     /// Learns what the server says that the whole amounts to.
     fn learn(&self, headers: &HeaderMap, is_whole: bool) {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        // Of a part, this is about the part.
-        let md5 = text("content-md5").filter(|_| is_whole);
-        let content = text("content-digest").filter(|_| is_whole);
-        let claim = strongest(text("repr-digest").or(content), text("digest"), md5);
+        let repr = text("repr-digest");
+        let claim = if is_whole {
+            let all = repr.or(text("content-digest"));
+            strongest(all, text("digest"), text("content-md5"))
+        } else {
+            // Of a part, the others are about the part.
+            strongest(repr, None, None)
+        };
         let mut check = lock(&self.check);
         if check.is_none() {
             *check = Check::new(claim.into_iter().collect());
@@ -82,7 +87,7 @@ impl Site {
         }
         let status = reply.status();
         match status.as_u16() {
-            200..=299 => match length(reply.response.headers()) {
+            200..=299 => match head_length(self.readable(key, &reply)?) {
                 Some(size) => Ok(Some(self.file(size, reply.response.headers()))),
                 None => self.measure(key).await,
             },
@@ -100,7 +105,10 @@ impl Site {
     async fn measure(&self, key: &Key) -> Answer<Option<Thing>> {
         let call = Call::new(Method::GET, self.url(key)).header("range", "bytes=0-0");
         let mut reply = self.send(call).await?;
-        let headers = reply.response.headers().clone();
+        let headers = match reply.status() {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => self.readable(key, &reply)?.clone(),
+            _ => reply.response.headers().clone(),
+        };
         let size = match reply.status() {
             StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
             StatusCode::PARTIAL_CONTENT => total(&headers),
@@ -114,9 +122,30 @@ impl Site {
         Ok(Some(self.file(size.ok_or_else(untold)?, &headers)))
     }
 
+    /// The headers of an answer that has a file as it is.
+    fn readable<'a>(&self, key: &Key, reply: &'a Reply) -> Answer<&'a HeaderMap> {
+        let headers = reply.response.headers();
+        check_encoding(&self.url(key), headers).map(|()| headers)
+    }
+
     fn file(&self, size: u64, headers: &HeaderMap) -> Thing {
         let root = self.config().expected.blake3;
-        Thing { root, ..thing_of(ThingKind::File, size, headers) }
+        self.of_this_run(Thing { root, ..thing_of(ThingKind::File, size, headers) })
+    }
+
+    /// A file of which the server does not tell one version from another gets a tag and a time of this
+    /// process: nothing that another one has read of it counts.
+    pub fn of_this_run(&self, thing: Thing) -> Thing {
+        if self.config().is_destination || thing.tag.is_some() || thing.modified.is_some() {
+            return thing;
+        }
+        let (number, begun) = RUN.get_or_init(|| {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let seconds = i64::try_from(since.as_secs()).unwrap_or_default();
+            (random(), Timestamp::new(seconds, since.subsec_nanos()))
+        });
+        let tag = [RUN_TAG, &number.to_le_bytes()[..]].concat();
+        Thing { tag: Some(tag.into()), modified: *begun, ..thing }
     }
 
     /// Opens a file. Of a large one it asks once more what it is, as parts of another version would
@@ -129,7 +158,7 @@ impl Site {
             thing: thing.clone(),
             strong_tag: OnceLock::new(),
             is_whole: AtomicBool::new(false),
-            is_sequential: AtomicBool::new(false),
+            is_sequential: AtomicBool::new(is_of_this_run(thing)),
             stream: AsyncMutex::default(),
             check: Mutex::new(Check::new(claims)),
         };
@@ -143,7 +172,7 @@ impl Site {
                 check_version(
                     &open.file,
                     reply.response.headers(),
-                    length(reply.response.headers()),
+                    head_length(reply.response.headers()),
                 )?;
                 open.file.learn(reply.response.headers(), true);
                 if let Some(tag) = reply.header("etag").filter(|tag| !tag.starts_with("W/")) {
@@ -202,18 +231,21 @@ impl Site {
         let headers = reply.response.headers().clone();
         match reply.status() {
             StatusCode::PARTIAL_CONTENT => {
+                check_encoding(&file.url, &headers)?;
                 check_version(file, &headers, total(&headers))?;
                 if first_of(&headers) != Some(first) {
                     let text = "the server sends another part than it was asked for";
                     return Err(Fault::new(Class::Violation, text));
                 }
+                file.learn(&headers, false);
             }
             StatusCode::OK => {
+                check_encoding(&file.url, &headers)?;
                 check_version(file, &headers, length(&headers))?;
+                file.learn(&headers, true);
                 if !is_whole {
                     return Ok(Ranged::Whole(reply.response));
                 }
-                file.learn(&headers, true);
                 file.is_whole.store(true, Ordering::Relaxed);
             }
             StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => {
@@ -254,6 +286,11 @@ impl Site {
             match current.serve(offset + done as u64, rest).await {
                 Served::All => return Ok(()),
                 Served::Ended(_) => return Err(changed()),
+                // The next answer may be another version, and nothing would tell.
+                Served::Gone(_) | Served::Broken(_) if is_of_this_run(&file.thing) => {
+                    *stream = None;
+                    return Err(changed());
+                }
                 Served::Gone(filled) | Served::Broken(filled) => {
                     done += filled;
                     *stream = None;
@@ -267,13 +304,20 @@ impl Site {
     async fn whole(&self, file: &File) -> Answer<reqwest::Response> {
         let reply = self.done(Call::new(Method::GET, file.url.clone())).await?;
         let headers = reply.response.headers();
+        check_encoding(&file.url, headers)?;
         check_version(file, headers, length(headers))?;
+        file.learn(headers, true);
         Ok(reply.response)
     }
 
     /// Whether a file is what it was, and what it was said to amount to.
     pub async fn confirm_file(&self, open: &Open) -> Answer<bool> {
         let file = &*open.file;
+        if let Some(stream) = &mut *file.stream.lock().await
+            && !stream.ends_at(file.thing.size).await
+        {
+            return Ok(false);
+        }
         if !file.is_whole.load(Ordering::Relaxed) {
             let reply = self.send(Call::new(Method::HEAD, file.url.clone())).await?;
             let headers = reply.response.headers();
@@ -281,7 +325,7 @@ impl Site {
                 return Err(self.refused(&reply));
             }
             let is_known = reply.status().is_success();
-            if is_known && check_version(file, headers, length(headers)).is_err() {
+            if is_known && check_version(file, headers, head_length(headers)).is_err() {
                 return Ok(false);
             }
         }
@@ -340,6 +384,33 @@ fn check_version(file: &File, headers: &HeaderMap, size: Option<u64>) -> Answer<
     if is_same && size.is_none_or(|size| size == file.thing.size) { Ok(()) } else { Err(changed()) }
 }
 
+/// What is compressed on the way is not the file, unless it is stored so, as its name says.
+fn check_encoding(url: &str, headers: &HeaderMap) -> Answer<()> {
+    let Some(encoding) = headers.get(header::CONTENT_ENCODING) else { return Ok(()) };
+    let encoding = encoding.as_bytes().trim_ascii();
+    let path = url.split(['?', '#']).next().unwrap_or_default();
+    let end = path.rsplit_once('.').map_or("", |(_, end)| end);
+    if encoding.is_empty() || encoding.eq_ignore_ascii_case(b"identity") || PACKED.contains(&end) {
+        return Ok(());
+    }
+    let text = "the server sends it compressed, though asked not to";
+    Err(Fault::new(Class::Unsupported, text))
+}
+
+/// How names of files end that are compressed where they lie.
+const PACKED: [&str; 8] = ["gz", "tgz", "svgz", "Z", "bz2", "xz", "zst", "br"];
+
+/// Whether nothing but one answer is known to be of one version.
+fn is_of_this_run(thing: &Thing) -> bool {
+    thing.tag.as_deref().is_some_and(|tag| tag.starts_with(RUN_TAG))
+}
+
+/// How a tag begins that no server has sent: a header has no such byte.
+const RUN_TAG: &[u8] = b"\0";
+
+/// What tells this process from others, and when it was first needed.
+static RUN: OnceLock<(u64, Option<Timestamp>)> = OnceLock::new();
+
 fn changed() -> Fault {
     Fault::new(Class::Changed, "it is another version by now")
 }
@@ -379,6 +450,11 @@ pub fn http_time(text: &str) -> Option<Timestamp> {
 
 fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// What the answer to HEAD tells of the length: servers that make no body for it say 0 of every file.
+fn head_length(headers: &HeaderMap) -> Option<u64> {
+    length(headers).filter(|length| *length > 0)
 }
 
 /// `bytes FIRST-LAST/TOTAL`, or `bytes */TOTAL`.

@@ -54,6 +54,28 @@ pub fn links_of_json(json: &[u8]) -> Option<Vec<Link>> {
     Some(links)
 }
 
+/// Whether a page is one that lists all of a directory, and not any page with links.
+pub fn is_index(html: &str) -> bool {
+    // Caddy's has the directory's name only.
+    let is_caddy =
+        html.contains("href=\"https://caddyserver.com") && html.contains("id=\"summary\"");
+    let mut tags = html.split('<');
+    is_caddy
+        || tags.any(|tag| {
+            let Some((name, text)) = tag.split_once('>') else { return false };
+            let name = name.split_ascii_whitespace().next().unwrap_or_default();
+            let is_heading = name.eq_ignore_ascii_case("title") || name.eq_ignore_ascii_case("h1");
+            is_heading && TITLES.iter().any(|title| begins_with(text.trim_start(), title))
+        })
+}
+
+fn begins_with(text: &str, beginning: &str) -> bool {
+    text.get(..beginning.len()).is_some_and(|it| it.eq_ignore_ascii_case(beginning))
+}
+
+/// What pages say that list a directory: nginx, Apache and lighttpd; Python.
+const TITLES: [&str; 2] = ["index of", "directory listing for"];
+
 /// The values of all `href` attributes of anchors, with their character references resolved.
 fn targets(html: &str) -> impl Iterator<Item = String> {
     let mut rest = html;
@@ -94,7 +116,7 @@ fn tag_end(text: &str) -> usize {
 fn href(tag: &str) -> Option<&str> {
     let mut rest = tag;
     loop {
-        let at = rest.to_ascii_lowercase().find("href")?;
+        let at = rest.as_bytes().windows(4).position(|it| it.eq_ignore_ascii_case(b"href"))?;
         let is_word = at > 0 && rest.as_bytes()[at - 1].is_ascii_whitespace();
         rest = rest.get(at + 4..)?;
         let Some(value) = rest.trim_start().strip_prefix('=').filter(|_| is_word) else { continue };
@@ -190,6 +212,21 @@ mod tests {
         assert_eq!(names(apache, "/files/"), files);
         let caddy = "<a href=\"./dir/\">x</a><a href=./a%20b%26.txt>y</a><a href=\"./dir/\">x</a>";
         assert_eq!(names(caddy, "/files/"), files);
+    }
+
+    #[test]
+    fn pages_that_list_a_directory_say_so() {
+        for html in [
+            "<html><head><title>Index of /files/</title></head>",
+            "<H1 class=x>\n INDEX OF /</H1>",
+            "<title>Directory listing for /x/</title>",
+            "<div id=\"summary\"></div><a rel=x href=\"https://caddyserver.com\">Caddy</a>",
+        ] {
+            assert!(is_index(html), "{html}");
+        }
+        for html in ["", "<p>Index of x</p>", "<title>Our index of x</title>", "<title>Index"] {
+            assert!(!is_index(html), "{html}");
+        }
     }
 
     #[test]

@@ -10,12 +10,42 @@ use crate::storage::remote::Answer;
 pub struct Member {
     /// Its URL, or the path of it.
     pub href: String,
+    /// The server tells nothing about it, and this status instead.
+    pub refusal: Option<String>,
     pub is_collection: bool,
     pub size: Option<u64>,
     pub modified: Option<Timestamp>,
     pub tag: Option<String>,
     /// Our own property.
     pub mtime: Option<String>,
+}
+
+impl Member {
+    /// The server says that it is not there.
+    pub fn is_missing(&self) -> bool {
+        let code = self.refusal.as_deref().and_then(|it| it.split_ascii_whitespace().nth(1));
+        matches!(code, Some("404" | "410"))
+    }
+}
+
+/// What a file is known by after it was sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// In bytes.
+    pub size: u64,
+    /// By the server's clock, if it told; it is not older.
+    pub since: Option<Timestamp>,
+}
+
+impl Sent {
+    /// Whether that is what is there.
+    pub fn is(self, member: &Member) -> bool {
+        let is_new = match (self.since, member.modified) {
+            (Some(since), Some(modified)) => modified >= since,
+            _ => false,
+        };
+        !member.is_collection && member.size == Some(self.size) && is_new
+    }
 }
 
 /// Reads an answer to PROPFIND. What the server could not tell is not there.
@@ -28,6 +58,7 @@ pub fn members(xml: &[u8]) -> Answer<Vec<Member>> {
         let value = || Some(text.to_owned()).filter(|text| !text.is_empty());
         match path {
             "href" => text.clone_into(&mut member.href),
+            "status" => member.refusal = value().filter(|it| !is_success(it)),
             "propstat/prop/resourcetype/collection" => part.is_collection = true,
             "propstat/prop/getcontentlength" => part.size = text.parse().ok(),
             "propstat/prop/getlastmodified" => part.modified = http_time(text),
@@ -119,6 +150,32 @@ mod tests {
             ..Member::default()
         };
         assert_eq!(members, [directory, file]);
+    }
+
+    #[test]
+    fn what_was_there_before_is_not_what_was_sent() {
+        let time = |seconds| Timestamp::new(seconds, 0);
+        let member = Member { size: Some(3), modified: time(9), ..Member::default() };
+        assert!(Sent { size: 3, since: time(9) }.is(&member));
+        assert!(!Sent { size: 4, since: time(9) }.is(&member));
+        assert!(!Sent { size: 3, since: time(10) }.is(&member));
+        assert!(!Sent { size: 3, since: None }.is(&member));
+        assert!(!Sent { size: 3, since: time(9) }.is(&Member { is_collection: true, ..member }));
+    }
+
+    #[test]
+    fn what_cannot_be_told_has_a_status() {
+        let answer = |status: &str| {
+            let xml = format!(
+                "<m:multistatus xmlns:m=\"DAV:\"><m:response><m:href>/x</m:href>\
+                 <m:status>HTTP/1.1 {status}</m:status></m:response></m:multistatus>"
+            );
+            members(xml.as_bytes()).unwrap().remove(0)
+        };
+        assert_eq!(answer("200 OK").refusal, None);
+        assert_eq!(answer("403 Forbidden").refusal.as_deref(), Some("HTTP/1.1 403 Forbidden"));
+        assert!(!answer("403 Forbidden").is_missing());
+        assert!(answer("404 Not Found").is_missing());
     }
 
     #[test]

@@ -160,6 +160,12 @@ impl Site {
             if !matches!(next.scheme(), "http" | "https") {
                 return Err(wrong("redirects to what is no http:// or https:// URL"));
             }
+            if url.scheme() == "https" && next.scheme() == "http" {
+                return Err(wrong("redirects to where nothing is encrypted"));
+            }
+            if !call.method.is_safe() && call.method.as_str() != "PROPFIND" {
+                return Err(redirected_write());
+            }
             is_directory |= next.path().strip_suffix('/') == Some(url.path());
             url = next;
         }
@@ -252,6 +258,12 @@ impl Site {
         };
         Fault::new(class, text)
     }
+}
+
+/// What is written goes where the user said, and nowhere else.
+pub fn redirected_write() -> Fault {
+    let text = "the server redirects what is written; name the place that it leads to";
+    Fault::new(Class::Unsupported, text)
 }
 
 /// What stands for itself in a path: a slash does.

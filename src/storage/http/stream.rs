@@ -76,6 +76,22 @@ impl Stream {
         Served::All
     }
 
+    /// Whether the answer is over where a file of this size is, once it was read to there.
+    pub async fn ends_at(&mut self, size: u64) -> bool {
+        loop {
+            let come = self.position + self.rest.len() as u64;
+            if come != size {
+                return come < size;
+            }
+            match self.response.chunk().await {
+                Ok(None) => return true,
+                Ok(Some(piece)) if self.rest.is_empty() => self.rest = piece,
+                Ok(Some(piece)) if piece.is_empty() => {}
+                Ok(Some(_)) | Err(_) => return false,
+            }
+        }
+    }
+
     /// Holds what nobody has asked for yet, as much of it as there may be.
     fn pass(&mut self, piece: Bytes) {
         let at = self.position;
@@ -131,6 +147,19 @@ mod tests {
         let mut into = vec![0; len];
         let served = stream.serve(offset, &mut into).await;
         (served, into)
+    }
+
+    #[tokio::test]
+    async fn an_answer_ends_where_the_file_does() {
+        for (size, ends) in [(4, false), (10, true), (12, true)] {
+            let mut stream = stream(b"0123456789");
+            part(&mut stream, 0, 4).await;
+            assert_eq!(stream.ends_at(size).await, ends, "{size}");
+            if size == 10 {
+                part(&mut stream, 4, 6).await;
+                assert!(stream.ends_at(10).await);
+            }
+        }
     }
 
     #[tokio::test]

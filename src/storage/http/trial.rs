@@ -7,6 +7,7 @@ use http::Method;
 
 use super::client::Call;
 use super::dav::{DavEndpoint, own_time, temporary};
+use super::multistatus::Sent;
 use super::site::Site;
 use super::web::random;
 use crate::protocol::manifest::Timestamp;
@@ -45,7 +46,7 @@ pub fn properties(site: &Site, can: Can) -> Properties {
     Properties {
         name: "webdav",
         replaces: Replaces::ByRemoving,
-        remembers: if can.write_parts { Remembers::UntilBoot } else { Remembers::Nothing },
+        remembers: if can.write_parts { Remembers::Reread } else { Remembers::Nothing },
         syncs: false,
         lasts: false,
         keeps: Keeps {
@@ -106,7 +107,9 @@ impl DavEndpoint {
             can.write_parts = now == b"0ab3";
         }
         if can.times == Times::Never && self.set_property(first, mtime).await.is_ok() {
-            self.move_to(first, second).await?;
+            let found = self.find(first).await?.unwrap_or_default();
+            let sent = Sent { size: found.size.unwrap_or_default(), since: found.modified };
+            self.move_to(first, second, sent).await?;
             let kept = self.find(second).await?.and_then(|member| own_time(&member));
             if kept == Some(mtime) {
                 can.times = Times::AsProperty;

@@ -11,8 +11,8 @@ use http::{HeaderMap, Method, StatusCode};
 use super::client::{Call, read_body};
 use super::feed::Feed;
 use super::file::{Open, thing_of};
-use super::index::{Link, links_of_html, links_of_json};
-use super::site::{MAX_PAGE_LEN, Reply, Site, WebConfig};
+use super::index::{Link, is_index, links_of_html, links_of_json};
+use super::site::{Reply, Site, WebConfig};
 use crate::protocol::chunk::{ByteRange, ChunkData};
 use crate::protocol::manifest::Name;
 use crate::protocol::message::Changes;
@@ -73,8 +73,8 @@ impl WebEndpoint {
         Ok(Self { site, properties, uploads: Uploads::default() })
     }
 
-    /// The links of a directory's page.
-    async fn links(&self, directory: &Key) -> Answer<Vec<Link>> {
+    /// The links of a directory's page, and whether they are all that is there.
+    async fn links(&self, directory: &Key) -> Answer<(Vec<Link>, bool)> {
         let call = Call::new(Method::GET, self.site.directory_url(directory))
             .header("accept", "text/html, application/json;q=0.9, */*;q=0.1");
         let reply = self.site.send(call).await?;
@@ -91,11 +91,12 @@ impl WebEndpoint {
             let text = "what the server has there is no index page; name the files instead";
             return Err(Fault::new(Class::Unsupported, text));
         }
-        let body = read_body(reply.response, MAX_PAGE_LEN).await?;
-        Ok(match links_of_json(&body) {
-            Some(links) => links,
-            None => links_of_html(&String::from_utf8_lossy(&body), &page),
-        })
+        let body = read_body(reply.response, MAX_INDEX_LEN).await?;
+        if let Some(links) = links_of_json(&body).filter(|_| kind.contains("json")) {
+            return Ok((links, true));
+        }
+        let html = String::from_utf8_lossy(&body);
+        Ok((links_of_html(&html, &page), is_index(&html)))
     }
 
     /// What a link leads to.
@@ -131,7 +132,14 @@ impl WebEndpoint {
         found: &flume::Sender<Vec<Listed>>,
         below: &mut Vec<Key>,
     ) -> Answer<bool> {
-        for links in self.links(directory).await?.chunks(GROUP) {
+        let (links, is_all) = self.links(directory).await?;
+        if !is_all && !self.site.config().is_destination {
+            let itself = vec![Listed::Thing(directory.clone(), directory_thing())];
+            if found.send_async(itself).await.is_err() {
+                return Ok(false);
+            }
+        }
+        for links in links.chunks(GROUP) {
             let looks = links.iter().map(|link| self.listed(directory, link)).collect();
             let group = all(looks, self.properties.requests).await;
             for listed in &group {
@@ -347,6 +355,9 @@ pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // Every change is a single step, so a panic elsewhere spoils nothing.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// The longest index page, in bytes.
+const MAX_INDEX_LEN: usize = 16 << 20;
 
 /// How many links of a page are looked at before they are told.
 const GROUP: usize = 256;

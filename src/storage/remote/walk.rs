@@ -211,7 +211,8 @@ impl<E: Endpoint> Walk<'_, E> {
     ) -> Result<(), Gone> {
         match listed {
             Listed::Thing(key, thing) => {
-                // Whatever it is, it is not in this directory.
+                // Whatever it is, it is not in this directory. An endpoint that does not know whether it
+                // tells all tells of the directory itself.
                 if key.parent().as_ref() != Some(&listing.directory.key) {
                     listing.is_complete = false;
                     return Ok(());
