@@ -212,16 +212,14 @@ impl Inner {
         self.server.done(&self.with_kept(call, kept)).await.map(drop)
     }
 
-    /// Copies an object onto itself or elsewhere, with new metadata.
-    async fn copy_object(&self, from: Version<'_>, to: &Key, kept: &Kept) -> Answer<()> {
+    /// Copies an object onto itself or elsewhere, with the metadata that a request to there has.
+    async fn copy_object(&self, from: Version<'_>, call: Call) -> Answer<()> {
         if from.thing.size > MAX_COPY_LEN {
             let text = "objects of more than 5 GiB cannot be copied at once";
             return Err(Fault::new(Class::Unsupported, text));
         }
-        let call =
-            Call::new(Method::PUT, self.url(to)).header("x-amz-metadata-directive", "REPLACE");
-        let call = from.source_of(call);
-        let body = self.server.body(&self.with_kept(call, kept)).await?;
+        let call = from.source_of(call.header("x-amz-metadata-directive", "REPLACE"));
+        let body = self.server.body(&call).await?;
         check_result(&body, "CopyObjectResult")
     }
 }
@@ -424,8 +422,14 @@ impl Endpoint for S3Endpoint {
     }
 
     async fn set(&self, key: &Key, thing: &Thing, kept: &Kept, _: Changes) -> Answer<()> {
+        let call = Call::new(Method::HEAD, self.inner.url(key));
+        let found = self.inner.server.maybe(&call).await?;
+        let found = found.ok_or_else(|| Fault::new(Class::Missing, text::NO_OBJECT))?;
         let from = Version { bucket: &self.inner.config.bucket, key, thing };
-        self.inner.copy_object(from, key, kept).await
+        let call = Call::new(Method::PUT, self.inner.url(key));
+        // What is not named here would be gone.
+        let call = with_kept(with_found(call, found.headers()), &metadata::S3, kept);
+        self.inner.copy_object(from, call).await
     }
 
     async fn remove(&self, things: Vec<(Key, ThingKind)>) -> Vec<Answer<()>> {
@@ -454,7 +458,8 @@ impl Endpoint for S3Endpoint {
     ) -> Answer<()> {
         let from = Version { bucket: &source.inner.config.bucket, key: from, thing };
         if thing.size <= PART_OF_COPY {
-            return self.inner.copy_object(from, to, kept).await;
+            let call = Call::new(Method::PUT, self.inner.url(to));
+            return self.inner.copy_object(from, self.inner.with_kept(call, kept)).await;
         }
         let id = self.inner.begin_upload(to, Some(kept)).await?;
         let copied = self.inner.copy_in_parts(from, to, &id).await;
@@ -538,6 +543,18 @@ impl Version<'_> {
         let call = call.header("x-amz-copy-source", &source);
         if_tag(call, "x-amz-copy-source-if-match", self.thing)
     }
+}
+
+/// A request with what an answer says of an object, so that it stays so.
+fn with_found(mut call: Call, found: &HeaderMap) -> Call {
+    for (name, value) in found {
+        let is_kept = DESCRIBED_BY.contains(&name.as_str())
+            || name.as_str().starts_with(metadata::S3.header_prefix);
+        if let Some(value) = value.to_str().ok().filter(|_| is_kept) {
+            call = call.header(name.as_str(), value);
+        }
+    }
+    call
 }
 
 fn thing_of(object: &xml::Object) -> Thing {
@@ -649,6 +666,18 @@ const MEANINGS: &[Meaning] = &[
     },
 ];
 
+/// What is said of an object beside metadata of users' own.
+const DESCRIBED_BY: &[&str] = &[
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-type",
+    "expires",
+    "x-amz-storage-class",
+    "x-amz-website-redirect-location",
+];
+
 pub(super) const CHECKSUM: &str = "x-amz-checksum-crc64nvme";
 
 /// What is larger is copied in parts, many at a time, of at least this length, in bytes.
@@ -672,5 +701,16 @@ mod tests {
         }
         let error = "<Error><Code>InternalError</Code></Error>";
         assert_eq!(check(error).unwrap_err().class, Class::Busy);
+    }
+
+    #[test]
+    fn what_others_said_of_an_object_stays() {
+        let names = ["content-type", "x-amz-storage-class", "x-amz-meta-other", "etag", "date"];
+        let found = names.iter().map(|name| (name.parse().unwrap(), "x".parse().unwrap()));
+        let found: HeaderMap = found.collect();
+        let call = Call::new(Method::PUT, "http://h/".to_owned());
+        let kept = with_found(call, &found).headers;
+        let is_kept = names.map(|name| kept.contains_key(name));
+        assert_eq!(is_kept, [true, true, true, false, false]);
     }
 }
