@@ -18,8 +18,9 @@ use super::credentials::{self, AzureAccount, AzureKeys};
 use super::fault::{Meaning, by_status, coded, text};
 use super::metadata;
 use super::store::{
-    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, begun, check_count, checked_url, id_of, if_tag,
-    in_path, in_query, listed, pages, prefix_of, text as key_text, token, upload_id, with_kept,
+    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, begun, check_count, checked_url, further, id_of,
+    if_tag, in_path, in_query, listed, pages, prefix_of, text as key_text, token, upload_id,
+    with_kept,
 };
 use super::xml;
 use crate::protocol::chunk::{ByteRange, ChunkData};
@@ -193,10 +194,10 @@ impl Inner {
     async fn empty(&self, prefix: &str, query: &str) -> Answer<HashSet<String>> {
         let (mut names, mut next) = (HashSet::new(), None);
         loop {
-            let page = self.page(prefix, query, next).await?;
+            let page = self.page(prefix, query, next.clone()).await?;
             let empty = page.all.into_iter().filter(|blob| blob.size == 0);
             names.extend(empty.map(|blob| blob.name));
-            next = page.next;
+            next = further(page.next, next.as_deref())?;
             if next.is_none() {
                 return Ok(names);
             }
@@ -223,15 +224,22 @@ impl Inner {
 
     /// Waits until the server has copied a blob, which it does at once within an account as a rule.
     async fn wait_for_copy(&self, to: &Key, mut headers: HeaderMap) -> Answer<()> {
+        let (mut pauses, mut progress) = (0, None);
         loop {
             let status = headers.get("x-ms-copy-status").and_then(|it| it.to_str().ok());
             match status {
-                Some("pending") => tokio::time::sleep(COPY_PAUSE).await,
+                Some("pending") if pauses < MAX_COPY_PAUSES => {
+                    tokio::time::sleep(COPY_PAUSE).await;
+                }
+                Some("pending") => return Err(Fault::new(Class::Busy, text::BUSY)),
                 Some("success") | None => return Ok(()),
                 Some(_) => return Err(Fault::new(Class::Other, "the server gave the copy up")),
             }
             let found = self.head(to).await?;
             headers = found.ok_or_else(|| Fault::new(Class::Missing, text::NO_OBJECT))?;
+            let copied = copied(&headers);
+            pauses = if copied > progress { 0 } else { pauses + 1 };
+            progress = progress.max(copied);
         }
     }
 }
@@ -290,7 +298,7 @@ impl Endpoint for AzureEndpoint {
 
     async fn open(&self, key: &Key, thing: &Thing) -> Answer<Open> {
         let call = |method| if_tag(call(method, self.inner.url(key)), "if-match", thing);
-        Ok(Open::new(call(Method::GET), call(Method::HEAD), thing))
+        Ok(Open::new(call(Method::GET), call(Method::HEAD), thing, "etag"))
     }
 
     async fn read(&self, file: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
@@ -418,7 +426,7 @@ impl Endpoint for AzureEndpoint {
         // Blocks without a list look like empty blobs, and are not listed unless asked for.
         let there = self.inner.empty(&prefix, "").await?;
         let mut names = self.inner.empty(&prefix, "&include=uncommittedblobs").await?;
-        names.retain(|name| !there.contains(name));
+        names.retain(|name| !there.contains(name) && name.starts_with(&prefix));
         let looks = names.iter().map(|name| self.inner.left(name)).collect();
         for left in all(looks, self.inner.properties.requests).await {
             if found.send_async(left?).await.is_err() {
@@ -493,6 +501,12 @@ impl Inner {
         };
         self.server.maybe(&call).await.map(drop)
     }
+}
+
+/// How much of a copy is there already, in bytes.
+fn copied(headers: &HeaderMap) -> Option<u64> {
+    let progress = headers.get("x-ms-copy-progress")?.to_str().ok()?;
+    progress.split_once('/')?.0.parse().ok()
 }
 
 /// A request to the service as it was at a time: what it answers depends on that.
@@ -701,6 +715,9 @@ const CHECKSUM: &str = "content-md5";
 
 /// Between two looks at a copy that the server makes.
 const COPY_PAUSE: Duration = Duration::from_millis(500);
+
+/// How many times a copy may be found no further than before: half an hour.
+const MAX_COPY_PAUSES: u32 = 3600;
 
 #[cfg(test)]
 mod tests {

@@ -37,6 +37,11 @@ pub fn by_status(status: StatusCode) -> Fault {
     Fault::new(class, format!("the server says {status}"))
 }
 
+/// A listing that has an end where it should go on, or none at all.
+pub fn broken_off() -> Fault {
+    Fault::new(Class::Violation, "the server breaks its listing off")
+}
+
 /// What every store says in codes of its own.
 pub mod text {
     pub const NO_BUCKET: &str = "there is no such bucket; make it first, or check its name";

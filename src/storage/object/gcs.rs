@@ -18,11 +18,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::credentials;
-use super::fault::{Meaning, by_status, coded, text};
+use super::fault::{Meaning, broken_off, by_status, coded, text};
 use super::metadata;
 use super::store::{
-    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, begun, checked_url, id_of, in_query, listed,
-    pages, prefix_of, text as key_text, token, upload_id,
+    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, begun, checked_url, further, id_of, in_query,
+    listed, pages, prefix_of, text as key_text, token, upload_id,
 };
 use super::xml::timestamp;
 use crate::protocol::chunk::{ByteRange, ChunkData};
@@ -89,9 +89,12 @@ struct Object {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Page {
+    /// What the answer is of.
+    kind: String,
     items: Vec<Object>,
     prefixes: Vec<String>,
     next_page_token: Option<String>,
+    error: Option<Value>,
 }
 
 /// An object that others are composed of.
@@ -178,7 +181,7 @@ impl Inner {
 
     fn list_url(&self, prefix: &str, query: &str) -> String {
         let (base, bucket, prefix) = (&self.base, &self.config.bucket, in_query(prefix));
-        let fields = format!("nextPageToken,prefixes,items({FIELDS})");
+        let fields = format!("kind,nextPageToken,prefixes,items({FIELDS})");
         format!(
             "{base}/storage/v1/b/{bucket}/o?prefix={prefix}&fields={}{query}",
             in_query(&fields)
@@ -188,7 +191,7 @@ impl Inner {
     async fn page(&self, prefix: &str, query: &str, next: Option<String>) -> Answer<Page> {
         let more = next.map(|next| format!("&pageToken={}", in_query(&next))).unwrap_or_default();
         let url = self.list_url(prefix, &format!("{query}{more}"));
-        parsed(&self.server.body(&Call::new(Method::GET, url)).await?)
+        page_of(&self.server.body(&Call::new(Method::GET, url)).await?)
     }
 
     /// What is to be stored beside an object, in the server's words.
@@ -300,9 +303,9 @@ impl Inner {
         let prefix = part_name(key, id, "")?;
         let (mut found, mut next) = (Vec::new(), None);
         loop {
-            let page = self.page(&prefix, "", next).await?;
+            let page = self.page(&prefix, "", next.clone()).await?;
             found.extend(page.items);
-            next = page.next_page_token;
+            next = further(page.next_page_token, next.as_deref())?;
             if next.is_none() {
                 return Ok(found);
             }
@@ -366,7 +369,7 @@ impl Endpoint for GcsEndpoint {
         // What is stored compressed comes as it is stored.
         let get = get.header("accept-encoding", "gzip");
         let look = format!("{}?fields=generation&{condition}", self.inner.url(name));
-        Ok(Open::new(get, Call::new(Method::GET, look), thing))
+        Ok(Open::new(get, Call::new(Method::GET, look), thing, "x-goog-generation"))
     }
 
     async fn read(&self, file: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
@@ -482,9 +485,12 @@ impl Endpoint for GcsEndpoint {
         let (prefix, mut next) = (prefix_of(directory)?, None);
         let mut uploads: HashMap<(Key, String), Unfinished> = HashMap::new();
         loop {
-            let page = self.inner.page(&prefix, "", next).await?;
+            let page = self.inner.page(&prefix, "", next.clone()).await?;
             for object in &page.items {
                 let Some((key, id)) = upload_of(&object.name) else { continue };
+                if key.below(directory).is_none() {
+                    continue;
+                }
                 let thing = object.thing()?;
                 let token = Some(token(0, Some(&id)));
                 let left = || Unfinished { key: key.clone(), token, size: 0, since: None };
@@ -492,7 +498,7 @@ impl Endpoint for GcsEndpoint {
                 left.size += thing.size;
                 left.since = left.since.max(thing.modified);
             }
-            next = page.next_page_token;
+            next = further(page.next_page_token, next.as_deref())?;
             if next.is_none() {
                 break;
             }
@@ -637,6 +643,19 @@ fn with_json(call: Call, body: &Value) -> Call {
         .body(vec![body.to_string().into()])
 }
 
+/// Reads a page of a listing, and believes nothing else.
+fn page_of(body: &[u8]) -> Answer<Page> {
+    let mut page: Page = parsed(body).map_err(|_| broken_off())?;
+    page.next_page_token = page.next_page_token.filter(|token| !token.is_empty());
+    let says_something =
+        !page.items.is_empty() || !page.prefixes.is_empty() || page.next_page_token.is_some();
+    let is_listing = match page.kind.as_str() {
+        "" => says_something,
+        kind => kind == "storage#objects",
+    };
+    if is_listing && page.error.is_none() { Ok(page) } else { Err(broken_off()) }
+}
+
 fn parsed<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Answer<T> {
     let wrong = |_| Fault::new(Class::Violation, "the server's answer is not what it should be");
     serde_json::from_slice(body).map_err(wrong)
@@ -716,6 +735,18 @@ mod tests {
         assert_eq!((whole.crc, whole.text().as_str()), (0xe306_9283, "4waSgw=="));
         assert_eq!(Sum::of(&[one]).followed_by(Sum::of(&[other])), whole);
         assert_eq!(Sum::of(&[]).followed_by(whole), whole);
+    }
+
+    #[test]
+    fn only_a_listing_is_a_page() {
+        let next = |body: &str| page_of(body.as_bytes()).map(|it| it.next_page_token);
+        let kind = r#"{"kind":"storage#objects","nextPageToken":""}"#;
+        assert_eq!(next(kind), Ok(None));
+        assert_eq!(next(r#"{"prefixes":["a/"],"nextPageToken":"t"}"#), Ok(Some("t".to_owned())));
+        let error = r#"{"kind":"storage#objects","error":{"code":500}}"#;
+        for body in ["", "{}", "[]", "<html>", error, r#"{"kind":"x","prefixes":["a/"]}"#] {
+            assert_eq!(next(body).unwrap_err().class, Class::Violation, "{body}");
+        }
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::Method;
 
-use super::s3::{CHECKSUM, Inner, PART_OF_COPY, Version, check_late_error, checksum, decoded};
-use super::store::{MAX_PAGE_LEN, in_path, in_query};
+use super::s3::{CHECKSUM, Inner, PART_OF_COPY, Version, check_late_error, check_result, checksum};
+use super::store::{MAX_PAGE_LEN, further, in_path, in_query};
 use super::xml;
 use crate::storage::http::client::{Call, read_body};
 use crate::storage::remote::{Answer, Class, Fault, Kept, Key, all};
@@ -87,9 +87,10 @@ impl Inner {
             let Some(response) = response else { return Ok(None) };
             let (parts, next) = xml::parts(&read_body(response, MAX_PAGE_LEN).await?)?;
             found.extend(parts);
-            match next.map(|next| format!("&part-number-marker={next}")) {
-                Some(next) if next != marker => marker = next,
-                _ => return Ok(Some(found)),
+            let next = next.map(|next| format!("&part-number-marker={}", in_query(&next)));
+            match further(next, Some(&marker))? {
+                Some(next) => marker = next,
+                None => return Ok(Some(found)),
             }
         }
     }
@@ -114,8 +115,7 @@ impl Inner {
         body.push_str("</CompleteMultipartUpload>");
         let url = format!("{}?uploadId={}", self.url(key), in_query(id));
         let call = Call::new(Method::POST, url).body(vec![body.into()]);
-        // A server may say yes first and no at the end.
-        check_late_error(&self.server.body(&call).await?)
+        check_result(&self.server.body(&call).await?, "CompleteMultipartUploadResult")
     }
 
     /// Ends an upload and removes its parts. One that is not there is no error.
@@ -136,15 +136,14 @@ impl Inner {
         let body = self.server.body(&Call::new(Method::GET, url)).await?;
         let (uploads, next) = xml::uploads(&body)?;
         let next = next.map(|(key, id)| {
-            let key = in_query(&String::from_utf8_lossy(&decoded(&key)));
+            let key = in_query(&String::from_utf8_lossy(&key));
             format!("&key-marker={key}&upload-id-marker={}", in_query(&id))
         });
-        // A server that gives the same page for ever is not followed.
-        Ok((uploads, next.filter(|next| next != marker)))
+        Ok((uploads, further(next, Some(marker))?))
     }
 }
 
 fn receipt(tag: Option<&str>) -> Answer<Receipt> {
-    let receipt = tag.and_then(|tag| Receipt::new(tag.as_bytes()));
+    let receipt = tag.filter(|tag| !tag.is_empty()).and_then(|tag| Receipt::new(tag.as_bytes()));
     receipt.ok_or_else(|| Fault::new(Class::Violation, "the server gives no tag for a part"))
 }

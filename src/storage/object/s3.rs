@@ -10,12 +10,11 @@ use std::time::Duration;
 use base64::Engine as _;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
-use percent_encoding::percent_decode_str;
 
 use super::credentials;
 use super::fault::{Meaning, by_status, coded, text};
 use super::metadata;
-use super::stages::Stages;
+use super::stages::{self, Stages};
 use super::store::{
     MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, checked_url, id_of, if_tag, in_path, in_query,
     listed, pages, prefix_of, token, with_kept,
@@ -197,7 +196,7 @@ impl Inner {
 
     /// What there is of an upload.
     async fn left(&self, upload: &xml::Upload) -> Answer<Option<Unfinished>> {
-        let Ok(key) = Key::new(&decoded(&upload.key)) else { return Ok(None) };
+        let Ok(key) = Key::new(&upload.key) else { return Ok(None) };
         let parts = self.parts(&key, &upload.id).await?;
         Ok(parts.map(|parts| Unfinished {
             key,
@@ -213,17 +212,15 @@ impl Inner {
         self.server.done(&self.with_kept(call, kept)).await.map(drop)
     }
 
-    /// Copies an object onto itself or elsewhere, with new metadata.
-    async fn copy_object(&self, from: Version<'_>, to: &Key, kept: &Kept) -> Answer<()> {
+    /// Copies an object onto itself or elsewhere, with the metadata that a request to there has.
+    async fn copy_object(&self, from: Version<'_>, call: Call) -> Answer<()> {
         if from.thing.size > MAX_COPY_LEN {
             let text = "objects of more than 5 GiB cannot be copied at once";
             return Err(Fault::new(Class::Unsupported, text));
         }
-        let call =
-            Call::new(Method::PUT, self.url(to)).header("x-amz-metadata-directive", "REPLACE");
-        let call = from.source_of(call);
-        let body = self.server.body(&self.with_kept(call, kept)).await?;
-        check_late_error(&body)
+        let call = from.source_of(call.header("x-amz-metadata-directive", "REPLACE"));
+        let body = self.server.body(&call).await?;
+        check_result(&body, "CopyObjectResult")
     }
 }
 
@@ -267,7 +264,7 @@ impl Endpoint for S3Endpoint {
             let objects = page.objects.iter().map(|object| (&object.key, thing_of(object)));
             let prefixes = page.prefixes.iter().map(|prefix| (prefix, implied()));
             let group = objects.chain(prefixes);
-            let group = group.filter_map(|(name, thing)| listed(&top, &decoded(name), thing));
+            let group = group.filter_map(|(name, thing)| listed(&top, name, thing));
             Ok((group.collect(), page.next))
         };
         pages(found, page).await
@@ -275,7 +272,7 @@ impl Endpoint for S3Endpoint {
 
     async fn open(&self, key: &Key, thing: &Thing) -> Answer<Open> {
         let call = |method| if_tag(Call::new(method, self.inner.url(key)), "if-match", thing);
-        Ok(Open::new(call(Method::GET), call(Method::HEAD), thing))
+        Ok(Open::new(call(Method::GET), call(Method::HEAD), thing, "etag"))
     }
 
     async fn read(&self, file: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
@@ -393,20 +390,27 @@ impl Endpoint for S3Endpoint {
         found: flume::Sender<Vec<Unfinished>>,
     ) -> Answer<()> {
         let (prefix, mut marker) = (prefix_of(directory)?, String::new());
+        let mut all_left = Vec::new();
         loop {
             let (uploads, next) = self.inner.uploads(&prefix, &marker).await?;
-            let looks = uploads.iter().map(|upload| self.inner.left(upload)).collect();
+            // A server may not care what was asked for.
+            let uploads = uploads.iter().filter(|it| it.key.starts_with(prefix.as_bytes()));
+            let looks = uploads.map(|upload| self.inner.left(upload)).collect();
             let left = all(looks, self.inner.properties.requests).await;
             let left: Vec<Option<Unfinished>> = left.into_iter().collect::<Answer<_>>()?;
-            if found.send_async(left.into_iter().flatten().collect()).await.is_err() {
-                return Ok(());
-            }
+            all_left.extend(left.into_iter().flatten());
             match next {
                 Some(next) => marker = next,
-                // Of a file of very many parts, some may be whole objects already.
-                None => return temporary_files(self, directory, found).await,
+                None => break,
             }
         }
+        // Of a file of very many parts, some may be whole objects already.
+        let (sender, objects) = flume::unbounded();
+        temporary_files(self, directory, sender).await?;
+        all_left.extend(objects.drain().flatten());
+        stages::share_times(&mut all_left);
+        let _ = found.send_async(all_left).await;
+        Ok(())
     }
 
     async fn make_directory(&self, _: &Key) -> Answer<()> {
@@ -418,8 +422,14 @@ impl Endpoint for S3Endpoint {
     }
 
     async fn set(&self, key: &Key, thing: &Thing, kept: &Kept, _: Changes) -> Answer<()> {
+        let call = Call::new(Method::HEAD, self.inner.url(key));
+        let found = self.inner.server.maybe(&call).await?;
+        let found = found.ok_or_else(|| Fault::new(Class::Missing, text::NO_OBJECT))?;
         let from = Version { bucket: &self.inner.config.bucket, key, thing };
-        self.inner.copy_object(from, key, kept).await
+        let call = Call::new(Method::PUT, self.inner.url(key));
+        // What is not named here would be gone.
+        let call = with_kept(with_found(call, found.headers()), &metadata::S3, kept);
+        self.inner.copy_object(from, call).await
     }
 
     async fn remove(&self, things: Vec<(Key, ThingKind)>) -> Vec<Answer<()>> {
@@ -448,7 +458,8 @@ impl Endpoint for S3Endpoint {
     ) -> Answer<()> {
         let from = Version { bucket: &source.inner.config.bucket, key: from, thing };
         if thing.size <= PART_OF_COPY {
-            return self.inner.copy_object(from, to, kept).await;
+            let call = Call::new(Method::PUT, self.inner.url(to));
+            return self.inner.copy_object(from, self.inner.with_kept(call, kept)).await;
         }
         let id = self.inner.begin_upload(to, Some(kept)).await?;
         let copied = self.inner.copy_in_parts(from, to, &id).await;
@@ -477,7 +488,11 @@ impl Inner {
             .header(CHECKSUM, &checksum)
             .header("content-type", "application/xml")
             .body(body);
-        let answer = async { xml::not_removed(&self.server.body(&call).await?) };
+        let answer = async {
+            let body = self.server.body(&call).await?;
+            check_late_error(&body)?;
+            xml::not_removed(&body)
+        };
         let left = match answer.await {
             Ok(left) => left,
             Err(fault) => return keys.iter().map(|_| Err(fault.clone())).collect(),
@@ -530,9 +545,16 @@ impl Version<'_> {
     }
 }
 
-/// A name from a listing, which the server encodes as in a URL.
-pub(super) fn decoded(name: &str) -> Vec<u8> {
-    percent_decode_str(&name.replace('+', " ")).collect()
+/// A request with what an answer says of an object, so that it stays so.
+fn with_found(mut call: Call, found: &HeaderMap) -> Call {
+    for (name, value) in found {
+        let is_kept = DESCRIBED_BY.contains(&name.as_str())
+            || name.as_str().starts_with(metadata::S3.header_prefix);
+        if let Some(value) = value.to_str().ok().filter(|_| is_kept) {
+            call = call.header(name.as_str(), value);
+        }
+    }
+    call
 }
 
 fn thing_of(object: &xml::Object) -> Thing {
@@ -560,6 +582,18 @@ pub(super) fn check_late_error(body: &[u8]) -> Answer<()> {
         None => Ok(()),
         Some(code) => {
             Err(coded(MEANINGS, &code, &xml::text_of(body, "Error/Message").unwrap_or_default()))
+        }
+    }
+}
+
+/// Whether an answer says that an object was made: a server may say yes first and no at the end.
+pub(super) fn check_result(body: &[u8], root: &str) -> Answer<()> {
+    check_late_error(body)?;
+    match xml::text_of(body, &format!("{root}/ETag")) {
+        Some(tag) if !tag.is_empty() => Ok(()),
+        _ => {
+            let text = "the server does not say that the object is there";
+            Err(Fault::new(Class::Violation, text))
         }
     }
 }
@@ -632,6 +666,18 @@ const MEANINGS: &[Meaning] = &[
     },
 ];
 
+/// What is said of an object beside metadata of users' own.
+const DESCRIBED_BY: &[&str] = &[
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-type",
+    "expires",
+    "x-amz-storage-class",
+    "x-amz-website-redirect-location",
+];
+
 pub(super) const CHECKSUM: &str = "x-amz-checksum-crc64nvme";
 
 /// What is larger is copied in parts, many at a time, of at least this length, in bytes.
@@ -639,3 +685,32 @@ pub(super) const PART_OF_COPY: u64 = 256 << 20;
 
 /// The longest object that can be copied with one request, in bytes.
 pub(super) const MAX_COPY_LEN: u64 = 5 << 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_result_says_that_an_object_is_there() {
+        let check = |body: &str| check_result(body.as_bytes(), "CopyObjectResult");
+        assert_eq!(check("<CopyObjectResult><ETag>\"x\"</ETag></CopyObjectResult>"), Ok(()));
+        for body in
+            ["", "<CopyObjectResult/>", "<x><ETag>x</ETag></x>", "<CopyObjectResult><ETag/>"]
+        {
+            assert_eq!(check(body).unwrap_err().class, Class::Violation, "{body}");
+        }
+        let error = "<Error><Code>InternalError</Code></Error>";
+        assert_eq!(check(error).unwrap_err().class, Class::Busy);
+    }
+
+    #[test]
+    fn what_others_said_of_an_object_stays() {
+        let names = ["content-type", "x-amz-storage-class", "x-amz-meta-other", "etag", "date"];
+        let found = names.iter().map(|name| (name.parse().unwrap(), "x".parse().unwrap()));
+        let found: HeaderMap = found.collect();
+        let call = Call::new(Method::PUT, "http://h/".to_owned());
+        let kept = with_found(call, &found).headers;
+        let is_kept = names.map(|name| kept.contains_key(name));
+        assert_eq!(is_kept, [true, true, true, false, false]);
+    }
+}

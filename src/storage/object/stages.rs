@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
-use super::s3::{Inner, MAX_COPY_LEN, decoded};
-use super::store::{check_count, in_query, text, upload_id};
+use super::s3::{Inner, MAX_COPY_LEN};
+use super::store::{begun, check_count, further, in_query, text, upload_id};
 use crate::protocol::chunk::Digest;
+use crate::protocol::manifest::Timestamp;
 use crate::storage::Receipt;
-use crate::storage::remote::{Answer, Class, Fault, Kept, Key, OWN_PREFIX, all};
+use crate::storage::remote::{Answer, Class, Fault, Kept, Key, OWN_PREFIX, Unfinished, all};
 
 /// Such a file.
 #[derive(Debug)]
@@ -245,11 +246,11 @@ impl Stages {
         loop {
             let page = inner.page(&prefix, &marker).await?;
             let stages = page.objects.iter();
-            found.extend(stages.filter_map(|it| Some((self.number(&decoded(&it.key))?, it.size))));
+            found.extend(stages.filter_map(|it| Some((self.number(&it.key)?, it.size))));
             let next = page.next.map(|next| format!("&continuation-token={}", in_query(&next)));
-            match next {
-                Some(next) if next != marker => marker = next,
-                _ => return Ok(found),
+            match further(next, Some(&marker))? {
+                Some(next) => marker = next,
+                None => return Ok(found),
             }
         }
     }
@@ -260,13 +261,39 @@ impl Stages {
         loop {
             let (uploads, next) = inner.uploads(&prefix, &marker).await?;
             let stages = uploads.into_iter();
-            found.extend(stages.filter_map(|it| Some((self.number(&decoded(&it.key))?, it.id))));
+            found.extend(stages.filter_map(|it| Some((self.number(&it.key)?, it.id))));
             match next {
                 Some(next) => marker = next,
                 None => return Ok(found),
             }
         }
     }
+}
+
+/// Gives all stages of a file the time of the newest: a stage that is complete is not written to while
+/// others still come.
+pub fn share_times(left: &mut [Unfinished]) {
+    let mut newest: HashMap<(Option<Key>, Vec<u8>), Option<Timestamp>> = HashMap::new();
+    for it in &*left {
+        if let Some(file) = file_of(&it.key) {
+            let newest = newest.entry(file).or_default();
+            *newest = it.since.max(*newest);
+        }
+    }
+    for it in left {
+        if let Some(newest) = file_of(&it.key).and_then(|file| newest.get(&file)) {
+            it.since = *newest;
+        }
+    }
+}
+
+/// Where a stage is, and the identifier of what it is part of; `None` if the key is that of no stage.
+fn file_of(key: &Key) -> Option<(Option<Key>, Vec<u8>)> {
+    let name = std::str::from_utf8(key.name().strip_prefix(OWN_PREFIX)?).ok()?;
+    let (id, number) = name.split_once('-')?;
+    begun(id)?;
+    number.parse::<u64>().ok()?;
+    Some((key.parent(), id.as_bytes().to_vec()))
 }
 
 /// What tells keys from each other in a journal's name.
@@ -310,6 +337,24 @@ mod tests {
         for name in ["", "stages/", "stages/x", "stages/x-0-y", "stages/x-99999999999999999999-y"] {
             assert!(Stages::named(&key("a/b"), size, name, 4).is_none(), "{name}");
         }
+    }
+
+    #[test]
+    fn stages_are_as_old_as_the_newest() {
+        let left = |path: &str, seconds| {
+            let since = Timestamp::new(seconds, 0);
+            Unfinished { key: key(path), token: None, size: 0, since }
+        };
+        let stage = |number: u64| format!("a/.fastsync-0123456789abcdef-{number}");
+        let mut all = [
+            left(&stage(0), 1),
+            left("a/.fastsync-0123456789abcdee-0", 2),
+            left(&stage(12), 9),
+            left("a/b", 3),
+        ];
+        share_times(&mut all);
+        let seconds = all.map(|it| it.since.unwrap().seconds);
+        assert_eq!(seconds, [9, 2, 9, 3]);
     }
 
     #[test]

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::fault::broken_off;
+use super::fault::text::OTHER_VERSION;
 use super::metadata::Names;
 use crate::protocol::manifest::Timestamp;
 use crate::storage::Token;
@@ -68,6 +70,9 @@ impl Server {
             }
             let call = Call::clone(&file.get).header("range", &format!("bytes={first}-{last}"));
             let response = self.done(&call).await?;
+            if !file.is_version(response.headers()) {
+                return Err(Fault::new(Class::Changed, OTHER_VERSION));
+            }
             let range = response.headers().get(http::header::CONTENT_RANGE);
             let is_ours = match range.and_then(|it| it.to_str().ok()) {
                 Some(range) => file.is_part(range, first, last)?,
@@ -92,7 +97,7 @@ impl Server {
             return Ok(true);
         }
         match self.done(&file.look).await {
-            Ok(_) => Ok(true),
+            Ok(response) => Ok(file.is_version(response.headers())),
             Err(fault) if fault.class == Class::Changed => Ok(false),
             Err(fault) => Err(fault),
         }
@@ -105,13 +110,26 @@ pub struct Open {
     get: Arc<Call>,
     look: Arc<Call>,
     size: u64,
+    tag: Option<Box<[u8]>>,
+    /// The header that says of an answer which version it is of.
+    version: &'static str,
 }
 
 impl Open {
     /// An object that one request gets whole, and another looks at: both only if it is still the
-    /// version that is meant.
-    pub fn new(get: Call, look: Call, thing: &Thing) -> Self {
-        Self { get: Arc::new(get), look: Arc::new(look), size: thing.size }
+    /// version that is meant. `version` is the header that tells.
+    pub fn new(get: Call, look: Call, thing: &Thing, version: &'static str) -> Self {
+        let (get, look, tag) = (Arc::new(get), Arc::new(look), thing.tag.clone());
+        Self { get, look, size: thing.size, tag, version }
+    }
+
+    /// Whether an answer is of the version that is meant, as far as it tells: there are servers that do
+    /// not look at a request's condition.
+    fn is_version(&self, headers: &HeaderMap) -> bool {
+        match (&self.tag, headers.get(self.version)) {
+            (Some(tag), Some(found)) => bare(tag) == bare(found.as_bytes()),
+            _ => true,
+        }
     }
 
     /// Where the object is.
@@ -133,6 +151,12 @@ impl Open {
     }
 }
 
+/// A tag without what says that it is weak, and without quotes, which listings may leave out.
+fn bare(tag: &[u8]) -> &[u8] {
+    let tag = tag.strip_prefix(b"W/").unwrap_or(tag);
+    tag.strip_prefix(b"\"").and_then(|tag| tag.strip_suffix(b"\"")).unwrap_or(tag)
+}
+
 /// A request that only the version that is meant answers.
 pub fn if_tag(call: Call, header: &str, thing: &Thing) -> Call {
     match &thing.tag {
@@ -152,12 +176,20 @@ pub async fn pages<F: Future<Output = Answer<(Vec<Listed>, Option<String>)>>>(
         if !group.is_empty() && found.send_async(group).await.is_err() {
             return Ok(());
         }
-        match more {
-            // A server that gives the same page for ever is not followed.
-            Some(more) if next.as_ref() != Some(&more) => next = Some(more),
-            _ => return Ok(()),
+        next = further(more, next.as_deref())?;
+        if next.is_none() {
+            return Ok(());
         }
     }
+}
+
+/// How to ask for the next page, which is another one than before.
+///
+/// # Errors
+///
+/// [`Class::Violation`] if it is the same: a server that gives it for ever is not followed.
+pub fn further(next: Option<String>, before: Option<&str>) -> Answer<Option<String>> {
+    if next.is_some() && next.as_deref() == before { Err(broken_off()) } else { Ok(next) }
 }
 
 /// What a listing told of. A name that ends with a slash stands for a directory, whose marker may have
@@ -299,12 +331,34 @@ mod tests {
     #[test]
     fn another_size_is_another_version() {
         let call = Call::new(http::Method::GET, "http://h/".to_owned());
-        let file = Open::new(call.clone(), call, &Thing { size: 10, ..implied() });
+        let file = Open::new(call.clone(), call, &Thing { size: 10, ..implied() }, "etag");
         assert_eq!(file.is_part("bytes 2-5/10", 2, 5), Ok(true));
         assert_eq!(file.is_part("bytes 2-5/*", 2, 5), Ok(true));
         assert_eq!(file.is_part("bytes 2-4/10", 2, 5), Ok(false));
         assert_eq!(file.is_part("2-5", 2, 5), Ok(false));
         assert_eq!(file.is_part("bytes 2-5/9", 2, 5).unwrap_err().class, Class::Changed);
+    }
+
+    #[test]
+    fn another_tag_is_another_version() {
+        let call = Call::new(http::Method::GET, "http://h/".to_owned());
+        let thing = Thing { tag: Some(b"\"x\""[..].into()), ..implied() };
+        let file = Open::new(call.clone(), call, &thing, "etag");
+        let is_version = |tag: &'static str| {
+            file.is_version(&HeaderMap::from_iter([(http::header::ETAG, tag.parse().unwrap())]))
+        };
+        assert!(is_version("\"x\"") && is_version("x") && is_version("W/\"x\""));
+        assert!(!is_version("\"y\"") && !is_version(""));
+        assert!(file.is_version(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn the_same_page_is_not_asked_for_for_ever() {
+        let next = || Some("t".to_owned());
+        assert_eq!(further(next(), None), Ok(next()));
+        assert_eq!(further(next(), Some("s")), Ok(next()));
+        assert_eq!(further(None, Some("t")), Ok(None));
+        assert_eq!(further(next(), Some("t")).unwrap_err().class, Class::Violation);
     }
 
     #[test]

@@ -5,9 +5,11 @@
 
 use std::collections::HashMap;
 
+use percent_encoding::percent_decode_str;
 use quick_xml::events::Event;
 use quick_xml::reader::Reader;
 
+use super::fault::broken_off;
 use crate::protocol::manifest::Timestamp;
 use crate::storage::remote::{Class, Fault};
 
@@ -25,10 +27,11 @@ pub fn fields(xml: &[u8], mut take: impl FnMut(Field<'_>)) -> Result<(), Fault> 
         match reader.read_event().map_err(|_| wrong())? {
             Event::Start(start) => {
                 let name = start.local_name();
-                if path.len() >= MAX_DEPTH {
+                let name: &str = name.as_ref();
+                if path.len() >= MAX_DEPTH || name.len() > MAX_NAME_LEN {
                     return Err(wrong());
                 }
-                path.push(name.as_ref().to_owned());
+                path.push(name.to_owned());
                 text.clear();
             }
             Event::Text(piece) => text.push_str(&piece),
@@ -38,8 +41,12 @@ pub fn fields(xml: &[u8], mut take: impl FnMut(Field<'_>)) -> Result<(), Fault> 
                 text.push(resolved(name).ok_or_else(wrong)?);
             }
             Event::Empty(empty) => {
-                let name = empty.local_name().as_ref().to_owned();
-                path.push(name);
+                let name = empty.local_name();
+                let name: &str = name.as_ref();
+                if name.len() > MAX_NAME_LEN {
+                    return Err(wrong());
+                }
+                path.push(name.to_owned());
                 take((&path.join("/"), ""));
                 path.pop();
             }
@@ -55,6 +62,16 @@ pub fn fields(xml: &[u8], mut take: impl FnMut(Field<'_>)) -> Result<(), Fault> 
             Event::DocType(_) => return Err(wrong()),
         }
     }
+}
+
+/// Goes through a listing, whose outermost element is `root`.
+fn listing(xml: &[u8], root: &str, mut take: impl FnMut(Field<'_>)) -> Result<(), Fault> {
+    let mut is_listing = false;
+    fields(xml, |(path, text)| {
+        is_listing |= path.strip_suffix('/').unwrap_or(path) == root;
+        take((path, text));
+    })?;
+    if is_listing { Ok(()) } else { Err(broken_off()) }
 }
 
 /// The references that XML itself has, and characters by their numbers.
@@ -81,15 +98,15 @@ fn resolved(name: &str) -> Option<char> {
 pub struct Page {
     pub objects: Vec<Object>,
     /// Beginnings of keys, up to a slash.
-    pub prefixes: Vec<String>,
+    pub prefixes: Vec<Vec<u8>>,
     /// How to ask for the next page.
     pub next: Option<String>,
 }
 
-/// An object in a listing. Its key is encoded as in a URL.
+/// An object in a listing.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Object {
-    pub key: String,
+    pub key: Vec<u8>,
     pub size: u64,
     pub modified: Option<Timestamp>,
     pub tag: String,
@@ -99,17 +116,37 @@ pub struct Object {
 pub fn page(xml: &[u8]) -> Result<Page, Fault> {
     let mut page = Page::default();
     let mut object = Object::default();
-    fields(xml, |(path, text)| match path {
-        "ListBucketResult/Contents/Key" => text.clone_into(&mut object.key),
+    let (mut is_cut, mut is_encoded) = (None, false);
+    listing(xml, "ListBucketResult", |(path, text)| match path {
+        "ListBucketResult/Contents/Key" => object.key = text.into(),
         "ListBucketResult/Contents/Size" => object.size = text.trim().parse().unwrap_or_default(),
         "ListBucketResult/Contents/LastModified" => object.modified = timestamp(text),
         "ListBucketResult/Contents/ETag" => text.clone_into(&mut object.tag),
         "ListBucketResult/Contents/" => page.objects.push(std::mem::take(&mut object)),
-        "ListBucketResult/CommonPrefixes/Prefix" => page.prefixes.push(text.to_owned()),
-        "ListBucketResult/NextContinuationToken" => page.next = Some(text.to_owned()),
+        "ListBucketResult/CommonPrefixes/Prefix" => page.prefixes.push(text.into()),
+        "ListBucketResult/EncodingType" => is_encoded = text == "url",
+        "ListBucketResult/IsTruncated" => is_cut = Some(text.trim() == "true"),
+        "ListBucketResult/NextContinuationToken" => {
+            page.next = Some(text.to_owned()).filter(|it| !it.is_empty());
+        }
         _ => {}
     })?;
+    match is_cut {
+        Some(true) if page.next.is_none() => return Err(broken_off()),
+        Some(false) => page.next = None,
+        Some(true) | None => {}
+    }
+    if is_encoded {
+        page.objects.iter_mut().for_each(|it| decode(&mut it.key));
+        page.prefixes.iter_mut().for_each(decode);
+    }
     Ok(page)
+}
+
+/// Makes of a name that is encoded as in a URL what it is.
+fn decode(name: &mut Vec<u8>) {
+    let text = String::from_utf8_lossy(name).replace('+', " ");
+    *name = percent_decode_str(&text).collect();
 }
 
 /// A part of an upload.
@@ -126,7 +163,7 @@ pub struct Part {
 pub fn parts(xml: &[u8]) -> Result<(Vec<Part>, Option<String>), Fault> {
     let (mut parts, mut part) = (Vec::new(), Part::default());
     let (mut is_cut, mut marker) = (false, String::new());
-    fields(xml, |(path, text)| match path {
+    listing(xml, "ListPartsResult", |(path, text)| match path {
         "ListPartsResult/Part/PartNumber" => part.number = text.trim().parse().unwrap_or_default(),
         "ListPartsResult/Part/ETag" => text.clone_into(&mut part.tag),
         "ListPartsResult/Part/Size" => part.size = text.trim().parse().unwrap_or_default(),
@@ -136,6 +173,9 @@ pub fn parts(xml: &[u8]) -> Result<(Vec<Part>, Option<String>), Fault> {
         "ListPartsResult/NextPartNumberMarker" => text.clone_into(&mut marker),
         _ => {}
     })?;
+    if is_cut && marker.is_empty() {
+        return Err(broken_off());
+    }
     Ok((parts, is_cut.then_some(marker)))
 }
 
@@ -163,7 +203,7 @@ pub struct Blob {
 pub fn blobs(xml: &[u8]) -> Result<Blobs, Fault> {
     let mut page = Blobs::default();
     let mut blob = Blob::default();
-    fields(xml, |(path, text)| {
+    listing(xml, "EnumerationResults", |(path, text)| {
         let Some(path) = path.strip_prefix("EnumerationResults/") else { return };
         match path {
             "Blobs/Blob/Name" => text.clone_into(&mut blob.name),
@@ -203,31 +243,40 @@ pub fn uncommitted_blocks(xml: &[u8]) -> Result<HashMap<String, u64>, Fault> {
     Ok(blocks)
 }
 
-/// An upload in a listing of S3's. Its key is encoded as in a URL.
+/// An upload in a listing of S3's.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Upload {
-    pub key: String,
+    pub key: Vec<u8>,
     pub id: String,
     pub begun: Option<Timestamp>,
 }
 
 /// A key and an upload.
-pub type Behind = (String, String);
+pub type Behind = (Vec<u8>, String);
 
 /// Reads an answer to `ListMultipartUploads`: uploads, and what the next page begins behind.
 pub fn uploads(xml: &[u8]) -> Result<(Vec<Upload>, Option<Behind>), Fault> {
     let (mut uploads, mut upload) = (Vec::new(), Upload::default());
-    let (mut is_cut, mut next) = (false, (String::new(), String::new()));
-    fields(xml, |(path, text)| match path {
-        "ListMultipartUploadsResult/Upload/Key" => text.clone_into(&mut upload.key),
+    let (mut is_cut, mut is_encoded) = (false, false);
+    let mut next = (Vec::new(), String::new());
+    listing(xml, "ListMultipartUploadsResult", |(path, text)| match path {
+        "ListMultipartUploadsResult/Upload/Key" => upload.key = text.into(),
         "ListMultipartUploadsResult/Upload/UploadId" => text.clone_into(&mut upload.id),
         "ListMultipartUploadsResult/Upload/Initiated" => upload.begun = timestamp(text),
         "ListMultipartUploadsResult/Upload/" => uploads.push(std::mem::take(&mut upload)),
         "ListMultipartUploadsResult/IsTruncated" => is_cut = text == "true",
-        "ListMultipartUploadsResult/NextKeyMarker" => text.clone_into(&mut next.0),
+        "ListMultipartUploadsResult/EncodingType" => is_encoded = text == "url",
+        "ListMultipartUploadsResult/NextKeyMarker" => next.0 = text.into(),
         "ListMultipartUploadsResult/NextUploadIdMarker" => text.clone_into(&mut next.1),
         _ => {}
     })?;
+    if is_cut && next.0.is_empty() {
+        return Err(broken_off());
+    }
+    if is_encoded {
+        decode(&mut next.0);
+        uploads.iter_mut().for_each(|it| decode(&mut it.key));
+    }
     Ok((uploads, is_cut.then_some(next)))
 }
 
@@ -284,6 +333,9 @@ pub fn timestamp(text: &str) -> Option<Timestamp> {
 /// How deep elements may be in each other.
 const MAX_DEPTH: usize = 16;
 
+/// The longest name of an element, in bytes.
+const MAX_NAME_LEN: usize = 256;
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -294,6 +346,7 @@ mod tests {
     fn a_listing_is_read() {
         let xml = br#"<?xml version="1.0" encoding="UTF-8"?>
             <ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name>
+            <EncodingType>url</EncodingType>
             <IsTruncated>true</IsTruncated><NextContinuationToken>a&amp;b&#x21;</NextContinuationToken>
             <Contents><Key>a%20b</Key><LastModified>2026-11-24T12:00:00.250Z</LastModified>
             <ETag>&quot;x&quot;</ETag><Size>12</Size><StorageClass>STANDARD</StorageClass></Contents>
@@ -301,11 +354,50 @@ mod tests {
             <CommonPrefixes><Prefix>d/</Prefix></CommonPrefixes></ListBucketResult>"#;
         let page = page(xml).unwrap();
         assert_eq!(page.next.as_deref(), Some("a&b!"));
-        assert_eq!(page.prefixes, ["d/"]);
+        assert_eq!(page.prefixes, [b"d/"]);
         let modified = Timestamp::new(1_795_521_600, 250_000_000);
-        let first = Object { key: "a%20b".into(), size: 12, modified, tag: "\"x\"".into() };
+        let first = Object { key: b"a b".into(), size: 12, modified, tag: "\"x\"".into() };
         assert_eq!(page.objects[0], first);
-        assert_eq!((&*page.objects[1].key, page.objects.len()), ("c", 2));
+        assert_eq!((&*page.objects[1].key, page.objects.len()), (&b"c"[..], 2));
+    }
+
+    #[test]
+    fn only_a_whole_listing_is_complete() {
+        let cut = |xml: &str| page(xml.as_bytes()).map(|page| page.next).map_err(|it| it.class);
+        assert_eq!(cut("<ListBucketResult/>"), Ok(None));
+        let more = |cut, token| {
+            format!(
+                "<ListBucketResult><IsTruncated>{cut}</IsTruncated><NextContinuationToken>{token}</NextContinuationToken></ListBucketResult>"
+            )
+        };
+        assert_eq!(cut(&more("true", "t")), Ok(Some("t".to_owned())));
+        assert_eq!(cut(&more("false", "t")), Ok(None));
+        for wrong in ["", "<Error><Code>InternalError</Code></Error>", "<html/>", &more("true", "")]
+        {
+            assert_eq!(cut(wrong), Err(Class::Violation), "{wrong}");
+            assert!(blobs(wrong.as_bytes()).is_err(), "{wrong}");
+            assert!(parts(wrong.as_bytes()).is_err(), "{wrong}");
+            assert!(uploads(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_encoded_names_are_decoded() {
+        let name = |encoding| {
+            let xml = format!(
+                "<ListBucketResult><Contents><Key>a+b%25</Key></Contents>{encoding}</ListBucketResult>"
+            );
+            page(xml.as_bytes()).unwrap().objects.remove(0).key
+        };
+        assert_eq!(name("<EncodingType>url</EncodingType>"), b"a b%");
+        assert_eq!(name(""), b"a+b%25");
+    }
+
+    #[test]
+    fn names_of_elements_are_short() {
+        let long = "x".repeat(MAX_NAME_LEN + 1);
+        assert!(fields(format!("<{long}/>").as_bytes(), |_| {}).is_err());
+        assert!(fields(format!("<{long}></{long}>").as_bytes(), |_| {}).is_err());
     }
 
     #[test]
@@ -327,8 +419,8 @@ mod tests {
             <NextKeyMarker>k</NextKeyMarker><NextUploadIdMarker>j</NextUploadIdMarker>
             </ListMultipartUploadsResult>";
         let (uploads, next) = uploads(xml).unwrap();
-        let upload = Upload { key: "a%20b".into(), id: "i".into(), begun: Timestamp::new(1, 0) };
-        assert_eq!((uploads, next), (vec![upload], Some(("k".into(), "j".into()))));
+        let upload = Upload { key: b"a%20b".into(), id: "i".into(), begun: Timestamp::new(1, 0) };
+        assert_eq!((uploads, next), (vec![upload], Some((b"k".into(), "j".into()))));
     }
 
     #[test]

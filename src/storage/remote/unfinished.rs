@@ -37,7 +37,9 @@ pub async fn temporary_files<E: Endpoint>(
     // Ends the listing when nobody listens any more, as `listed` goes with it.
     let pick = async move {
         while let Ok(group) = listed.recv_async().await {
-            let group: Vec<_> = group.into_iter().filter_map(temporary_file).collect();
+            let group = group.into_iter().filter_map(temporary_file);
+            // What is removed for it is asked for by a user who named the directory, not by the server.
+            let group: Vec<_> = group.filter(|it| it.key.below(directory).is_some()).collect();
             if !group.is_empty() && found.send_async(group).await.is_err() {
                 return;
             }

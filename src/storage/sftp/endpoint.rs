@@ -212,18 +212,40 @@ impl Inner {
         session.call_all(requests).await?.into_iter().try_for_each(done)
     }
 
-    /// Sets what is to be kept, and gives the file its name.
-    async fn put_in_place(&self, temporary: &[u8], path: &[u8]) -> Answer<()> {
+    /// Gives a complete file its name.
+    async fn put_in_place(&self, temporary: &[u8], key: &Key) -> Answer<()> {
+        let path = path_of(key);
         if self.pool.offers().posix_rename {
-            return done(self.call(Request::posix_rename(temporary, path)).await?);
+            return done(self.call(Request::posix_rename(temporary, &path)).await?);
         }
-        let renamed = done(self.call(Request::rename(temporary, path)).await?);
-        if renamed.is_ok() {
-            return renamed;
+        let renamed = done(self.call(Request::rename(temporary, &path)).await?);
+        let Err(fault) = renamed else { return Ok(()) };
+        let is_file = |thing: &Thing| thing.kind != ThingKind::Directory;
+        let is_replaceable = self.lstat(&path).await?.as_ref().is_some_and(is_file)
+            && self.lstat(temporary).await?.is_some();
+        if is_replaceable { self.replace(temporary, key).await } else { Err(fault) }
+    }
+
+    /// The draft has no way to replace a file at once, so the old one steps aside until the new one is
+    /// in its place.
+    async fn replace(&self, temporary: &[u8], key: &Key) -> Answer<()> {
+        let (path, aside) = (path_of(key), temporary_path(key, nonce()));
+        let rename = async |from: &[u8], to: &[u8]| {
+            self.call(Request::rename(from, to)).await.and_then(done)
+        };
+        rename(&path, &aside).await?;
+        if let Err(fault) = rename(temporary, &path).await {
+            return Err(match rename(&aside, &path).await {
+                Ok(()) => fault,
+                Err(_) => {
+                    let name = crate::protocol::manifest::Escaped(&aside).to_string();
+                    Fault::new(fault.class, format!("{fault}; the old file is now {name}"))
+                }
+            });
         }
-        // The draft has no way to replace a file at once.
-        done(self.call(Request::remove(path)).await?)?;
-        done(self.call(Request::rename(temporary, path)).await?)
+        // What cannot be removed is found by whoever cleans up.
+        let _ = self.call(Request::remove(&aside)).await;
+        Ok(())
     }
 
     /// Reads exactly this much of an open file.
@@ -298,7 +320,9 @@ impl Inner {
             }
             let names = match asked.next().await {
                 Some(said) => match said? {
-                    Said::Names(names) => names,
+                    // A directory ends with EOF, and not with a packet of nothing.
+                    Said::Names(names) if !names.is_empty() => names,
+                    Said::Names(_) => return Err(nonsense()),
                     Said::Status { code: packet::EOF, .. } => return Ok(true),
                     other => return Err(refused(other)),
                 },
@@ -465,7 +489,7 @@ impl Endpoint for SftpEndpoint {
             requests.push(Request::close(&handle));
             handles.take();
             session.call_all(requests).await?.into_iter().try_for_each(done)?;
-            self.inner.put_in_place(&temporary, &path).await
+            self.inner.put_in_place(&temporary, key).await
         };
         match put.await {
             Ok(()) => Ok(()),
@@ -578,7 +602,7 @@ impl Endpoint for SftpEndpoint {
                 return Err(Fault::new(Class::Changed, "its temporary file has another size"));
             }
             done(self.inner.call(Request::setstat(named, &attributes(kept))).await?)?;
-            self.inner.put_in_place(named, &path).await
+            self.inner.put_in_place(named, key).await
         };
         match finished.await {
             Ok(()) => Ok(()),
@@ -606,7 +630,6 @@ impl Endpoint for SftpEndpoint {
     }
 
     async fn make_symlink(&self, key: &Key, target: &[u8], kept: &Kept) -> Answer<()> {
-        let path = path_of(key);
         let temporary = temporary_path(key, nonce());
         done(self.inner.call(Request::symlink(target, &temporary)).await?)?;
         let named = async {
@@ -615,7 +638,7 @@ impl Endpoint for SftpEndpoint {
                 let request = Request::lsetstat(&temporary, &attributes(&kept));
                 done(self.inner.call(request).await?)?;
             }
-            self.inner.put_in_place(&temporary, &path).await
+            self.inner.put_in_place(&temporary, key).await
         };
         let named = named.await;
         if named.is_err() {
