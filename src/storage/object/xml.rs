@@ -275,7 +275,9 @@ pub fn uploads(xml: &[u8]) -> Result<(Vec<Upload>, Option<Behind>), Fault> {
     }
     if is_encoded {
         decode(&mut next.0);
-        uploads.iter_mut().for_each(|it| decode(&mut it.key));
+        for upload in &mut uploads {
+            decode(&mut upload.key);
+        }
     }
     Ok((uploads, is_cut.then_some(next)))
 }

@@ -263,7 +263,7 @@ pub struct Properties {
 pub enum Replaces {
     /// At every instant there is the old one or the new one.
     Atomically,
-    /// The old one is removed first.
+    /// The old one steps aside first, or is removed.
     ByRemoving,
 }
 

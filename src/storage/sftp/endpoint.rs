@@ -235,13 +235,11 @@ impl Inner {
         };
         rename(&path, &aside).await?;
         if let Err(fault) = rename(temporary, &path).await {
-            return Err(match rename(&aside, &path).await {
-                Ok(()) => fault,
-                Err(_) => {
-                    let name = crate::protocol::manifest::Escaped(&aside).to_string();
-                    Fault::new(fault.class, format!("{fault}; the old file is now {name}"))
-                }
-            });
+            if rename(&aside, &path).await.is_ok() {
+                return Err(fault);
+            }
+            let name = crate::protocol::manifest::Escaped(&aside);
+            return Err(Fault::new(fault.class, format!("{fault}; the old file is now {name}")));
         }
         // What cannot be removed is found by whoever cleans up.
         let _ = self.call(Request::remove(&aside)).await;
