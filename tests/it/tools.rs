@@ -27,7 +27,7 @@ pub fn serve(name: &str, start: impl Fn(&Path, u16) -> Command) -> Server {
 fn try_serve(name: &str, attempt: u32, start: impl Fn(&Path, u16) -> Command) -> Option<Server> {
     let directory = format!("{name}-{}-{attempt}", std::process::id());
     // Whatever user a server runs as has to get there, which nobody can promise of where this is built.
-    let directory = std::env::temp_dir().join(format!("fastsync-{directory}"));
+    let directory = std::env::temp_dir().join(format!("served-{directory}"));
     fs::create_dir_all(&directory).unwrap();
     let port = free_port();
     let mut keeper = keep(&directory, &start(&directory, port));
