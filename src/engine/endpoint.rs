@@ -365,10 +365,7 @@ async fn web(
     }
     // In a dry run nothing is written, not even to find out how.
     let path = destination.filter(|_| !job.config.dry_run);
-    let key = path.map(|path| {
-        let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
-        Key::new(&path[..end]).map_err(Fault::from)
-    });
+    let key = path.map(|path| Key::of_path(path).map_err(Fault::from));
     let connected = async { DavEndpoint::connect(config, key.transpose()?.as_ref()).await };
     connected.await.map(Into::into).map_err(failed)
 }

@@ -7,12 +7,14 @@
 mod builtin;
 mod process;
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::process::Command;
@@ -173,10 +175,20 @@ impl Login {
         self
     }
 
-    /// What the ssh program says that its configuration is for this host (`ssh -G`).
-    async fn told(&self, program: &OsStr) -> io::Result<String> {
+    /// What the ssh program says that its configuration is for this host (`ssh -G`). It is asked once for
+    /// all logins of this process that are alike.
+    async fn told(&self, program: &OsStr) -> io::Result<Arc<str>> {
+        static TOLD: Mutex<BTreeMap<Vec<OsString>, Arc<str>>> = Mutex::new(BTreeMap::new());
+        // Every change is a single step, so a panic elsewhere spoils nothing.
+        let told = || TOLD.lock().unwrap_or_else(PoisonError::into_inner);
         let mut command = self.complete(Command::new(program));
         command.arg("-G").arg("--").arg(&self.host).stdin(Stdio::null());
+        let words = command.as_std();
+        let question: Vec<OsString> =
+            std::iter::once(words.get_program()).chain(words.get_args()).map(Into::into).collect();
+        if let Some(answer) = told().get(&question) {
+            return Ok(Arc::clone(answer));
+        }
         command.kill_on_drop(true);
         let output = tokio::time::timeout(Duration::from_secs(5), command.output()).await;
         let output = output.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
@@ -184,7 +196,13 @@ impl Login {
             let complaints = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             return Err(io::Error::other(complaints));
         }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let answer: Arc<str> = String::from_utf8_lossy(&output.stdout).into();
+        let mut told = told();
+        if told.len() >= MAX_TOLD {
+            told.clear();
+        }
+        told.insert(question, Arc::clone(&answer));
+        Ok(answer)
     }
 
     fn complete(&self, mut command: Command) -> Command {
@@ -254,6 +272,9 @@ pub fn quote(word: &str) -> String {
 
 /// Where ssh servers listen (RFC 4253, section 4.1).
 const DEFAULT_PORT: u16 = 22;
+
+/// For how many sorts of logins it is remembered what the configuration says of them.
+const MAX_TOLD: usize = 256;
 
 /// The address of the server that ssh connected to, from `SSH_CONNECTION`: client address, client
 /// port, server address, server port (ssh(1), ENVIRONMENT).
@@ -325,6 +346,28 @@ mod tests {
         assert_eq!(address, Some("10.99.0.1".parse().unwrap()));
         assert_eq!(server_address("fe80::1 4 fe80::2 22"), Some("fe80::2".parse().unwrap()));
         assert_eq!(server_address("what"), None);
+    }
+
+    /// Each way of logging in is asked for once, and another one anew.
+    #[tokio::test]
+    async fn the_configuration_is_asked_for_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, asked) = (dir.path().join("ssh"), dir.path().join("asked"));
+        let lines = format!("#!/bin/sh\necho x >>'{}'\necho hostname \"$4\"\n", asked.display());
+        std::fs::write(&program, lines).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let login = |host: &str| Login {
+            client: Client::Program(program.clone().into()),
+            arguments: vec!["-v".into()],
+            host: host.to_owned(),
+            user: None,
+            port: None,
+        };
+        for host in ["one", "one", "two", "one"] {
+            let resolved = login(host).resolved_host().await.unwrap();
+            assert_eq!(resolved.host, host);
+        }
+        assert_eq!(std::fs::read(asked).unwrap(), b"x\nx\n");
     }
 
     #[tokio::test]

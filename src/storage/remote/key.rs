@@ -33,6 +33,16 @@ impl Key {
         Ok(Self(path.into()))
     }
 
+    /// The same for a path that may have slashes at its end, as those of directories are written.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::new`].
+    pub fn of_path(path: &[u8]) -> Result<Self, KeyError> {
+        let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
+        Self::new(path.get(..end).unwrap_or_default())
+    }
+
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -126,6 +136,9 @@ mod tests {
         assert_eq!(key("a").parent(), Some(Key::default()));
         assert_eq!(Key::default().parent(), None);
         assert_eq!(key("a/b").join(b"c"), Ok(deep.clone()));
+        assert_eq!(Key::of_path(b"a/b/c//"), Ok(deep.clone()));
+        assert_eq!(Key::of_path(b"/"), Ok(Key::default()));
+        assert!(Key::of_path(b"/a").is_err() && Key::of_path(b"a//b/").is_err());
         assert_eq!(Key::default().join(b"a"), Ok(key("a")));
         assert_eq!(key("a").join(b""), Ok(key("a")));
         assert_eq!(deep.below(&key("a")), Some(&b"b/c"[..]));

@@ -4,7 +4,9 @@
 //! is written once above it. What an endpoint can and cannot do is data ([`Properties`]), so that
 //! nobody asks which one it is.
 
+mod deletions;
 mod fault;
+mod file;
 mod key;
 mod place;
 mod sink;
@@ -27,7 +29,7 @@ pub use walk::{OWN_PREFIX, implied};
 use super::{Left, Receipt, Remembers, Token};
 use crate::protocol::chunk::{ByteRange, ChunkData, Digest};
 use crate::protocol::manifest::Timestamp;
-use crate::protocol::message::{Changes, Mode};
+use crate::protocol::message::{Changes, Kind, Mode};
 use crate::protocol::sparse::Part;
 
 /// A place that keeps files under keys, and that no program of ours runs at.
@@ -59,8 +61,7 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
     /// If it cannot be a key, or the endpoint cannot tell which.
     fn resolve(&self, path: &[u8], is_directory: bool) -> impl Future<Output = Answer<Key>> + Send {
         let _ = is_directory;
-        let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
-        std::future::ready(Key::new(&path[..end]).map_err(Into::into))
+        std::future::ready(Key::of_path(path).map_err(Into::into))
     }
 
     /// Whether a file may have this key, as far as that is known without asking.
@@ -338,6 +339,28 @@ pub struct Thing {
     pub root: Option<Digest>,
     /// Of a symlink.
     pub target: Option<Box<[u8]>>,
+}
+
+impl Thing {
+    /// Whether it may stay in the place of an entry of this kind.
+    pub fn is_same_type(&self, kind: &Kind) -> bool {
+        matches!(
+            (self.kind, kind),
+            (ThingKind::File, Kind::File(_))
+                | (ThingKind::Directory, Kind::Directory)
+                | (ThingKind::Symlink, Kind::Symlink { .. })
+        )
+    }
+
+    /// How it is called where it is in the way.
+    pub fn what(&self) -> &'static str {
+        match self.kind {
+            ThingKind::File => "a file",
+            ThingKind::Directory => "a directory",
+            ThingKind::Symlink => "a symlink",
+            ThingKind::Other => "a special file",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -8,12 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 
-use super::sink::{Inner, has_target, is_same_type, what};
-use super::source::metadata;
+use super::sink::Inner;
+use super::source::{kind_of, metadata};
 use super::{Answer, Class, Endpoint, Fault, KeepsRoot, Key, Listed, Thing, ThingKind, all};
 use crate::protocol::chunk::EntryId;
 use crate::protocol::manifest::Timestamp;
-use crate::protocol::message::{Changes, Compare, Entry, FileKind, Kind, MakeRoom, Metadata};
+use crate::protocol::message::{
+    Changes, Compare, Entry, FileKind, Kind, Links, MakeRoom, Metadata,
+};
 use crate::storage::{self, Operation, Placed, StorageError};
 
 /// A directory of the destination.
@@ -151,7 +153,7 @@ impl<E: Endpoint> Inner<E> {
             self.remember(entry, State::Left, true);
             return Ok(Placed::Left);
         }
-        let in_the_way = existing.as_ref().filter(|thing| !is_same_type(thing, &entry.kind));
+        let in_the_way = existing.as_ref().filter(|thing| !thing.is_same_type(&entry.kind));
         let gave_way = match in_the_way {
             Some(thing) => {
                 self.make_room(&key, thing, entry).await?;
@@ -159,7 +161,7 @@ impl<E: Endpoint> Inner<E> {
             }
             None => Changes::NONE,
         };
-        let existing = existing.filter(|thing| is_same_type(thing, &entry.kind));
+        let existing = existing.filter(|thing| thing.is_same_type(&entry.kind));
         let placed = match &entry.kind {
             Kind::Directory => self.place_directory(&key, existing, entry).await?,
             Kind::Symlink { target } => self.place_symlink(&key, existing, target, entry).await?,
@@ -257,7 +259,7 @@ impl<E: Endpoint> Inner<E> {
             MakeRoom::EmptyDirectories | MakeRoom::All => true,
         };
         if !may {
-            let (path, existing) = (self.path(entry), what(thing));
+            let (path, existing) = (self.path(entry), thing.what());
             return Err(StorageError::Conflict { path, existing });
         }
         if is_directory {
@@ -569,6 +571,11 @@ pub async fn list<E: Endpoint>(endpoint: &E, directory: &Key, deep: bool) -> Ans
     };
     let (answer, all) = tokio::join!(endpoint.list(directory, deep, found), gather);
     answer.map(|()| all)
+}
+
+/// What a thing that is there would be as an entry, for the same link target.
+fn has_target(thing: &Thing, target: &[u8]) -> bool {
+    matches!(kind_of(thing, Links::Keep, b""), Kind::Symlink { target: found } if found == target)
 }
 
 fn is_file(thing: &Thing) -> bool {
