@@ -11,7 +11,7 @@ use super::remote::{
 };
 use super::sftp::SftpEndpoint;
 use super::{Left, Receipt, Token};
-use crate::protocol::chunk::{ByteRange, ChunkData};
+use crate::protocol::chunk::{ByteRange, ChunkData, ChunkSize};
 use crate::protocol::message::Changes;
 
 /// Makes enums of the endpoints, of their open files and of their uploads, and hands every operation
@@ -182,6 +182,21 @@ macro_rules! any_endpoint {
                     })*
                     #[allow(unreachable_patterns)]
                     _ => Err(mixed_up()),
+                }
+            }
+
+            async fn holds(
+                &self,
+                upload: &AnyUpload,
+                chunk_size: ChunkSize,
+                parts: &[(ByteRange, Receipt)],
+            ) -> Vec<Option<bool>> {
+                match (self, upload) {
+                    $((Self::$which(it), AnyUpload::$which(upload)) => {
+                        it.holds(upload, chunk_size, parts).await
+                    })*
+                    #[allow(unreachable_patterns)]
+                    _ => vec![None; parts.len()],
                 }
             }
 

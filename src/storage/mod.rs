@@ -233,6 +233,24 @@ pub trait Sink: Clone + Send + Sync + 'static {
         pool: &Pool,
     ) -> impl Future<Output = Result<Digest, StorageError>> + Send;
 
+    /// Which of these ranges of a temporary file, whose offsets ascend, still hold what was written to them.
+    /// What each amounts to is given. One that cannot be read does not hold it.
+    fn holds(
+        &self,
+        file: Self::File,
+        ranges: Vec<(ByteRange, Digest)>,
+        pool: &Pool,
+    ) -> impl Future<Output = Vec<bool>> + Send {
+        async move {
+            let mut holds = Vec::with_capacity(ranges.len());
+            for (range, value) in ranges {
+                let found = self.digest(file.clone(), range, pool).await;
+                holds.push(found.is_ok_and(|found| found == value));
+            }
+            holds
+        }
+    }
+
     /// Writes a chunk in its place in the temporary file. A hole stays one where possible.
     fn write(
         &self,

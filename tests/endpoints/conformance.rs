@@ -224,6 +224,10 @@ pub async fn a_later_process_goes_on(subject: &impl Subject) {
                 let is_there = found == digest(range, part(range, &data));
                 assert_eq!(is_there, !(can_lose && number == 1), "part {number}");
             }
+            let written = [0, 1, 3].map(|number| range(&entry, number));
+            let ranges = written.map(|range| (range, digest(range, part(range, &data))));
+            let holds = later.holds(upload.clone(), ranges.to_vec(), &pool()).await;
+            assert_eq!(holds, [true, !can_lose, true]);
         }
         Remembers::Nothing => panic!("then nothing is taken up"),
     }

@@ -1,6 +1,6 @@
 //! Places on real servers, which the tests start.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,10 +17,10 @@ use fastsync::storage::remote::{
 };
 use fastsync::storage::sftp::{Dial, SftpEndpoint, Wire};
 
-use crate::servers::emulators;
 use crate::servers::garage::{ACCESS_KEY, BUCKET, SECRET_KEY, garage};
 use crate::servers::sshd::sftp_server;
 use crate::servers::webserver::{Web, apache, nginx};
+use crate::servers::{self, emulators};
 use crate::subject::{Files, Subject, WRITTEN, key};
 
 /// A directory of this test's own at an endpoint.
@@ -29,16 +29,35 @@ pub struct Served<E> {
     top: Key,
     tells_versions: bool,
     lists_hidden: bool,
+    keeps_relative_links: bool,
     /// What the server keeps it in, if it is removed at the end.
     _directory: Option<tempfile::TempDir>,
 }
 
-/// A directory of a real OpenSSH server, with two connections to it.
+/// A directory of a real OpenSSH server.
 pub async fn sftp() -> Served<SftpEndpoint> {
-    let dial: Dial = Arc::new(|_| {
-        Box::pin(async {
+    sftp_by(sftp_server().config()).await
+}
+
+/// A directory of `ProFTPD`.
+pub async fn proftpd() -> Served<SftpEndpoint> {
+    let served = sftp_by(servers::proftpd::proftpd().config()).await;
+    Served { keeps_relative_links: false, ..served }
+}
+
+/// The same without any extension of the protocol.
+pub async fn plain_proftpd() -> Served<SftpEndpoint> {
+    let served = sftp_by(servers::proftpd::plain_proftpd().config()).await;
+    Served { keeps_relative_links: false, ..served }
+}
+
+/// A directory of the server that ssh reaches with this configuration, with two connections to it.
+async fn sftp_by(config: PathBuf) -> Served<SftpEndpoint> {
+    let dial: Dial = Arc::new(move |_| {
+        let config = config.clone();
+        Box::pin(async move {
             let mut command = tokio::process::Command::new("ssh");
-            command.arg("-F").arg(sftp_server().config()).args(["-s", "testhost", "sftp"]);
+            command.arg("-F").arg(config).args(["-s", "testhost", "sftp"]);
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
             let mut child = command.spawn()?;
             let (input, output) = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
@@ -50,8 +69,8 @@ pub async fn sftp() -> Served<SftpEndpoint> {
     let endpoint = SftpEndpoint::connect(dial, prefix, 2, false).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let top = absolute(directory.path());
-    let kept = Some(directory);
-    Served { endpoint, top, tells_versions: false, lists_hidden: true, _directory: kept }
+    let served = Served::new(endpoint, top);
+    Served { tells_versions: false, _directory: Some(directory), ..served }
 }
 
 /// A prefix in the bucket of a real S3 server.
@@ -74,7 +93,7 @@ async fn s3_with(max_parts: Option<u64>) -> Served<S3Endpoint> {
         ..S3Config::default()
     };
     let endpoint = S3Endpoint::connect(config).await.unwrap();
-    Served { endpoint, top: prefix(), tells_versions: true, lists_hidden: true, _directory: None }
+    Served::new(endpoint, prefix())
 }
 
 /// A directory of nginx, which takes whole files.
@@ -98,7 +117,7 @@ async fn dav(server: &Web, below: &[u8]) -> Served<DavEndpoint> {
     };
     let endpoint = DavEndpoint::connect(config, Some(&top)).await.unwrap();
     endpoint.make_directory(&top).await.unwrap();
-    Served { endpoint, top, tells_versions: true, lists_hidden: true, _directory: None }
+    Served::new(endpoint, top)
 }
 
 /// A prefix in the bucket of an emulator of Google Cloud Storage.
@@ -112,7 +131,7 @@ pub async fn gcs() -> Served<GcsEndpoint> {
     };
     let endpoint = GcsEndpoint::connect(config).await.unwrap();
     // It gives whatever version there is.
-    Served { endpoint, top: prefix(), tells_versions: false, lists_hidden: true, _directory: None }
+    Served { tells_versions: false, ..Served::new(endpoint, prefix()) }
 }
 
 /// A prefix in the container of an emulator of Azure Blob Storage.
@@ -126,7 +145,7 @@ pub async fn azure() -> Served<AzureEndpoint> {
         ..AzureConfig::default()
     };
     let endpoint = AzureEndpoint::connect(config).await.unwrap();
-    Served { endpoint, top: prefix(), tells_versions: true, lists_hidden: true, _directory: None }
+    Served::new(endpoint, prefix())
 }
 
 /// A key that no other test has.
@@ -141,6 +160,17 @@ fn absolute(path: &Path) -> Key {
 }
 
 impl<E: Endpoint> Served<E> {
+    fn new(endpoint: E, top: Key) -> Self {
+        Self {
+            endpoint,
+            top,
+            tells_versions: true,
+            lists_hidden: true,
+            keeps_relative_links: true,
+            _directory: None,
+        }
+    }
+
     fn key(&self, path: &[u8]) -> Key {
         self.top.join(path).unwrap()
     }
@@ -247,6 +277,10 @@ impl<E: Endpoint> Subject for Served<E> {
 
     fn lists_hidden(&self) -> bool {
         self.lists_hidden
+    }
+
+    fn keeps_relative_links(&self) -> bool {
+        self.keeps_relative_links
     }
 
     fn lose_part(&self, _: &str, _: u64) -> bool {

@@ -6,6 +6,8 @@
 pub mod emulators;
 #[path = "../it/garage.rs"]
 pub mod garage;
+#[path = "../it/proftpd.rs"]
+pub mod proftpd;
 #[path = "../it/sshd.rs"]
 pub mod sshd;
 #[path = "../it/support.rs"]

@@ -71,6 +71,11 @@ pub trait Subject: Sized {
         !self.properties().keeps.any_bytes && std::str::from_utf8(name).is_err()
     }
 
+    /// Whether symlinks may have targets that do not begin with a slash, if there are any.
+    fn keeps_relative_links(&self) -> bool {
+        true
+    }
+
     /// Whether a listing has names that begin with a dot.
     fn lists_hidden(&self) -> bool {
         true

@@ -17,6 +17,7 @@ mod journal;
 mod local;
 mod measure;
 mod objects;
+mod proftpd;
 mod restricted;
 mod resume;
 mod retry;

@@ -2,13 +2,15 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 
+use super::proftpd::{plain_proftpd, proftpd};
 use super::sshd::{free_port, sftp_server, user};
 use super::support::{
-    PATIENCE, Ran, Running, World, assert_same, assert_same_content, number, set_mode, tree, until,
+    PATIENCE, Ran, Running, World, assert_same, assert_same_content, number, overwrite, set_mode,
+    tree, until,
 };
 
 /// `sftp://testhost` and a path of this world.
@@ -160,40 +162,149 @@ fn what_is_there_is_listed() {
     assert_eq!(sorted(&there), sorted(&here));
 }
 
+/// A copy of `src/` to `there` by a server, which is killed and comes back.
+struct Upload<'a> {
+    world: &'a World,
+    /// For `ssh -F`.
+    config: PathBuf,
+}
+
+impl Upload<'_> {
+    fn start(&self, flags: &[&str]) -> Running {
+        let mut command = self.world.fastsync();
+        command.args(["cp", "src/"]).arg(at_server(self.world, "there"));
+        command.args(["-c", "1M", "-F"]).arg(&self.config).args(flags);
+        Running::start(command.env("XDG_STATE_HOME", self.state()))
+    }
+
+    fn state(&self) -> PathBuf {
+        self.world.path("home/state")
+    }
+
+    /// Begins, and kills the program when its journal has so many bytes.
+    fn kill(&self, journal_len: u64) {
+        let mut running = self.start(&[]);
+        let journal = || {
+            let job = fs::read_dir(self.state().join("fastsync/jobs")).ok()?.next()?.ok()?.path();
+            fs::metadata(job.join("journal")).ok()
+        };
+        let is_under_way = || journal().is_some_and(|it| it.len() > journal_len);
+        assert!(until(PATIENCE, || is_under_way() || running.is_over()));
+        running.signal(Signal::KILL);
+        assert!(running.wait().was_killed());
+        assert!(!self.world.path("there/big").exists());
+    }
+
+    /// Goes on to the end, and returns how much was there already.
+    fn go_on(&self, flags: &[&str]) -> u64 {
+        let summary = self.start(flags).wait().exits(0).summary();
+        let (resumed, sent) = (number(&summary, "bytes_resumed"), number(&summary, "bytes_sent"));
+        let big = self.world.path("src/big");
+        assert_eq!(resumed + sent, fs::metadata(&big).unwrap().len());
+        assert_same_content(&big, &self.world.path("there/big"));
+        assert_eq!(tree(self.world.path("there")).len(), 1, "nothing else is left there");
+        assert_eq!(fs::read_dir(self.state().join("fastsync")).unwrap().count(), 0, "nor here");
+        resumed
+    }
+}
+
 /// JRN-12: what was written is read back, and not sent again.
 #[test]
 fn a_killed_upload_goes_on() {
     let world = World::new();
-    let size = 400 << 20;
-    world.write("src/big", size);
-    let there = at_server(&world, "there");
-    let state = world.path("home/state");
-    let start = |flags: &[&str]| {
+    world.write("src/big", 400 << 20);
+    let upload = Upload { world: &world, config: sftp_server().config() };
+    upload.kill(64 + 60 * 53);
+    assert!(upload.go_on(&["--json"]) >= 50 << 20);
+}
+
+/// JRN-12: a server that hashes says whether it still has what was written. What somebody has altered
+/// there is sent again.
+#[test]
+fn what_a_server_hashes_is_not_read_back() {
+    let world = World::new();
+    world.write("src/big", 300 << 20);
+    let upload = Upload { world: &world, config: proftpd().config() };
+    upload.kill(64 + 60 * 92);
+    let left = fs::read_dir(world.path("there")).unwrap().next().unwrap().unwrap().path();
+    for at in (0..60).step_by(10) {
+        overwrite(&left, at << 20, b"altered");
+    }
+    let before = proftpd().requests().len();
+    assert!(upload.go_on(&["--json", "--resume=verify"]) >= 30 << 20);
+    let count = |request: &str| {
+        let requests = proftpd().requests().split_off(before);
+        requests
+            .lines()
+            .filter(|line| format!("{line} ").starts_with(&format!("{request} ")))
+            .count()
+    };
+    // The first one finds out what it can do.
+    assert!(count("EXTENDED check-file-name") > 1);
+    assert_eq!(count("READ"), 0);
+    let mut back = world.fastsync();
+    back.args(["cp".into(), at_server(&world, "there/big"), "back".into()]);
+    Running::start(back.arg("-F").arg(proftpd().config())).wait().exits(0);
+    assert_same_content(&world.path("src/big"), &world.path("back"));
+    assert!(count("READ") > 0, "what is read is seen there");
+}
+
+/// Some servers make them absolute, so that they would lead elsewhere.
+#[test]
+fn symlinks_that_a_server_would_change_are_told() {
+    let world = World::new();
+    world.text("src/file", "content");
+    std::os::unix::fs::symlink("file", world.path("src/relative")).unwrap();
+    std::os::unix::fs::symlink("/nowhere", world.path("src/absolute")).unwrap();
+    let copy = |flags: &[&str]| {
         let mut command = world.fastsync();
-        command
-            .args(["cp", "src/"])
-            .arg(&there)
-            .args(["-c", "1M", "-F"])
-            .arg(sftp_server().config());
-        command.args(flags).env("XDG_STATE_HOME", &state);
-        Running::start(&mut command)
+        command.args(["cp", "-R", "src/"]).arg(at_server(&world, "there")).args(flags);
+        Running::start(command.arg("-F").arg(proftpd().config())).wait()
     };
-    let mut running = start(&[]);
-    let journal = || {
-        let job = fs::read_dir(state.join("fastsync/jobs")).ok()?.next()?.ok()?.path();
-        fs::metadata(job.join("journal")).ok()
+    copy(&[]).exits(23).says("relative").says("absolute targets only");
+    let found: Vec<PathBuf> = tree(world.path("there")).into_keys().collect();
+    assert_eq!(found, [Path::new("absolute"), Path::new("file")]);
+    fs::remove_file(world.path("src/absolute")).unwrap();
+    copy(&["-L"]).exits(0);
+    assert_same_content(&world.path("src/file"), &world.path("there/relative"));
+}
+
+/// A server that can replace no file at once, and one that does not even rename any.
+#[test]
+fn an_old_file_stays_until_the_new_one_is_there() {
+    let world = World::new();
+    let sizes = [("small", 1000), ("large", 3 << 20)];
+    for (name, size) in sizes {
+        world.write(format!("src/{name}"), size);
+    }
+    let refusing = |name: &str, refused: &str| {
+        let line = format!("exec /usr/lib/openssh/sftp-server -P {refused}");
+        let shell = world.script(&format!("{name}.sh"), &line);
+        sftp_server().allow(&world.path(name), shell.to_str().unwrap())
     };
-    let is_under_way = || journal().is_some_and(|it| it.len() > 64 + 60 * 53);
-    assert!(until(PATIENCE, || is_under_way() || running.is_over()));
-    running.signal(Signal::KILL);
-    assert!(running.wait().was_killed());
-    assert!(!world.path("there/big").exists());
-    let summary = start(&["--json"]).wait().exits(0).summary();
-    assert!(number(&summary, "bytes_resumed") >= 50 << 20, "{summary}");
-    assert_eq!(number(&summary, "bytes_resumed") + number(&summary, "bytes_sent"), size);
-    assert_same_content(&world.path("src/big"), &world.path("there/big"));
-    assert_eq!(tree(world.path("there")).len(), 1, "nothing else is left there");
-    assert_eq!(fs::read_dir(state.join("fastsync")).unwrap().count(), 0, "nor here");
+    let copy = |config: PathBuf| {
+        fs::remove_dir_all(world.dir("there")).unwrap();
+        for (name, _) in sizes {
+            world.text(format!("there/{name}"), "old");
+        }
+        let mut command = world.fastsync();
+        command.args(["cp", "src/"]).arg(at_server(&world, "there")).arg("-F").arg(config);
+        Running::start(&mut command).wait()
+    };
+    for config in [refusing("patient", "posix-rename"), plain_proftpd().config()] {
+        copy(config).exits(0);
+        for (name, _) in sizes {
+            let [wanted, found] = ["src", "there"].map(|it| world.path(it).join(name));
+            assert_same_content(&wanted, &found);
+        }
+        assert_eq!(tree(world.path("there")).len(), sizes.len(), "nothing else is left there");
+    }
+    let ran = copy(refusing("rigid", "posix-rename,rename")).exits(23);
+    for (name, _) in sizes {
+        ran.says(name).says("the old file is as it was");
+        assert_eq!(fs::read(world.path("there").join(name)).unwrap(), b"old");
+    }
+    assert_eq!(tree(world.path("there")).len(), sizes.len(), "nothing else is left there");
 }
 
 /// There, and in a directory of this machine.

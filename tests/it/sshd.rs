@@ -141,11 +141,17 @@ pub fn free_port() -> u16 {
 
 /// The user that runs the tests, who is the only one that can log in.
 pub fn user() -> String {
-    let output = Command::new("id").arg("-un").output().unwrap();
+    id("-un")
+}
+
+/// What `id` says of this process.
+pub fn id(question: &str) -> String {
+    let output = Command::new("id").arg(question).output().unwrap();
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-fn make_key(path: &Path) {
+/// Makes a key pair that no passphrase protects.
+pub fn make_key(path: &Path) {
     let mut command = Command::new("ssh-keygen");
     command.args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"]).arg(path);
     assert!(command.status().unwrap().success(), "ssh-keygen failed");

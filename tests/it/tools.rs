@@ -14,6 +14,8 @@ use super::support::until;
 #[derive(Debug)]
 pub struct Server {
     pub port: u16,
+    /// What it keeps there is removed with it.
+    pub directory: PathBuf,
     /// Ends when this process does.
     _keeper: Child,
 }
@@ -39,7 +41,7 @@ fn try_serve(name: &str, attempt: u32, start: impl Fn(&Path, u16) -> Command) ->
         assert!(attempt < 4, "{name} does not start. It says:\n{log}");
         return None;
     }
-    Some(Server { port, _keeper: keeper })
+    Some(Server { port, directory, _keeper: keeper })
 }
 
 /// Starts a server below a shell that outlives this process for a moment.

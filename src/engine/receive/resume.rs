@@ -11,7 +11,7 @@ use super::open::{Incomplete, Temporary};
 use crate::engine::journal::{Begun, SourceIdentity, UNHASHED, Written};
 use crate::engine::plan::lock;
 use crate::engine::session::SessionError;
-use crate::protocol::chunk::Digest;
+use crate::protocol::chunk::{ByteRange, Digest};
 use crate::protocol::message::{Changes, Entry, Kind, Message, Resume, Verdict};
 use crate::protocol::tree::RootBuilder;
 use crate::storage::{Remembers, Reopened, Sink, Token};
@@ -112,21 +112,19 @@ impl<K: Sink> Receiver<K> {
             .filter(|it| it.index < count && !(needs_value && it.value == UNHASHED))
             .map(|it| (it.index, (it.value, is_checked || may_be_lost && !it.is_synced)))
             .collect();
-        let mut kept = Vec::new();
-        for (index, (value, is_checked)) in by_index {
-            if !is_checked {
-                kept.push((index, value));
-                continue;
-            }
-            let Some(range) = self.options.chunk_size.range(entry.id, index, entry.size()) else {
-                continue;
-            };
-            let found = self.sink.digest(file.clone(), range, &self.reading_pool).await;
-            if found.is_ok_and(|found| found == value) {
-                kept.push((index, value));
-            }
-        }
-        kept
+        let range = |index| self.options.chunk_size.range(entry.id, index, entry.size());
+        let checked = by_index.iter().filter(|(_, (_, is_checked))| *is_checked);
+        let checked: Vec<(u64, (ByteRange, Digest))> = checked
+            .filter_map(|(index, (value, _))| Some((*index, (range(*index)?, *value))))
+            .collect();
+        let ranges = checked.iter().map(|(_, it)| *it).collect();
+        let holds = self.sink.holds(file.clone(), ranges, &self.reading_pool).await;
+        let held = checked.iter().zip(holds).filter(|(_, holds)| *holds);
+        let held: HashSet<u64> = held.map(|((index, _), _)| *index).collect();
+        let kept = by_index
+            .into_iter()
+            .filter(|(index, (_, is_checked))| !is_checked || held.contains(index));
+        kept.map(|(index, (value, _))| (index, value)).collect()
     }
 
     /// Removes temporary files that are of no use.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::StreamExt as _;
+
 use super::sink::Inner;
 use super::{Class, Endpoint, Fault, Key};
 use crate::protocol::buffer::Pool;
@@ -91,6 +93,31 @@ impl<E: Endpoint> Inner<E> {
         hasher.finish().map_err(short)
     }
 
+    /// Which ranges of a file that is coming still hold what was written to them. What the endpoint does
+    /// not tell is read back.
+    pub(super) async fn holds(
+        &self,
+        file: &RemoteFile<E>,
+        ranges: Vec<(ByteRange, Digest)>,
+        pool: &Pool,
+    ) -> Vec<bool> {
+        let Data::Coming(upload) = &file.inner.data else { return vec![false; ranges.len()] };
+        let parts: Vec<(ByteRange, Receipt)> = {
+            let receipts = file.receipts();
+            let receipt =
+                |range: &ByteRange| receipts.get(&(range.offset() / self.chunk_size.bytes()));
+            let parts = ranges.iter().map(|(range, _)| (*range, receipt(range).cloned()));
+            parts.map(|(range, receipt)| (range, receipt.unwrap_or_default())).collect()
+        };
+        let told = self.endpoint.holds(upload, self.chunk_size, &parts).await;
+        let told = told.into_iter().chain(std::iter::repeat(None));
+        let looks = ranges.into_iter().zip(told).map(async |((range, value), told)| match told {
+            Some(told) => told,
+            None => self.digest(&file.inner, range, pool).await.is_ok_and(|it| it == value),
+        });
+        futures_util::stream::iter(looks).buffered(READ_BACK).collect().await
+    }
+
     /// Has the endpoint copy a whole file.
     pub async fn copy(&self, key: &Key, entry: &Arc<Entry>) -> Result<(), StorageError> {
         let Some(near) = self.near.get() else { return Err(self.no_copy(entry)) };
@@ -119,3 +146,6 @@ impl<E: Endpoint> Inner<E> {
         self.error(Operation::Write, entry)(fault)
     }
 }
+
+/// How many ranges are read back at a time; the buffers bound it too.
+const READ_BACK: usize = 4;

@@ -27,7 +27,7 @@ pub use unfinished::{Unfinished, remove_unfinished, temporary_files};
 pub use walk::{OWN_PREFIX, implied};
 
 use super::{Left, Receipt, Remembers, Token};
-use crate::protocol::chunk::{ByteRange, ChunkData, Digest};
+use crate::protocol::chunk::{ByteRange, ChunkData, ChunkSize, Digest};
 use crate::protocol::manifest::Timestamp;
 use crate::protocol::message::{Changes, Kind, Mode};
 use crate::protocol::sparse::Part;
@@ -159,6 +159,18 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
         offset: u64,
         into: &mut [u8],
     ) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Which of these parts, whose offsets ascend, hold what [`Self::write`] gave their receipts for, as far
+    /// as the endpoint tells without their being read back; `None` where it does not.
+    fn holds(
+        &self,
+        upload: &Self::Upload,
+        chunk_size: ChunkSize,
+        parts: &[(ByteRange, Receipt)],
+    ) -> impl Future<Output = Vec<Option<bool>>> + Send {
+        let _ = (upload, chunk_size);
+        std::future::ready(vec![None; parts.len()])
+    }
 
     /// Waits until what was written is on stable storage, if [`Properties::syncs`].
     fn sync(&self, upload: &Self::Upload) -> impl Future<Output = Answer<()>> + Send;

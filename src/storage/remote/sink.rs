@@ -437,6 +437,15 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
         self.inner.digest(&file.inner, range, pool).await
     }
 
+    async fn holds(
+        &self,
+        file: RemoteFile<E>,
+        ranges: Vec<(ByteRange, Digest)>,
+        pool: &Pool,
+    ) -> Vec<bool> {
+        self.inner.holds(&file, ranges, pool).await
+    }
+
     async fn write(
         &self,
         file: RemoteFile<E>,

@@ -9,10 +9,11 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::Semaphore;
 
+use super::check::{self, Able, Checks};
 use super::packet::{self, Answer as Said, Attributes, Request};
 use super::pool::{Handles, Pool};
 use super::session::{Dial, Session};
-use crate::protocol::chunk::{ByteRange, ChunkData};
+use crate::protocol::chunk::{ByteRange, ChunkData, ChunkSize};
 use crate::protocol::message::Changes;
 use crate::storage::remote::{
     Answer, Class, Endpoint, Fault, Keeps, KeepsRoot, Kept, Key, Listed, OWN_PREFIX, Parts,
@@ -32,6 +33,7 @@ struct Inner {
     /// What its locations begin with: `sftp://host`.
     prefix: String,
     properties: Properties,
+    checks: Checks,
     /// One permit for each small file that is being read or written: a server has few handles.
     small: Semaphore,
 }
@@ -53,6 +55,8 @@ pub struct Upload {
     size: u64,
     /// This process has made it, so that it has zeros where nothing was written.
     is_fresh: Arc<AtomicBool>,
+    /// The server hashes by itself.
+    has_receipts: bool,
     handles: Arc<Handles>,
 }
 
@@ -94,7 +98,9 @@ impl SftpEndpoint {
             encrypts: true,
         };
         let small = Semaphore::new(SMALL_AT_ONCE);
-        Ok(Self { inner: Arc::new(Inner { pool, prefix, properties, small }) })
+        Ok(Self {
+            inner: Arc::new(Inner { pool, prefix, properties, checks: Checks::default(), small }),
+        })
     }
 
     async fn real_path(&self, path: &[u8]) -> Answer<Vec<u8>> {
@@ -122,6 +128,38 @@ impl Inner {
                 answer => return answer,
             }
         }
+    }
+
+    /// What the server can hash, which is found out at a file that is there.
+    async fn can_check(&self, path: &[u8], size: u64) -> Able {
+        // In version 3 of the protocol, no server names this extension. But one that does not name any is
+        // not asked for what it may never have heard of.
+        if size < check::TRIAL_LEN || !self.pool.offers().extensions {
+            return Able::Nothing;
+        }
+        let find_out = async || match self.call(check::trial(path)).await? {
+            Said::Extended(answer) => Ok(Able::of(answer)),
+            _ => Ok::<_, Fault>(Able::Nothing),
+        };
+        self.checks.able.get_or_try_init(find_out).await.copied().unwrap_or(Able::Nothing)
+    }
+
+    /// What a part can be checked by later, if the server hashes.
+    async fn receipt(
+        &self,
+        upload: &Upload,
+        range: ByteRange,
+        is_hole: bool,
+        data: Vec<Bytes>,
+    ) -> Answer<Receipt> {
+        if !upload.has_receipts {
+            return Ok(Receipt::default());
+        }
+        if is_hole {
+            return Ok(self.checks.hole(range.len(), &data));
+        }
+        let hashed = tokio::task::spawn_blocking(move || check::receipt(&data)).await;
+        hashed.map_err(|error| Fault::new(Class::Other, error.to_string()))
     }
 
     /// Writes part of a file, on another connection if one is lost.
@@ -233,13 +271,19 @@ impl Inner {
         let rename = async |from: &[u8], to: &[u8]| {
             self.call(Request::rename(from, to)).await.and_then(done)
         };
-        rename(&path, &aside).await?;
+        let failed = |fault: Fault, text: &str| {
+            let text = format!("the server replaces no files by itself, and {fault}; {text}");
+            Err(Fault::new(fault.class, text))
+        };
+        if let Err(fault) = rename(&path, &aside).await {
+            return failed(fault, "the old file is as it was: remove it, or choose another name");
+        }
         if let Err(fault) = rename(temporary, &path).await {
             if rename(&aside, &path).await.is_ok() {
-                return Err(fault);
+                return failed(fault, "the old file is back in its place");
             }
             let name = crate::protocol::manifest::Escaped(&aside);
-            return Err(Fault::new(fault.class, format!("{fault}; the old file is now {name}")));
+            return failed(fault, &format!("the old file is now {name}: move it back"));
         }
         // What cannot be removed is found by whoever cleans up.
         let _ = self.call(Request::remove(&aside)).await;
@@ -511,8 +555,10 @@ impl Endpoint for SftpEndpoint {
         };
         let handles = Handles::default();
         handles.keep(&session, handle);
+        let has_receipts = self.inner.can_check(&temporary, size).await != Able::Nothing;
         let (path, handles) = (temporary.into(), Arc::new(handles));
-        Ok(Upload { path, nonce, size, is_fresh: Arc::new(AtomicBool::new(true)), handles })
+        let is_fresh = Arc::new(AtomicBool::new(true));
+        Ok(Upload { path, nonce, size, is_fresh, has_receipts, handles })
     }
 
     fn token(&self, upload: &Upload) -> Token {
@@ -532,8 +578,10 @@ impl Endpoint for SftpEndpoint {
             Some(thing) if thing.kind == ThingKind::File && thing.size == size => {}
             _ => return Ok(None),
         }
+        let has_receipts = self.inner.can_check(&path, size).await != Able::Nothing;
         let (path, is_fresh) = (path.into(), Arc::new(AtomicBool::new(false)));
-        let upload = Upload { path, nonce, size, is_fresh, handles: Arc::default() };
+        let handles = Arc::default();
+        let upload = Upload { path, nonce, size, is_fresh, has_receipts, handles };
         Ok(Some((upload, Vec::new())))
     }
 
@@ -544,16 +592,41 @@ impl Endpoint for SftpEndpoint {
         range: ByteRange,
         data: ChunkData,
     ) -> Answer<Receipt> {
-        let is_zero_already =
-            matches!(data, ChunkData::Hole) && upload.is_fresh.load(Ordering::Relaxed);
-        if is_zero_already {
-            return Ok(Receipt::default());
-        }
+        let is_hole = matches!(data, ChunkData::Hole);
         let data = pieces(range, &data);
-        match self.inner.write_part(upload, range.offset(), data).await {
-            Ok(()) => Ok(Receipt::default()),
-            Err(fault) => Err(self.inner.explain(fault, &upload.path).await),
+        let receipt = self.inner.receipt(upload, range, is_hole, data.clone());
+        if is_hole && upload.is_fresh.load(Ordering::Relaxed) {
+            return receipt.await;
         }
+        let written = self.inner.write_part(upload, range.offset(), data);
+        match tokio::join!(written, receipt) {
+            (Ok(()), receipt) => receipt,
+            (Err(fault), _) => Err(self.inner.explain(fault, &upload.path).await),
+        }
+    }
+
+    async fn holds(
+        &self,
+        upload: &Upload,
+        chunk_size: ChunkSize,
+        parts: &[(ByteRange, Receipt)],
+    ) -> Vec<Option<bool>> {
+        let able = self.inner.can_check(&upload.path, upload.size).await;
+        let questions = check::questions(able, chunk_size, parts).into_iter();
+        let asked = questions.map(async |question| {
+            let asked = parts.get(question.parts.clone()).unwrap_or_default();
+            let answer = self.inner.ask(question.request(&upload.path)).await;
+            (question, answer, asked)
+        });
+        let mut judged = vec![None; parts.len()];
+        let mut answers = futures_util::stream::iter(asked).buffer_unordered(QUESTIONS);
+        while let Some((question, answer, asked)) = answers.next().await {
+            let Ok(Said::Extended(answer)) = answer else { continue };
+            if let Some(places) = judged.get_mut(question.parts.clone()) {
+                places.copy_from_slice(&question.judge(answer, asked));
+            }
+        }
+        judged
     }
 
     async fn reread(&self, upload: &Upload, offset: u64, into: &mut [u8]) -> Answer<()> {
@@ -629,8 +702,12 @@ impl Endpoint for SftpEndpoint {
 
     async fn make_symlink(&self, key: &Key, target: &[u8], kept: &Kept) -> Answer<()> {
         let temporary = temporary_path(key, nonce());
-        done(self.inner.call(Request::symlink(target, &temporary)).await?)?;
+        let requests = vec![Request::symlink(target, &temporary), Request::readlink(&temporary)];
+        let answers = self.inner.pool.pick()?.call_all(requests).await?;
+        let mut answers = answers.into_iter();
+        answers.next().map_or_else(|| Err(nonsense()), done)?;
         let named = async {
+            check_target(target, answers.next())?;
             let kept = Kept { mode: None, ..*kept };
             if self.inner.pool.offers().lsetstat && kept.mtime.is_some() {
                 let request = Request::lsetstat(&temporary, &attributes(&kept));
@@ -715,6 +792,21 @@ fn refused(said: Said) -> Fault {
     }
 }
 
+/// Refuses a symlink that leads elsewhere than it was told to: some servers make targets absolute.
+fn check_target(target: &[u8], said: Option<Said>) -> Answer<()> {
+    match said {
+        Some(Said::Names(names)) if names.len() == 1 && names[0].0 != target => {
+            let made = crate::protocol::manifest::Escaped(&names[0].0);
+            let text = format!(
+                "the server makes a link to {made} of it, as it keeps absolute targets only; with -L, what links lead to is copied"
+            );
+            Err(Fault::new(Class::Unsupported, text))
+        }
+        // Where links cannot be read, nobody can tell.
+        _ => Ok(()),
+    }
+}
+
 fn nonsense() -> Fault {
     Fault::new(Class::Violation, "the server answered what makes no sense")
 }
@@ -795,6 +887,9 @@ const MAX_CONNECTIONS: usize = 16;
 
 /// How many parts of one listing are asked for before the first has come.
 const READDIRS: usize = 4;
+
+/// How many questions about what the server has are asked at a time.
+const QUESTIONS: usize = 16;
 
 /// A file below this size, in bytes, is read in one go.
 const SMALL: u64 = 1 << 20;

@@ -3,8 +3,10 @@
 //! - `packet`: bytes to requests and answers.
 //! - `session`: one connection, with many requests under way.
 //! - `pool`: several connections, and the handles of files on each.
+//! - `check`: what the server says of files' contents without sending them.
 //! - `endpoint`: what an [`Endpoint`](super::remote::Endpoint) has to offer, in requests.
 
+mod check;
 mod endpoint;
 mod packet;
 mod pool;

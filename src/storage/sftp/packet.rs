@@ -147,6 +147,12 @@ impl Request {
         Self::new(EXTENDED).string(LSETSTAT).string(path).attributes(attributes)
     }
 
+    /// Asks for the SHA-256 of each block of a part of a file. A length of 0 would be all of the rest.
+    pub fn check_file(path: &[u8], offset: u64, len: u64, block_len: u32) -> Self {
+        let request = Self::new(EXTENDED).string(CHECK_FILE_NAME).string(path).string(SHA256);
+        request.u64(offset).u64(len).u32(block_len)
+    }
+
     pub fn limits() -> Self {
         Self::new(EXTENDED).string(LIMITS)
     }
@@ -283,6 +289,18 @@ pub fn limits(answer: &[u8]) -> Option<(u64, u64)> {
     Some((fields.u64()?, fields.u64()?))
 }
 
+/// The hashes in an answer to [`Request::check_file`], one after the other; `None` if that is no such answer.
+pub fn hashes(answer: Bytes) -> Option<Bytes> {
+    let mut fields = Fields(answer);
+    let mut name = fields.string()?;
+    // Some servers repeat what was asked for, and `ProFTPD` does not.
+    if &name[..] == CHECK_FILE {
+        name = fields.string()?;
+    }
+    let is_whole = &name[..] == SHA256 && fields.0.len().is_multiple_of(HASH_LEN);
+    is_whole.then_some(fields.0)
+}
+
 /// Takes fields from the front of a packet; `None` where it is too short.
 struct Fields(Bytes);
 
@@ -334,6 +352,14 @@ pub const FSYNC: &[u8] = b"fsync@openssh.com";
 pub const STATVFS: &[u8] = b"statvfs@openssh.com";
 pub const LSETSTAT: &[u8] = b"lsetstat@openssh.com";
 pub const LIMITS: &[u8] = b"limits@openssh.com";
+
+/// Names of draft-ietf-secsh-filexfer-extensions-00, section 3.
+const CHECK_FILE: &[u8] = b"check-file";
+const CHECK_FILE_NAME: &[u8] = b"check-file-name";
+const SHA256: &[u8] = b"sha256";
+
+/// The length of a SHA-256, in bytes.
+pub const HASH_LEN: usize = 32;
 
 /// Flags of [`Request::open`].
 pub const FOR_READING: u32 = 1;
@@ -442,6 +468,28 @@ mod tests {
         assert_eq!(version(b"\x02\0\0\0\x02"), None);
     }
 
+    /// Section 3 of draft-ietf-secsh-filexfer-extensions-00, and what `ProFTPD` 1.3.8 answers.
+    #[test]
+    fn hashes_are_asked_for_and_read() {
+        let wanted = [
+            &[0, 0, 0, 60, EXTENDED, 0, 0, 0, 7, 0, 0, 0, 15][..],
+            b"check-file-name\0\0\0\x02/a\0\0\0\x06sha256",
+            &[0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0],
+        ];
+        assert_eq!(Request::check_file(b"/a", 512, 256, 256).head(7), wanted.concat());
+        let answer = |head: &[u8], len| hashes([head, &vec![7; len]].concat().into());
+        let short = b"\0\0\0\x06sha256";
+        let long = b"\0\0\0\x0acheck-file\0\0\0\x06sha256";
+        for head in [&short[..], long] {
+            assert_eq!(answer(head, 64), Some(Bytes::from_static(&[7; 64])));
+            assert_eq!(answer(head, 63), None);
+        }
+        for head in [&b"\0\0\0\x03md5"[..], b"\0\0\0\x0acheck-file", b"\xff\xff\xff\xffsha256", b""]
+        {
+            assert_eq!(answer(head, 64), None);
+        }
+    }
+
     proptest! {
         #[test]
         fn any_packet_can_be_read(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 100_u8..107) {
@@ -450,6 +498,7 @@ mod tests {
             version(&bytes);
             available(&bytes);
             limits(&bytes);
+            hashes(bytes.into());
         }
     }
 }

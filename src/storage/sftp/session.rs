@@ -63,6 +63,8 @@ pub struct Offers {
     pub statvfs: bool,
     /// Times of symlinks can be set.
     pub lsetstat: bool,
+    /// It names any at all.
+    pub extensions: bool,
     /// The longest read and write, in bytes.
     pub max_read: u32,
     pub max_write: u32,
@@ -106,6 +108,7 @@ impl Session {
             fsync: has(packet::FSYNC),
             statvfs: has(packet::STATVFS),
             lsetstat: has(packet::LSETSTAT),
+            extensions: !extensions.is_empty(),
             max_read: SAFE_LEN,
             max_write: SAFE_LEN,
         };
