@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use super::endpoint::handle;
+use super::answer::handle;
 use super::packet::Request;
 use super::session::{Dial, Offers, Session, Which};
 use crate::storage::remote::{Class, Fault};
