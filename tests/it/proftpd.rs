@@ -75,8 +75,8 @@ fn configure(directory: &Path, port: u16, settings: &str) {
     }
     let server = format!(
         "ServerName test\nServerType standalone\nDefaultAddress 127.0.0.1\nPort {port}\nUseIPv6 off\n\
-         UseReverseDNS off\nWtmpLog off\nScoreboardFile none\nDelayEngine off\nPidFile {at}/pid\n\
-         SystemLog {at}/system\nMaxInstances none\nUser {user}\nGroup {group}\nRootLogin on\n\
+         UseReverseDNS off\nWtmpLog off\nScoreboardFile none\nDelayEngine off\nControlsEngine off\n\
+         PidFile {at}/pid\nSystemLog {at}/system\nMaxInstances none\nUser {user}\nGroup {group}\nRootLogin on\n\
          RequireValidShell off\nUseFtpUsers off\nAllowOverwrite on\nTimesGMT on\n\
          AuthUserFile {at}/users\nAuthGroupFile {at}/groups\nAuthOrder mod_auth_file.c\n\
          TransferLog none\nLogFormat request %r\nExtendedLog {at}/requests ALL request\n\
