@@ -17,10 +17,10 @@ use http::{HeaderMap, Method, StatusCode};
 use super::credentials::{self, AzureAccount, AzureKeys};
 use super::fault::{Meaning, by_status, coded, text};
 use super::metadata;
+use super::pages::Pages;
 use super::store::{
-    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, begun, check_count, checked_url, further, id_of,
-    if_tag, in_path, in_query, listed, pages, prefix_of, text as key_text, token, upload_id,
-    with_kept,
+    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, begun, check_count, checked_url, id_of, if_tag,
+    in_path, in_query, listed, pages, prefix_of, text as key_text, token, upload_id, with_kept,
 };
 use super::xml;
 use crate::protocol::chunk::{ByteRange, ChunkData};
@@ -155,8 +155,8 @@ impl Inner {
         format!("{}?restype=container&comp=list{prefix}{query}", self.base)
     }
 
-    async fn page(&self, prefix: &str, query: &str, next: Option<String>) -> Answer<xml::Blobs> {
-        let more = next.map(|next| format!("&marker={}", in_query(&next))).unwrap_or_default();
+    async fn page(&self, prefix: &str, query: &str, next: Option<&str>) -> Answer<xml::Blobs> {
+        let more = next.map(|next| format!("&marker={}", in_query(next))).unwrap_or_default();
         let url = self.list_url(prefix, &format!("{query}{more}"));
         xml::blobs(&self.server.body(&call(Method::GET, url)).await?)
     }
@@ -192,16 +192,14 @@ impl Inner {
 
     /// The names of all empty blobs, or of those too that are blocks without a list.
     async fn empty(&self, prefix: &str, query: &str) -> Answer<HashSet<String>> {
-        let (mut names, mut next) = (HashSet::new(), None);
-        loop {
-            let page = self.page(prefix, query, next.clone()).await?;
+        let (mut names, mut pages) = (HashSet::new(), Pages::default());
+        while !pages.is_over() {
+            let page = self.page(prefix, query, pages.marker()).await?;
+            pages.turn(page.next, page.all.iter().map(|blob| &blob.name))?;
             let empty = page.all.into_iter().filter(|blob| blob.size == 0);
             names.extend(empty.map(|blob| blob.name));
-            next = further(page.next, next.as_deref())?;
-            if next.is_none() {
-                return Ok(names);
-            }
         }
+        Ok(names)
     }
 
     /// What uploads have left under a name.
@@ -285,8 +283,8 @@ impl Endpoint for AzureEndpoint {
     ) -> Answer<()> {
         let (prefix, top) = (prefix_of(directory)?, self.shown(&Key::default()));
         let query = if deep { "&include=metadata" } else { "&include=metadata&delimiter=%2F" };
-        let page = |next: Option<String>| async {
-            let page = self.inner.page(&prefix, query, next).await?;
+        let page = async |next: Option<String>| {
+            let page = self.inner.page(&prefix, query, next.as_deref()).await?;
             let blobs = page.all.iter().map(|blob| (&blob.name, thing_of(blob)));
             let prefixes = page.prefixes.iter().map(|prefix| (prefix, implied()));
             let group = blobs.chain(prefixes);

@@ -20,9 +20,10 @@ use serde_json::{Value, json};
 use super::credentials;
 use super::fault::{Meaning, broken_off, by_status, coded, text};
 use super::metadata;
+use super::pages::Pages;
 use super::store::{
-    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, begun, checked_url, further, id_of, in_query,
-    listed, pages, prefix_of, text as key_text, token, upload_id,
+    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, begun, checked_url, id_of, in_query, listed,
+    pages, prefix_of, text as key_text, token, upload_id,
 };
 use super::xml::timestamp;
 use crate::protocol::chunk::{ByteRange, ChunkData};
@@ -188,8 +189,8 @@ impl Inner {
         )
     }
 
-    async fn page(&self, prefix: &str, query: &str, next: Option<String>) -> Answer<Page> {
-        let more = next.map(|next| format!("&pageToken={}", in_query(&next))).unwrap_or_default();
+    async fn page(&self, prefix: &str, query: &str, next: Option<&str>) -> Answer<Page> {
+        let more = next.map(|next| format!("&pageToken={}", in_query(next))).unwrap_or_default();
         let url = self.list_url(prefix, &format!("{query}{more}"));
         page_of(&self.server.body(&Call::new(Method::GET, url)).await?)
     }
@@ -301,15 +302,13 @@ impl Inner {
     /// All temporary objects of an upload.
     async fn temporary(&self, key: &Key, id: &str) -> Answer<Vec<Object>> {
         let prefix = part_name(key, id, "")?;
-        let (mut found, mut next) = (Vec::new(), None);
-        loop {
-            let page = self.page(&prefix, "", next.clone()).await?;
+        let (mut found, mut pages) = (Vec::new(), Pages::default());
+        while !pages.is_over() {
+            let page = self.page(&prefix, "", pages.marker()).await?;
+            pages.turn(page.next_page_token, page.items.iter().map(|it| &it.name))?;
             found.extend(page.items);
-            next = further(page.next_page_token, next.as_deref())?;
-            if next.is_none() {
-                return Ok(found);
-            }
         }
+        Ok(found)
     }
 }
 
@@ -346,8 +345,8 @@ impl Endpoint for GcsEndpoint {
     ) -> Answer<()> {
         let (prefix, top) = (prefix_of(directory)?, self.shown(&Key::default()));
         let delimiter = if deep { "" } else { "&delimiter=%2F" };
-        let page = |next: Option<String>| async {
-            let page = self.inner.page(&prefix, delimiter, next).await?;
+        let page = async |next: Option<String>| {
+            let page = self.inner.page(&prefix, delimiter, next.as_deref()).await?;
             let mut group = Vec::with_capacity(page.items.len() + page.prefixes.len());
             for object in &page.items {
                 group.extend(listed(&top, object.name.as_bytes(), object.thing()?));
@@ -482,10 +481,11 @@ impl Endpoint for GcsEndpoint {
         directory: &Key,
         found: flume::Sender<Vec<Unfinished>>,
     ) -> Answer<()> {
-        let (prefix, mut next) = (prefix_of(directory)?, None);
+        let (prefix, mut pages) = (prefix_of(directory)?, Pages::default());
         let mut uploads: HashMap<(Key, String), Unfinished> = HashMap::new();
-        loop {
-            let page = self.inner.page(&prefix, "", next.clone()).await?;
+        while !pages.is_over() {
+            let page = self.inner.page(&prefix, "", pages.marker()).await?;
+            pages.turn(page.next_page_token, page.items.iter().map(|it| &it.name))?;
             for object in &page.items {
                 let Some((key, id)) = upload_of(&object.name) else { continue };
                 if key.below(directory).is_none() {
@@ -497,10 +497,6 @@ impl Endpoint for GcsEndpoint {
                 let left = uploads.entry((key.clone(), id)).or_insert_with(left);
                 left.size += thing.size;
                 left.since = left.since.max(thing.modified);
-            }
-            next = further(page.next_page_token, next.as_deref())?;
-            if next.is_none() {
-                break;
             }
         }
         let _ = found.send_async(uploads.into_values().collect()).await;

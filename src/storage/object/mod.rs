@@ -3,7 +3,7 @@
 //! - `s3`: what speaks S3, `gcs`: Google Cloud Storage, `azure`: Azure Blob Storage; each as an
 //!   [`Endpoint`](super::remote::Endpoint).
 //! - `multipart`: S3's uploads in parts, `stages`: of files that have too many of them.
-//! - `store`: what they have in common. `xml`: answers of two of them. `metadata`: what is stored beside
+//! - `store`: what they have in common, `pages`: listings page by page. `xml`: answers of two of them. `metadata`: what is stored beside
 //!   an object. `fault`: what refusals mean. `credentials`: who we are.
 
 mod azure;
@@ -12,6 +12,7 @@ mod fault;
 mod gcs;
 pub mod metadata;
 mod multipart;
+mod pages;
 mod s3;
 mod stages;
 mod store;

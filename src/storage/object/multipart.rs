@@ -5,8 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::Method;
 
+use super::pages::Pages;
 use super::s3::{CHECKSUM, Inner, PART_OF_COPY, Version, check_late_error, check_result, checksum};
-use super::store::{MAX_PAGE_LEN, further, in_path, in_query};
+use super::store::{MAX_PAGE_LEN, in_path, in_query};
 use super::xml;
 use crate::storage::http::client::{Call, read_body};
 use crate::storage::remote::{Answer, Class, Fault, Kept, Key, all};
@@ -80,19 +81,18 @@ impl Inner {
 
     /// The parts of an upload; `None` if there is no such upload.
     pub async fn parts(&self, key: &Key, id: &str) -> Answer<Option<Vec<xml::Part>>> {
-        let (mut found, mut marker) = (Vec::new(), String::new());
-        loop {
+        let (mut found, mut pages) = (Vec::new(), Pages::default());
+        while !pages.is_over() {
+            let marker = pages.marker().unwrap_or_default();
             let url = format!("{}?uploadId={}{marker}", self.url(key), in_query(id));
             let response = self.server.maybe(&Call::new(Method::GET, url)).await?;
             let Some(response) = response else { return Ok(None) };
             let (parts, next) = xml::parts(&read_body(response, MAX_PAGE_LEN).await?)?;
-            found.extend(parts);
             let next = next.map(|next| format!("&part-number-marker={}", in_query(&next)));
-            match further(next, Some(&marker))? {
-                Some(next) => marker = next,
-                None => return Ok(Some(found)),
-            }
+            pages.turn(next, parts.iter().map(|part| part.number.to_le_bytes()))?;
+            found.extend(parts);
         }
+        Ok(Some(found))
     }
 
     /// Makes an object of parts.
@@ -124,14 +124,10 @@ impl Inner {
         self.server.maybe(&Call::new(Method::DELETE, url)).await.map(drop)
     }
 
-    /// One page of the uploads to keys that begin with `prefix`. `marker` is empty for the first, and
-    /// what the page before it gave for each further one.
-    pub async fn uploads(
-        &self,
-        prefix: &str,
-        marker: &str,
-    ) -> Answer<(Vec<xml::Upload>, Option<String>)> {
+    /// The page of the uploads to keys that begin with `prefix` that is due.
+    pub async fn uploads(&self, prefix: &str, pages: &mut Pages) -> Answer<Vec<xml::Upload>> {
         let (base, prefix) = (&self.base, in_query(prefix));
+        let marker = pages.marker().unwrap_or_default();
         let url = format!("{base}/?uploads&encoding-type=url&prefix={prefix}{marker}");
         let body = self.server.body(&Call::new(Method::GET, url)).await?;
         let (uploads, next) = xml::uploads(&body)?;
@@ -139,7 +135,8 @@ impl Inner {
             let key = in_query(&String::from_utf8_lossy(&key));
             format!("&key-marker={key}&upload-id-marker={}", in_query(&id))
         });
-        Ok((uploads, further(next, Some(marker))?))
+        pages.turn(next, uploads.iter().map(|it| [&it.key, it.id.as_bytes()].concat()))?;
+        Ok(uploads)
     }
 }
 

@@ -14,6 +14,7 @@ use http::{HeaderMap, Method, StatusCode};
 use super::credentials;
 use super::fault::{Meaning, by_status, coded, text};
 use super::metadata;
+use super::pages::Pages;
 use super::stages::{self, Stages};
 use super::store::{
     MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, checked_url, id_of, if_tag, in_path, in_query,
@@ -180,9 +181,12 @@ impl Inner {
         })
     }
 
-    pub async fn page(&self, prefix: &str, query: &str) -> Answer<xml::Page> {
+    pub async fn page(&self, prefix: &str, query: &str, next: Option<&str>) -> Answer<xml::Page> {
         let prefix = in_query(prefix);
-        let url = format!("{}/?list-type=2&encoding-type=url&prefix={prefix}{query}", self.base);
+        let more = next.map(|next| format!("&continuation-token={}", in_query(next)));
+        let more = more.unwrap_or_default();
+        let url =
+            format!("{}/?list-type=2&encoding-type=url&prefix={prefix}{query}{more}", self.base);
         xml::page(&self.server.body(&Call::new(Method::GET, url)).await?)
     }
 
@@ -243,7 +247,7 @@ impl Endpoint for S3Endpoint {
         if let Some(thing) = self.inner.head(key).await? {
             return Ok(Some(thing));
         }
-        let page = self.inner.page(&prefix_of(key)?, "&max-keys=1").await?;
+        let page = self.inner.page(&prefix_of(key)?, "&max-keys=1", None).await?;
         let is_there = !page.objects.is_empty() || !page.prefixes.is_empty();
         Ok(is_there.then(implied))
     }
@@ -257,10 +261,7 @@ impl Endpoint for S3Endpoint {
         let (prefix, top) = (prefix_of(directory)?, self.shown(&Key::default()));
         let delimiter = if deep { "" } else { "&delimiter=%2F" };
         let page = async |next: Option<String>| {
-            let more = next.map_or_else(String::new, |token| {
-                format!("&continuation-token={}", in_query(&token))
-            });
-            let page = self.inner.page(&prefix, &format!("{delimiter}{more}")).await?;
+            let page = self.inner.page(&prefix, delimiter, next.as_deref()).await?;
             let objects = page.objects.iter().map(|object| (&object.key, thing_of(object)));
             let prefixes = page.prefixes.iter().map(|prefix| (prefix, implied()));
             let group = objects.chain(prefixes);
@@ -389,20 +390,16 @@ impl Endpoint for S3Endpoint {
         directory: &Key,
         found: flume::Sender<Vec<Unfinished>>,
     ) -> Answer<()> {
-        let (prefix, mut marker) = (prefix_of(directory)?, String::new());
+        let (prefix, mut pages) = (prefix_of(directory)?, Pages::default());
         let mut all_left = Vec::new();
-        loop {
-            let (uploads, next) = self.inner.uploads(&prefix, &marker).await?;
+        while !pages.is_over() {
+            let uploads = self.inner.uploads(&prefix, &mut pages).await?;
             // A server may not care what was asked for.
             let uploads = uploads.iter().filter(|it| it.key.starts_with(prefix.as_bytes()));
             let looks = uploads.map(|upload| self.inner.left(upload)).collect();
             let left = all(looks, self.inner.properties.requests).await;
             let left: Vec<Option<Unfinished>> = left.into_iter().collect::<Answer<_>>()?;
             all_left.extend(left.into_iter().flatten());
-            match next {
-                Some(next) => marker = next,
-                None => break,
-            }
         }
         // Of a file of very many parts, some may be whole objects already.
         let (sender, objects) = flume::unbounded();

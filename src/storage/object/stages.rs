@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
+use super::pages::Pages;
 use super::s3::{Inner, MAX_COPY_LEN};
-use super::store::{begun, check_count, further, in_query, text, upload_id};
+use super::store::{begun, check_count, text, upload_id};
 use crate::protocol::chunk::Digest;
 use crate::protocol::manifest::Timestamp;
 use crate::storage::Receipt;
@@ -242,31 +243,24 @@ impl Stages {
 
     /// The stages that are objects, and their lengths.
     async fn objects(&self, inner: &Inner) -> Answer<Vec<(u64, u64)>> {
-        let (prefix, mut found, mut marker) = (self.prefix()?, Vec::new(), String::new());
-        loop {
-            let page = inner.page(&prefix, &marker).await?;
+        let (prefix, mut found, mut pages) = (self.prefix()?, Vec::new(), Pages::default());
+        while !pages.is_over() {
+            let page = inner.page(&prefix, "", pages.marker()).await?;
+            pages.turn(page.next, page.objects.iter().map(|it| &it.key))?;
             let stages = page.objects.iter();
             found.extend(stages.filter_map(|it| Some((self.number(&it.key)?, it.size))));
-            let next = page.next.map(|next| format!("&continuation-token={}", in_query(&next)));
-            match further(next, Some(&marker))? {
-                Some(next) => marker = next,
-                None => return Ok(found),
-            }
         }
+        Ok(found)
     }
 
     /// The stages that are coming, and under which identifiers.
     async fn uploads(&self, inner: &Inner) -> Answer<Vec<(u64, String)>> {
-        let (prefix, mut found, mut marker) = (self.prefix()?, Vec::new(), String::new());
-        loop {
-            let (uploads, next) = inner.uploads(&prefix, &marker).await?;
-            let stages = uploads.into_iter();
+        let (prefix, mut found, mut pages) = (self.prefix()?, Vec::new(), Pages::default());
+        while !pages.is_over() {
+            let stages = inner.uploads(&prefix, &mut pages).await?.into_iter();
             found.extend(stages.filter_map(|it| Some((self.number(&it.key)?, it.id))));
-            match next {
-                Some(next) => marker = next,
-                None => return Ok(found),
-            }
         }
+        Ok(found)
     }
 }
 
