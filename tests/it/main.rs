@@ -13,6 +13,7 @@ mod emulators;
 mod far;
 mod garage;
 mod gcs;
+mod hostile;
 mod journal;
 mod local;
 mod measure;

@@ -210,6 +210,8 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// In pieces, of which nobody knows how many will come.
     pub is_chunked: bool,
+    /// The connection ends before all of it has come.
+    pub is_cut: bool,
 }
 
 impl Answer {
@@ -299,7 +301,7 @@ fn answer_one(stream: &TcpStream, noted: &Mutex<Vec<Asked>>, answer: &dyn Fn(&As
     for (name, value) in &said.headers {
         head.extend([*name, ": ", value, "\r\n"]);
     }
-    let len = said.body.len().to_string();
+    let len = (said.body.len() + usize::from(said.is_cut)).to_string();
     head.extend(if said.is_chunked {
         ["transfer-encoding: ", "chunked", "\r\n\r\n"]
     } else {

@@ -19,8 +19,9 @@ use super::fault::{Meaning, by_status, coded, text};
 use super::metadata;
 use super::pages::Pages;
 use super::store::{
-    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, begun, check_count, checked_url, id_of, if_tag,
-    in_path, in_query, listed, pages, prefix_of, text as key_text, token, upload_id, with_kept,
+    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, begun, check_count, check_sum, checked_url, id_of,
+    if_tag, in_path, in_query, listed, pages, prefix_of, text as key_text, token, upload_id,
+    with_kept,
 };
 use super::xml;
 use crate::protocol::chunk::{ByteRange, ChunkData};
@@ -175,11 +176,13 @@ impl Inner {
     }
 
     async fn put_whole(&self, key: &Key, data: Vec<Bytes>, kept: &Kept) -> Answer<()> {
+        let checksum = checksum(&data);
         let call = call(Method::PUT, self.url(key))
             .header("x-ms-blob-type", "BlockBlob")
-            .header(CHECKSUM, &checksum(&data))
+            .header(CHECKSUM, &checksum)
             .body(data);
-        self.server.done(&self.with_kept(call, kept)).await.map(drop)
+        let response = self.server.done(&self.with_kept(call, kept)).await?;
+        check_sum(response.headers(), CHECKSUM, &checksum)
     }
 
     /// Blocks that are in no list yet, by their identifiers, and their sizes.
@@ -366,8 +369,10 @@ impl Endpoint for AzureEndpoint {
         let url = format!("{}?comp=block&blockid={block}", self.inner.url(&upload.key));
         let checksum = checksum(&data);
         let call = call(Method::PUT, url).header(CHECKSUM, &checksum).body(data);
+        let response = self.inner.server.done(&call).await?;
+        check_sum(response.headers(), CHECKSUM, &checksum)?;
         // Its identifier says everything about a block.
-        self.inner.server.done(&call).await.map(|_| Receipt::default())
+        Ok(Receipt::default())
     }
 
     async fn reread(&self, _: &Upload, _: u64, _: &mut [u8]) -> Answer<()> {

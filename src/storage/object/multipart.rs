@@ -7,7 +7,7 @@ use http::Method;
 
 use super::pages::Pages;
 use super::s3::{CHECKSUM, Inner, PART_OF_COPY, Version, check_late_error, check_result, checksum};
-use super::store::{MAX_PAGE_LEN, in_path, in_query};
+use super::store::{MAX_PAGE_LEN, check_sum, in_path, in_query};
 use super::xml;
 use crate::storage::http::client::{Call, read_body};
 use crate::storage::remote::{Answer, Class, Fault, Kept, Key, all};
@@ -41,6 +41,7 @@ impl Inner {
         let call = Call::new(Method::PUT, self.part_url(key, id, number));
         let call = call.header(CHECKSUM, &checksum).body(data);
         let response = self.server.done(&call).await?;
+        check_sum(response.headers(), CHECKSUM, &checksum)?;
         let tag = response.headers().get(http::header::ETAG).and_then(|it| it.to_str().ok());
         receipt(tag)
     }

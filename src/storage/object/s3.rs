@@ -17,8 +17,8 @@ use super::metadata;
 use super::pages::Pages;
 use super::stages::{self, Stages};
 use super::store::{
-    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, checked_url, id_of, if_tag, in_path, in_query,
-    listed, pages, prefix_of, token, with_kept,
+    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, check_sum, checked_url, id_of, if_tag, in_path,
+    in_query, listed, pages, prefix_of, token, with_kept,
 };
 use super::xml;
 use crate::protocol::chunk::{ByteRange, ChunkData};
@@ -213,7 +213,8 @@ impl Inner {
     async fn put_whole(&self, key: &Key, data: Vec<Bytes>, kept: &Kept) -> Answer<()> {
         let checksum = checksum(&data);
         let call = Call::new(Method::PUT, self.url(key)).header(CHECKSUM, &checksum).body(data);
-        self.server.done(&self.with_kept(call, kept)).await.map(drop)
+        let response = self.server.done(&self.with_kept(call, kept)).await?;
+        check_sum(response.headers(), CHECKSUM, &checksum)
     }
 
     /// Copies an object onto itself or elsewhere, with the metadata that a request to there has.

@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::fault::text::OTHER_VERSION;
+use super::fault::text::{DAMAGED, OTHER_VERSION};
 use super::metadata::Names;
 use super::pages::Pages;
 use crate::protocol::manifest::Timestamp;
@@ -51,8 +51,16 @@ impl Server {
         (self.refused)(status, &headers, &body)
     }
 
-    /// The body of the answer to a request that is to succeed.
+    /// The body of the answer to a request that is to succeed. What changes nothing is asked again where
+    /// its answer breaks off.
     pub async fn body(&self, call: &Call) -> Answer<Vec<u8>> {
+        let attempts = if call.method == Method::GET { READ_ATTEMPTS } else { 1 };
+        for _ in 1..attempts {
+            match read_body(self.done(call).await?, MAX_PAGE_LEN).await {
+                Err(fault) if fault.class == Class::Disconnected => {}
+                answer => return answer,
+            }
+        }
         read_body(self.done(call).await?, MAX_PAGE_LEN).await
     }
 
@@ -248,6 +256,14 @@ pub fn check_count(parts: u64, max: u64) -> Answer<()> {
     Err(Fault::new(Class::Unsupported, text))
 }
 
+/// Checks that a server has what was sent, as far as a header of its answer tells.
+pub fn check_sum(headers: &HeaderMap, name: &str, sum: &str) -> Answer<()> {
+    match headers.get(name) {
+        Some(found) if found != sum => Err(Fault::new(Class::Violation, DAMAGED)),
+        _ => Ok(()),
+    }
+}
+
 /// The data of a file that goes up whole, once it has come.
 #[derive(Clone, Debug, Default)]
 pub struct Whole(Arc<Mutex<Vec<Bytes>>>);
@@ -302,7 +318,7 @@ pub const REQUESTS: usize = 64;
 /// The longest answer that is no object, in bytes.
 pub const MAX_PAGE_LEN: usize = 16 << 20;
 
-/// How often reading one part is begun again where it broke off.
+/// How often reading one part, or a page, is begun again where it broke off.
 const READ_ATTEMPTS: u32 = 5;
 
 #[cfg(test)]

@@ -181,7 +181,8 @@ impl<E: Endpoint> Inner<E> {
     async fn look(&self, key: &Key, entry: &Entry) -> Result<Option<Thing>, StorageError> {
         let Some(parent) = key.parent() else { return Ok(None) };
         let existing = self.existing(&parent).await;
-        let existing = existing.map_err(self.error(Operation::List, entry))?;
+        let shown = self.endpoint.shown(&parent);
+        let existing = existing.map_err(StorageError::at(Operation::List, &shown))?;
         if let Some(names) = existing.names() {
             return Ok(names.get(key.name()).cloned());
         }
