@@ -4,6 +4,7 @@
 //! addresses stand in brackets. Paths are bytes; hosts are checked here once, because ssh and the
 //! commands of its configuration get them as arguments (R2).
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
@@ -87,9 +88,10 @@ impl Location {
         let (user, name_and_port) = split_user(authority);
         let user = user.map(|user| percent_decode(typed, user)).transpose()?;
         if user.as_deref().is_some_and(|user| user.contains(&b':')) {
-            return Err(refuse(
-                typed,
-                "a password has no place on a command line; ssh asks for it",
+            // It is not shown again.
+            return Err(UsageError::new(
+                "a password has no place in a URL on a command line, which everybody can read; ssh \
+                 asks for it",
             ));
         }
         // Nothing behind the colon is no port, as in scp's way to write a path.
@@ -302,8 +304,32 @@ fn percent_decode(typed: &[u8], bytes: &[u8]) -> Result<Vec<u8>, UsageError> {
 }
 
 fn refuse(typed: &[u8], why: &str) -> UsageError {
-    UsageError::new(format!("{}: {why}", Escaped(typed)))
+    UsageError::new(format!("{}: {why}", Escaped(&without_secrets(typed))))
 }
+
+/// What was typed, without what admits us to a server that it is the URL of: a password, and a query
+/// unless it is of an object store, whose keys are taken as they are.
+pub fn without_secrets(typed: &[u8]) -> Cow<'_, [u8]> {
+    let Some((scheme, rest)) = split_scheme(typed).filter(|(it, _)| object_store(it).is_none())
+    else {
+        return typed.into();
+    };
+    let (rest, query) = match rest.iter().position(|byte| *byte == b'?') {
+        Some(at) if web_scheme(scheme).is_some() => (&rest[..at], HIDDEN_QUERY.as_bytes()),
+        _ => (rest, &b""[..]),
+    };
+    let slash = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(slash);
+    let (user, host) = split_user(authority);
+    let user = match user.map(|user| user.split(|byte| *byte == b':').collect::<Vec<_>>()) {
+        Some(parts) if parts.len() > 1 => [parts[0], b":(not shown)@"].concat(),
+        _ => authority[..authority.len() - host.len()].to_vec(),
+    };
+    [scheme, b"://", &user, host, path, query].concat().into()
+}
+
+/// What stands for the query of a URL.
+pub const HIDDEN_QUERY: &str = "?(not shown)";
 
 /// A path from this machine's current directory, spelled out: an agent that runs here may start
 /// elsewhere. A trailing slash, which has a meaning, stays.

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::itemize::words;
+use super::location::without_secrets;
 use super::mapping::Route;
 use super::text::{from_hex, hex, shown, timestamp};
 use crate::engine::event::{EntryKind, EntryReport};
@@ -189,25 +190,18 @@ impl CommandLine {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
             directory: Text::new(std::env::current_dir().unwrap_or_default().into_os_string()),
-            arguments: std::env::args_os().skip(1).map(without_query).map(Text::new).collect(),
+            arguments: std::env::args_os().skip(1).map(|it| Text::new(told(&it))).collect(),
         }
     }
 }
 
-/// An argument without what is behind the `?` of a web server's URL, as that may be what admits us.
-fn without_query(argument: OsString) -> OsString {
-    let bytes = argument.as_encoded_bytes();
-    let is_url = ["http://", "https://", "webdav://", "webdavs://"].iter().any(|scheme| {
-        bytes.get(..scheme.len()).is_some_and(|it| it.eq_ignore_ascii_case(scheme.as_bytes()))
-    });
-    match bytes.iter().position(|byte| *byte == b'?').filter(|_| is_url) {
-        Some(at) => OsString::from_vec([&bytes[..at], HIDDEN_QUERY.as_bytes()].concat()),
-        None => argument,
-    }
+/// An argument as it is told, whether a location or a flag with a URL behind it.
+fn told(argument: &OsStr) -> OsString {
+    let bytes = argument.as_bytes();
+    let flag = bytes.iter().position(|byte| *byte == b'=').filter(|_| bytes.starts_with(b"--"));
+    let (flag, value) = bytes.split_at(flag.map_or(0, |at| at + 1));
+    OsString::from_vec([flag, &without_secrets(value)].concat())
 }
-
-/// What stands in a report for the query of a URL.
-pub const HIDDEN_QUERY: &str = "?(not in the report)";
 
 /// Bytes that are mostly text: a string, or `{"bytes": "ff00"}` where that cannot be.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -399,11 +393,17 @@ mod tests {
     use serde_json::Value;
 
     #[test]
-    fn queries_stay_out_of_reports() {
-        let kept = |argument: &str| without_query(argument.into()).into_string().unwrap();
-        let signed = kept("HTTPS://h/a?sig=secret");
-        assert!(signed.starts_with("HTTPS://h/a?") && !signed.contains("secret"), "{signed}");
-        for other in ["a?b", "s3://b/a?b", "--exclude=?", "http://h/a"] {
+    fn secrets_stay_out_of_reports() {
+        let kept = |argument: &str| told(argument.as_ref()).into_string().unwrap();
+        for (argument, start) in [
+            ("HTTPS://h/a?sig=secret", "HTTPS://h/a?"),
+            ("--endpoint=https://me:secret@h", "--endpoint=https://me:"),
+            ("davs://m@e:secret@h/a?secret", "davs://m@e:"),
+        ] {
+            let kept = kept(argument);
+            assert!(kept.starts_with(start) && !kept.contains("secret"), "{kept}");
+        }
+        for other in ["a?b", "s3://b/a?b", "--exclude=?", "http://me@h/a", "sftp://h:1/a?b@c:d"] {
             assert_eq!(kept(other), other);
         }
     }

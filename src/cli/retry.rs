@@ -216,7 +216,7 @@ impl Earlier {
         let arguments: Option<Vec<OsString>> =
             std::iter::once(Some("fastsync".into())).chain(arguments).collect();
         let arguments = arguments.ok_or_else(unreadable)?;
-        let hidden = super::report::HIDDEN_QUERY.as_bytes();
+        let hidden = super::location::HIDDEN_QUERY.as_bytes();
         if arguments.iter().any(|argument| argument.as_encoded_bytes().ends_with(hidden)) {
             let text = "its URLs had queries, which no report has as they may be secrets; run the command \
                         itself again";

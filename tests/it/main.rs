@@ -23,6 +23,7 @@ mod restricted;
 mod resume;
 mod retry;
 mod s3;
+mod secrets;
 mod sftp;
 mod ssh;
 mod sshd;

@@ -241,6 +241,11 @@ pub fn with_kept(mut call: Call, names: &Names, kept: &Kept) -> Call {
 pub fn checked_url(url: &str) -> Answer<&str> {
     let url = url.trim_end_matches('/');
     match url.split_once("://") {
+        Some((_, rest)) if rest.split('/').next().is_some_and(|it| it.contains('@')) => {
+            let text = "the endpoint's URL has no place for a user and a password; see \
+                        docs/CONFIGURATION.md for where credentials come from";
+            Err(Fault::new(Class::Name, text))
+        }
         Some(("http" | "https", rest)) if !rest.is_empty() => Ok(url),
         _ => Err(Fault::new(Class::Name, "the endpoint is no http:// or https:// URL")),
     }
@@ -342,7 +347,7 @@ mod tests {
 
     #[test]
     fn another_size_is_another_version() {
-        let call = Call::new(http::Method::GET, "http://h/".to_owned());
+        let call = Call::new(Method::GET, "http://h/".to_owned());
         let file = Open::new(call.clone(), call, &Thing { size: 10, ..implied() }, "etag");
         assert_eq!(file.is_part("bytes 2-5/10", 2, 5), Ok(true));
         assert_eq!(file.is_part("bytes 2-5/*", 2, 5), Ok(true));
@@ -353,7 +358,7 @@ mod tests {
 
     #[test]
     fn another_tag_is_another_version() {
-        let call = Call::new(http::Method::GET, "http://h/".to_owned());
+        let call = Call::new(Method::GET, "http://h/".to_owned());
         let thing = Thing { tag: Some(b"\"x\""[..].into()), ..implied() };
         let file = Open::new(call.clone(), call, &thing, "etag");
         let is_version = |tag: &'static str| {
@@ -385,7 +390,7 @@ mod tests {
     #[test]
     fn only_urls_of_http_are_endpoints() {
         assert_eq!(checked_url("https://h:1/x//").unwrap(), "https://h:1/x");
-        for url in ["", "h", "ftp://h", "http://", "http:"] {
+        for url in ["", "h", "ftp://h", "http://", "http:", "https://me:secret@h"] {
             assert!(checked_url(url).is_err(), "{url}");
         }
     }
