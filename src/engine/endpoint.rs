@@ -331,6 +331,7 @@ fn azure(container: &str, stores: &ObjectStores) -> AzureConfig {
         anonymous: stores.anonymous,
         storage_class: stores.storage_class,
         requests: stores.requests.map(usize::from),
+        max_blocks: None,
     }
 }
 

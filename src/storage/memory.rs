@@ -37,6 +37,7 @@ pub const FILES: Properties = Properties {
         roots: KeepsRoot::ToTheEnd,
         any_bytes: true,
     },
+    max_size: u64::MAX,
     parts: Parts { min_len: 1, max_count: u64::MAX, in_order: false },
     requests: 8,
     lists_all: true,

@@ -65,5 +65,6 @@ conforms!(s3, served::s3().await);
 conforms!(s3_of_few_parts, served::s3_of_few_parts().await);
 conforms!(gcs, served::gcs().await);
 conforms!(azure, served::azure().await);
+conforms!(azure_of_few_blocks, served::azure_of_few_blocks().await);
 conforms!(dav_whole, served::nginx_dav().await);
 conforms!(dav_parts, served::apache_dav().await);

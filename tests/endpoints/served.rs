@@ -136,12 +136,22 @@ pub async fn gcs() -> Served<GcsEndpoint> {
 
 /// A prefix in the container of an emulator of Azure Blob Storage.
 pub async fn azure() -> Served<AzureEndpoint> {
+    azure_with(None).await
+}
+
+/// The same, where a blob may have two blocks only.
+pub async fn azure_of_few_blocks() -> Served<AzureEndpoint> {
+    azure_with(Some(2)).await
+}
+
+async fn azure_with(max_blocks: Option<u64>) -> Served<AzureEndpoint> {
     let (port, account) = (emulators::azure().port, emulators::ACCOUNT);
     let config = AzureConfig {
         container: emulators::BUCKET.to_owned(),
         account: Some(account.to_owned()),
         endpoint: Some(format!("http://127.0.0.1:{port}/{account}")),
         keys: Some(AzureKeys { key: Some(emulators::KEY.to_owned()), sas: None }),
+        max_blocks,
         ..AzureConfig::default()
     };
     let endpoint = AzureEndpoint::connect(config).await.unwrap();

@@ -400,10 +400,6 @@ impl Endpoint for DavEndpoint {
         self.site.read_file(&open, offset, into).await
     }
 
-    async fn sync(&self, _: &Upload) -> Answer<()> {
-        Ok(())
-    }
-
     async fn finish(
         &self,
         upload: Upload,
@@ -450,10 +446,6 @@ impl Endpoint for DavEndpoint {
             }
             _ => Err(self.site.refused_write(&reply)),
         }
-    }
-
-    async fn make_symlink(&self, _: &Key, _: &[u8], _: &Kept) -> Answer<()> {
-        Err(Fault::new(Class::Unsupported, "WebDAV has no symlinks"))
     }
 
     async fn set(&self, key: &Key, thing: &Thing, kept: &Kept, _: Changes) -> Answer<()> {

@@ -59,6 +59,7 @@ pub fn properties(site: &Site, can: Can) -> Properties {
             roots: KeepsRoot::Never,
             any_bytes: false,
         },
+        max_size: u64::MAX,
         parts: Parts { min_len: 1, max_count: u64::MAX, in_order: !can.write_parts },
         requests: site.requests(),
         lists_all: true,

@@ -64,6 +64,7 @@ impl WebEndpoint {
                 roots: KeepsRoot::Never,
                 any_bytes: true,
             },
+            max_size: u64::MAX,
             parts: Parts { min_len: 0, max_count: u64::MAX, in_order: true },
             requests: site.requests(),
             lists_all: true,
@@ -254,14 +255,6 @@ impl Endpoint for WebEndpoint {
         upload.feed.write(number, pieces(range, &data)).await.map(|()| Receipt::default())
     }
 
-    async fn reread(&self, _: &Upload, _: u64, _: &mut [u8]) -> Answer<()> {
-        Err(Fault::new(Class::Unsupported, "what is under way cannot be read"))
-    }
-
-    async fn sync(&self, _: &Upload) -> Answer<()> {
-        Ok(())
-    }
-
     async fn finish(
         &self,
         upload: Upload,
@@ -279,15 +272,6 @@ impl Endpoint for WebEndpoint {
             feed.cancel().await;
         }
         Ok(())
-    }
-
-    async fn make_directory(&self, _: &Key) -> Answer<()> {
-        // There are no directories but those of its files' paths.
-        Ok(())
-    }
-
-    async fn make_symlink(&self, _: &Key, _: &[u8], _: &Kept) -> Answer<()> {
-        Err(Fault::new(Class::Unsupported, "web servers have no symlinks"))
     }
 
     async fn set(&self, _: &Key, _: &Thing, _: &Kept, _: Changes) -> Answer<()> {

@@ -1,35 +1,32 @@
 //! Azure Blob Storage, as an endpoint.
 //!
-//! Blobs are whole or not there: a large one goes up as blocks, which become a blob when their list is
-//! put in its place. Blocks that are in no list belong to a blob's name, not to an upload, and vanish
-//! when anybody writes a blob of that name, or after a week. So the identifiers of an upload's blocks
-//! begin with what only this upload has.
+//! Blobs are whole or not there: a large one goes up as blocks, which become a blob at the end.
 
-use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::credentials::{self, AzureAccount, AzureKeys};
 use super::fault::{Meaning, by_status, coded, text};
 use super::metadata;
-use super::pages::Pages;
+use super::stages;
 use super::store::{
-    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, begun, check_count, check_sum, checked_url, id_of,
-    if_tag, in_path, in_query, listed, pages, prefix_of, text as key_text, token, upload_id,
-    with_kept,
+    Open, REQUESTS, Server, checked_url, if_tag, in_path, in_query, listed, pages, prefix_of,
+    text as key_text, with_kept,
 };
+use super::upload::{Limits, PartStore as _, Upload};
 use super::xml;
 use crate::protocol::chunk::{ByteRange, ChunkData};
 use crate::protocol::message::Changes;
-use crate::storage::http::client::{Call, Client, read_body};
+use crate::storage::http::client::{Call, Client, Sign};
 use crate::storage::remote::{
     Answer, Class, Endpoint, Fault, Keeps, KeepsRoot, Kept, Key, Listed, Parts, Properties,
-    Replaces, Thing, ThingKind, Unfinished, all, implied, pieces,
+    Replaces, Thing, ThingKind, Unfinished, all, implied, temporary_files,
 };
 use crate::storage::{Left, Receipt, Remembers, Token};
 
@@ -49,6 +46,8 @@ pub struct AzureConfig {
     pub storage_class: Option<String>,
     /// How many requests at a time; 64 if `None`.
     pub requests: Option<usize>,
+    /// How many blocks a blob may have; 50,000 if `None`, as it is.
+    pub max_blocks: Option<u64>,
 }
 
 /// A container.
@@ -57,23 +56,23 @@ pub struct AzureEndpoint {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
-struct Inner {
-    server: Server,
+pub(super) struct Inner {
+    pub server: Server,
     config: AzureConfig,
     /// The container's URL, without a slash at its end.
     base: String,
+    /// The account's name, as far as it is known.
+    account: Option<String>,
+    /// What lets the service read a blob by itself.
+    links: Option<Sign>,
+    pub limits: Limits,
     properties: Properties,
 }
 
-/// A blob that is coming.
-#[derive(Clone, Debug)]
-pub struct Upload {
-    key: Key,
-    size: u64,
-    /// What its blocks' identifiers begin with; `None` of one that goes up whole.
-    id: Option<Arc<str>>,
-    whole: Whole,
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner").field("base", &self.base).finish_non_exhaustive()
+    }
 }
 
 impl AzureEndpoint {
@@ -111,11 +110,15 @@ impl AzureEndpoint {
         let encrypts = base.starts_with("https://");
         let requests = config.requests.unwrap_or(REQUESTS).max(1);
         let mut client = Client::new(requests)?;
+        let mut links = None;
         if !config.anonymous {
             let name = account.name.as_deref();
-            let sign = credentials::azure(client.plain(), &account.keys, name);
-            client = client.signing(sign);
+            let signs = credentials::azure(client.plain(), &account.keys, name);
+            client = client.signing(signs.requests);
+            links = Some(signs.links);
         }
+        let max_parts = config.max_blocks.unwrap_or(50_000);
+        let limits = Limits { max_parts, max_copy_len: MAX_BLOCK_LEN, requests };
         let properties = Properties {
             name: "azure",
             replaces: Replaces::Atomically,
@@ -132,7 +135,8 @@ impl AzureEndpoint {
                 roots: KeepsRoot::ToTheEnd,
                 any_bytes: false,
             },
-            parts: Parts { min_len: 0, max_count: 50_000, in_order: false },
+            max_size: limits.max_size(),
+            parts: Parts { min_len: 0, max_count: max_parts, in_order: false },
             requests,
             lists_all: true,
             // A source is believed by the signature of the request only where that is of the account's key.
@@ -140,12 +144,14 @@ impl AzureEndpoint {
             encrypts,
         };
         let server = Server { client, refused };
-        Ok(Self { inner: Arc::new(Inner { server, config, base, properties }) })
+        let account = account.name.clone();
+        let inner = Inner { server, config, base, account, links, limits, properties };
+        Ok(Self { inner: Arc::new(inner) })
     }
 }
 
 impl Inner {
-    fn url(&self, key: &Key) -> String {
+    pub fn url(&self, key: &Key) -> String {
         format!("{}/{}", self.base, in_path(key))
     }
 
@@ -156,7 +162,7 @@ impl Inner {
         format!("{}?restype=container&comp=list{prefix}{query}", self.base)
     }
 
-    async fn page(&self, prefix: &str, query: &str, next: Option<&str>) -> Answer<xml::Blobs> {
+    pub async fn page(&self, prefix: &str, query: &str, next: Option<&str>) -> Answer<xml::Blobs> {
         let more = next.map(|next| format!("&marker={}", in_query(next))).unwrap_or_default();
         let url = self.list_url(prefix, &format!("{query}{more}"));
         xml::blobs(&self.server.body(&call(Method::GET, url)).await?)
@@ -167,7 +173,7 @@ impl Inner {
         Ok(response.map(|response| response.headers().clone()))
     }
 
-    fn with_kept(&self, call: Call, kept: &Kept) -> Call {
+    pub fn with_kept(&self, call: Call, kept: &Kept) -> Call {
         let call = with_kept(call, &metadata::AZURE, kept);
         match &self.config.storage_class {
             Some(tier) => call.header("x-ms-access-tier", tier),
@@ -175,52 +181,20 @@ impl Inner {
         }
     }
 
-    async fn put_whole(&self, key: &Key, data: Vec<Bytes>, kept: &Kept) -> Answer<()> {
-        let checksum = checksum(&data);
-        let call = call(Method::PUT, self.url(key))
-            .header("x-ms-blob-type", "BlockBlob")
-            .header(CHECKSUM, &checksum)
-            .body(data);
-        let response = self.server.done(&self.with_kept(call, kept)).await?;
-        check_sum(response.headers(), CHECKSUM, &checksum)
-    }
-
-    /// Blocks that are in no list yet, by their identifiers, and their sizes.
-    async fn uncommitted(&self, key: &Key) -> Answer<HashMap<String, u64>> {
-        let url = format!("{}?comp=blocklist&blocklisttype=uncommitted", self.url(key));
-        let response = self.server.maybe(&call(Method::GET, url)).await?;
-        let Some(response) = response else { return Ok(HashMap::new()) };
-        xml::uncommitted_blocks(&read_body(response, MAX_PAGE_LEN).await?)
-    }
-
-    /// The names of all empty blobs, or of those too that are blocks without a list.
-    async fn empty(&self, prefix: &str, query: &str) -> Answer<HashSet<String>> {
-        let (mut names, mut pages) = (HashSet::new(), Pages::default());
-        while !pages.is_over() {
-            let page = self.page(prefix, query, pages.marker()).await?;
-            pages.turn(page.next, page.all.iter().map(|blob| &blob.name))?;
-            let empty = page.all.into_iter().filter(|blob| blob.size == 0);
-            names.extend(empty.map(|blob| blob.name));
-        }
-        Ok(names)
-    }
-
-    /// What uploads have left under a name.
-    async fn left(&self, name: &str) -> Answer<Vec<Unfinished>> {
-        let key = Key::new(name.as_bytes())?;
-        let mut uploads: HashMap<String, u64> = HashMap::new();
-        for (block, size) in self.uncommitted(&key).await? {
-            if let Some(id) = upload_of(&block) {
-                *uploads.entry(id).or_default() += size;
-            }
-        }
-        let left = uploads.into_iter().map(|(id, size)| Unfinished {
-            key: key.clone(),
-            token: Some(token(0, Some(&id))),
-            size,
-            since: begun(&id),
-        });
-        Ok(left.collect())
+    /// A blob as the service itself gets to it: its URL, and what admits to that beside it.
+    pub async fn link(&self, key: &Key) -> Answer<(String, Option<HeaderValue>)> {
+        let url = self.url(key);
+        let Some(sign) = &self.links else { return Ok((url, None)) };
+        // What is signed is the blob's name at the service, whatever its URL is.
+        let (account, container) = (self.account.as_deref(), &self.config.container);
+        let host = format!("https://{}.blob.core.windows.net", account.unwrap_or("account"));
+        let named = http::Request::get(format!("{host}/{container}/{}", in_path(key))).body(());
+        let wrong = |_| Fault::new(Class::Name, "the blob's URL is none");
+        let (mut parts, ()) = named.map_err(wrong)?.into_parts();
+        sign(&mut parts).await?;
+        let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        let authorization = parts.headers.remove(http::header::AUTHORIZATION);
+        Ok((format!("{url}{query}"), authorization))
     }
 
     /// Waits until the server has copied a blob, which it does at once within an account as a rule.
@@ -324,14 +298,12 @@ impl Endpoint for AzureEndpoint {
         self.inner.put_whole(key, vec![data], kept).await
     }
 
-    async fn begin(&self, key: &Key, size: u64, parts: u64, _: &Kept) -> Answer<Upload> {
-        check_count(parts, self.inner.properties.parts.max_count)?;
-        let id = (parts > 1).then(|| upload_id().into());
-        Ok(Upload { key: key.clone(), size, id, whole: Whole::default() })
+    async fn begin(&self, key: &Key, size: u64, parts: u64, kept: &Kept) -> Answer<Upload> {
+        Upload::begin(&*self.inner, key, size, parts, kept).await
     }
 
     fn token(&self, upload: &Upload) -> Token {
-        token(upload.size, upload.id.as_deref())
+        upload.token()
     }
 
     async fn resume(
@@ -340,17 +312,7 @@ impl Endpoint for AzureEndpoint {
         size: u64,
         left: &Left,
     ) -> Answer<Option<(Upload, Vec<u64>)>> {
-        let id = id_of(&left.token).filter(|(of, _)| *of == size);
-        let Some((_, id)) = id else { return Ok(None) };
-        let found = self.inner.uncommitted(key).await?;
-        if !found.keys().any(|block| is_block_of(block, &id)) {
-            return Ok(None);
-        }
-        let numbers = left.receipts.iter().map(|(number, _)| *number);
-        let lost = numbers.filter(|number| !found.contains_key(&block_id(&id, *number))).collect();
-        let upload =
-            Upload { key: key.clone(), size, id: Some(id.into()), whole: Whole::default() };
-        Ok(Some((upload, lost)))
+        Upload::resume(&*self.inner, key, size, left).await
     }
 
     async fn write(
@@ -360,28 +322,7 @@ impl Endpoint for AzureEndpoint {
         range: ByteRange,
         data: ChunkData,
     ) -> Answer<Receipt> {
-        let data = pieces(range, &data);
-        let Some(id) = &upload.id else {
-            upload.whole.set(data);
-            return Ok(Receipt::default());
-        };
-        let block = in_query(&block_id(id, number));
-        let url = format!("{}?comp=block&blockid={block}", self.inner.url(&upload.key));
-        let checksum = checksum(&data);
-        let call = call(Method::PUT, url).header(CHECKSUM, &checksum).body(data);
-        let response = self.inner.server.done(&call).await?;
-        check_sum(response.headers(), CHECKSUM, &checksum)?;
-        // Its identifier says everything about a block.
-        Ok(Receipt::default())
-    }
-
-    async fn reread(&self, _: &Upload, _: u64, _: &mut [u8]) -> Answer<()> {
-        Err(Fault::new(Class::Unsupported, "blocks of an upload cannot be read"))
-    }
-
-    async fn sync(&self, _: &Upload) -> Answer<()> {
-        // What a store has acknowledged, it keeps.
-        Ok(())
+        upload.write(&*self.inner, number, range, data).await
     }
 
     async fn finish(
@@ -391,33 +332,11 @@ impl Endpoint for AzureEndpoint {
         receipts: Vec<(u64, Receipt)>,
         kept: &Kept,
     ) -> Answer<()> {
-        let Some(id) = &upload.id else {
-            return self.inner.put_whole(key, upload.whole.get(), kept).await;
-        };
-        let blocks = receipts.iter().map(|(number, _)| block_id(id, *number));
-        let call = block_list(&self.inner.url(key), blocks);
-        self.inner.server.done(&self.inner.with_kept(call, kept)).await.map(drop)
+        upload.finish(&*self.inner, key, receipts, kept).await
     }
 
     async fn abandon(&self, key: &Key, token: &Token) -> Answer<()> {
-        let Some((_, id)) = id_of(token) else { return Ok(()) };
-        let found = self.inner.uncommitted(key).await?;
-        // Blocks go all at once or not at all, and those of others are not ours to remove.
-        if found.is_empty() || !found.keys().all(|block| is_block_of(block, &id)) {
-            return Ok(());
-        }
-        // A blob of no blocks makes them go, if there is none that it would replace. Where there is one,
-        // the server forgets them by itself.
-        let call =
-            block_list(&self.inner.url(key), std::iter::empty()).header("if-none-match", "*");
-        let response = self.inner.server.client.send(&call).await?;
-        match response.status() {
-            StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED => return Ok(()),
-            status if status.is_success() => {}
-            _ => return Err(self.inner.server.refusal(response).await),
-        }
-        let tag = response.headers().get(http::header::ETAG).and_then(|it| it.to_str().ok());
-        self.inner.remove(key, tag).await
+        Upload::abandon(&*self.inner, key, token).await
     }
 
     async fn unfinished(
@@ -426,25 +345,18 @@ impl Endpoint for AzureEndpoint {
         found: flume::Sender<Vec<Unfinished>>,
     ) -> Answer<()> {
         let prefix = prefix_of(directory)?;
-        // Blocks without a list look like empty blobs, and are not listed unless asked for.
-        let there = self.inner.empty(&prefix, "").await?;
-        let mut names = self.inner.empty(&prefix, "&include=uncommittedblobs").await?;
-        names.retain(|name| !there.contains(name) && name.starts_with(&prefix));
+        let names = self.inner.names_without_blob(&prefix).await?;
         let looks = names.iter().map(|name| self.inner.left(name)).collect();
-        for left in all(looks, self.inner.properties.requests).await {
-            if found.send_async(left?).await.is_err() {
-                break;
-            }
-        }
+        let left = all(looks, self.inner.properties.requests).await;
+        let left: Answer<Vec<Vec<Unfinished>>> = left.into_iter().collect();
+        // Of a file of very many blocks, some may be whole blobs already.
+        let mut all_left = left?.concat();
+        let (sender, blobs) = flume::unbounded();
+        temporary_files(self, directory, sender).await?;
+        all_left.extend(blobs.drain().flatten());
+        stages::share_times(&mut all_left);
+        let _ = found.send_async(all_left).await;
         Ok(())
-    }
-
-    async fn make_directory(&self, _: &Key) -> Answer<()> {
-        Ok(())
-    }
-
-    async fn make_symlink(&self, _: &Key, _: &[u8], _: &Kept) -> Answer<()> {
-        Err(Fault::new(Class::Unsupported, "object stores have no symlinks"))
     }
 
     async fn set(&self, key: &Key, thing: &Thing, kept: &Kept, _: Changes) -> Answer<()> {
@@ -496,7 +408,7 @@ impl Inner {
         found.map(drop).ok_or_else(|| Fault::new(Class::Missing, text::NO_OBJECT))
     }
 
-    async fn remove(&self, key: &Key, tag: Option<&str>) -> Answer<()> {
+    pub async fn remove(&self, key: &Key, tag: Option<&str>) -> Answer<()> {
         let call = call(Method::DELETE, self.url(key));
         let call = match tag {
             Some(tag) => call.header("if-match", tag),
@@ -513,23 +425,8 @@ fn copied(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// A request to the service as it was at a time: what it answers depends on that.
-fn call(method: Method, url: String) -> Call {
+pub(super) fn call(method: Method, url: String) -> Call {
     Call::new(method, url).header("x-ms-version", VERSION)
-}
-
-/// A request that makes a blob of blocks. Those that were sent last are meant, and after an answer that
-/// was lost, those that are in the blob already.
-fn block_list(url: &str, blocks: impl Iterator<Item = String>) -> Call {
-    let mut body = String::from("<?xml version=\"1.0\" encoding=\"utf-8\"?><BlockList>");
-    for block in blocks {
-        body.push_str("<Latest>");
-        body.push_str(&block);
-        body.push_str("</Latest>");
-    }
-    body.push_str("</BlockList>");
-    let body = vec![Bytes::from(body)];
-    let checksum = checksum(&body);
-    call(Method::PUT, format!("{url}?comp=blocklist")).header(CHECKSUM, &checksum).body(body)
 }
 
 /// What the URLs of the container's blobs begin with.
@@ -568,22 +465,6 @@ fn check_name(key: &Key) -> Answer<()> {
     Err(Fault::new(Class::Name, wrong))
 }
 
-/// A block's identifier: all of a blob's have the same length.
-fn block_id(id: &str, number: u64) -> String {
-    BASE64.encode(format!("{id}-{number:07}"))
-}
-
-fn is_block_of(block: &str, id: &str) -> bool {
-    BASE64.decode(block).is_ok_and(|block| block.starts_with(id.as_bytes()))
-}
-
-/// The upload of ours that a block is of.
-fn upload_of(block: &str) -> Option<String> {
-    let block = String::from_utf8(BASE64.decode(block).ok()?).ok()?;
-    let (id, _) = block.split_once('-').filter(|(id, _)| begun(id).is_some())?;
-    Some(id.to_owned())
-}
-
 fn thing_of(blob: &xml::Blob) -> Thing {
     let metadata = |name: &str| {
         let found = blob.metadata.iter().find(|(own, _)| own.eq_ignore_ascii_case(name));
@@ -606,7 +487,7 @@ fn thing_of(blob: &xml::Blob) -> Thing {
 }
 
 /// The MD5 of data, as headers have it.
-fn checksum(data: &[Bytes]) -> String {
+pub(super) fn checksum(data: &[Bytes]) -> String {
     let mut context = md5::Context::new();
     for piece in data {
         context.consume(piece);
@@ -695,6 +576,12 @@ const MEANINGS: &[Meaning] = &[
         text: "another program's unfinished upload to this name is in the way, for a week at most",
     },
     Meaning {
+        codes: &["CannotVerifyCopySource"],
+        class: Class::Denied,
+        text: "the service may not read what was sent to it with these credentials; they need the \
+               right to read",
+    },
+    Meaning {
         codes: &["BlobArchived"],
         class: Class::Denied,
         text: "the blob is in the archive; have it brought back first",
@@ -714,7 +601,10 @@ const MEANINGS: &[Meaning] = &[
 /// Of 2021: names with characters that XML has not, and errors' codes in headers.
 const VERSION: &str = "2021-12-02";
 
-const CHECKSUM: &str = "content-md5";
+pub(super) const CHECKSUM: &str = "content-md5";
+
+/// The longest block, in bytes.
+const MAX_BLOCK_LEN: u64 = 4000 << 20;
 
 /// Between two looks at a copy that the server makes.
 const COPY_PAUSE: Duration = Duration::from_millis(500);
@@ -728,18 +618,6 @@ mod tests {
 
     fn account(name: &str) -> AzureAccount {
         AzureAccount { name: Some(name.to_owned()), ..AzureAccount::default() }
-    }
-
-    #[test]
-    fn blocks_of_an_upload_are_told_from_others() {
-        let (one, other) = ("0123456789abcdef", "fedcba9876543210");
-        assert_eq!(upload_of(&block_id(one, 3)).as_deref(), Some(one));
-        assert_eq!(upload_of(&BASE64.encode("00000001")), None);
-        let block = block_id(one, 49_999);
-        assert!(is_block_of(&block, one) && !is_block_of(&block, other));
-        assert!(!is_block_of("no base64", one));
-        assert_eq!(block.len(), block_id(other, 0).len());
-        assert!(block.len() <= 64);
     }
 
     #[test]

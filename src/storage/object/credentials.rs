@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::request::Parts;
 use http::{header, uri};
@@ -52,7 +53,7 @@ pub fn google(http: reqwest::Client) -> Sign {
 /// At Azure Blob Storage: an account's key, a shared access signature, and after them what Entra ID
 /// knows: a client's secret or certificate, a workload's identity, Azure's own login, a managed
 /// identity.
-pub fn azure(http: reqwest::Client, keys: &AzureKeys, account: Option<&str>) -> Sign {
+pub fn azure(http: reqwest::Client, keys: &AzureKeys, account: Option<&str>) -> AzureSigns {
     let remedy = "set AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, log \
                   in with `az login`, or use --anonymous";
     let given = match (keys, account) {
@@ -69,8 +70,40 @@ pub fn azure(http: reqwest::Client, keys: &AzureKeys, account: Option<&str>) -> 
         Some(given) => ProvideCredentialChain::new().push(given),
         None => ProvideCredentialChain::new().push(azure::DefaultCredentialProvider::new()),
     };
-    signing(http, chain, azure::RequestSigner::new(), remedy)
+    // What a link admits to is reading.
+    let signer = azure::RequestSigner::new().with_service_sas_permissions("r");
+    let signer = Arc::new(signer_of(http, chain, signer));
+    AzureSigns { requests: signs(Arc::clone(&signer), remedy, None), links: links(signer, remedy) }
 }
+
+/// Who signs at Azure.
+pub struct AzureSigns {
+    pub requests: Sign,
+    /// For whoever is to read a blob by its URL. What admits to it is in the query or, of what cannot be
+    /// there, in the header of authorization.
+    pub links: Sign,
+}
+
+/// An account's key makes signatures for a while, a signature of the user's is one already, and a token
+/// goes beside the URL.
+fn links(signer: Arc<Signer<azure::Credential>>, remedy: &'static str) -> Sign {
+    let (in_query, beside) =
+        (signs(Arc::clone(&signer), remedy, Some(LINK)), signs(signer, remedy, None));
+    Arc::new(move |parts: &mut Parts| {
+        let (in_query, beside) = (Arc::clone(&in_query), Arc::clone(&beside));
+        Box::pin(async move {
+            let plain = parts.clone();
+            if in_query(parts).await.is_ok() {
+                return Ok(());
+            }
+            *parts = plain;
+            beside(parts).await
+        })
+    })
+}
+
+/// How long a link admits.
+const LINK: Duration = Duration::from_hours(1);
 
 /// The secrets of an account of Azure's.
 #[derive(Clone, Default, Eq, PartialEq)]
@@ -140,16 +173,32 @@ fn signing<C: SigningCredential>(
     signer: impl SignRequest<Credential = C> + 'static,
     remedy: &'static str,
 ) -> Sign {
+    signs(Arc::new(signer_of(http, provider, signer)), remedy, None)
+}
+
+fn signer_of<C: SigningCredential>(
+    http: reqwest::Client,
+    provider: impl ProvideCredential<Credential = C> + 'static,
+    signer: impl SignRequest<Credential = C> + 'static,
+) -> Signer<C> {
     let context = Context::new()
         .with_file_read(TokioFileRead)
         .with_http_send(ReqwestHttpSend::new(http))
         .with_command_execute(TokioCommandExecute)
         .with_env(OsEnv);
-    let signer = Arc::new(Signer::new(context, provider, signer));
+    Signer::new(context, provider, signer)
+}
+
+/// Signs in the headers or, for a while, in the URL.
+fn signs<C: SigningCredential>(
+    signer: Arc<Signer<C>>,
+    remedy: &'static str,
+    expires: Option<Duration>,
+) -> Sign {
     Arc::new(move |parts: &mut Parts| {
         let signer = Arc::clone(&signer);
         Box::pin(async move {
-            signer.sign(parts, None).await.map_err(|error| {
+            signer.sign(parts, expires).await.map_err(|error| {
                 // Its text may say where a credential is, and never what it is.
                 let text = match error.kind() {
                     ErrorKind::CredentialInvalid | ErrorKind::ConfigInvalid => {

@@ -163,6 +163,7 @@ impl GcsEndpoint {
                 roots: KeepsRoot::ToTheEnd,
                 any_bytes: false,
             },
+            max_size: MAX_SIZE,
             parts: Parts { min_len: 0, max_count: u64::MAX, in_order: false },
             requests,
             lists_all: true,
@@ -441,15 +442,6 @@ impl Endpoint for GcsEndpoint {
         receipt.ok_or_else(|| Fault::new(Class::Violation, "the server's generation is too long"))
     }
 
-    async fn reread(&self, _: &Upload, _: u64, _: &mut [u8]) -> Answer<()> {
-        Err(Fault::new(Class::Unsupported, "parts of an upload are not read"))
-    }
-
-    async fn sync(&self, _: &Upload) -> Answer<()> {
-        // What a store has acknowledged, it keeps.
-        Ok(())
-    }
-
     async fn finish(
         &self,
         upload: Upload,
@@ -501,14 +493,6 @@ impl Endpoint for GcsEndpoint {
         }
         let _ = found.send_async(uploads.into_values().collect()).await;
         Ok(())
-    }
-
-    async fn make_directory(&self, _: &Key) -> Answer<()> {
-        Ok(())
-    }
-
-    async fn make_symlink(&self, _: &Key, _: &[u8], _: &Kept) -> Answer<()> {
-        Err(Fault::new(Class::Unsupported, "object stores have no symlinks"))
     }
 
     async fn set(&self, key: &Key, thing: &Thing, kept: &Kept, _: Changes) -> Answer<()> {
@@ -715,6 +699,9 @@ const CONTENT_TYPE: &str = "application/octet-stream";
 
 /// What is kept beside temporary objects.
 const NOTHING: Kept = Kept { mtime: None, mode: None, root: None };
+
+/// The longest object, in bytes, however it was composed.
+const MAX_SIZE: u64 = 5 << 40;
 
 /// How many objects can be composed with one request.
 const MAX_COMPOSED: usize = 32;

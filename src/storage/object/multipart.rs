@@ -1,5 +1,6 @@
-//! Uploads in parts at S3, request by request. Parts are counted from 1 here, as S3 does.
+//! Uploads in parts at S3, request by request. S3 counts parts from 1.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use http::Method;
 use super::pages::Pages;
 use super::s3::{CHECKSUM, Inner, PART_OF_COPY, Version, check_late_error, check_result, checksum};
 use super::store::{MAX_PAGE_LEN, check_sum, in_path, in_query};
+use super::upload::{Limits, PartStore};
 use super::xml;
 use crate::storage::http::client::{Call, read_body};
 use crate::storage::remote::{Answer, Class, Fault, Kept, Key, all};
@@ -29,23 +31,6 @@ impl Inner {
         Ok(id.into())
     }
 
-    /// Sends a part, which the server checks.
-    pub async fn write_part(
-        &self,
-        key: &Key,
-        id: &str,
-        number: u64,
-        data: Vec<Bytes>,
-    ) -> Answer<Receipt> {
-        let checksum = checksum(&data);
-        let call = Call::new(Method::PUT, self.part_url(key, id, number));
-        let call = call.header(CHECKSUM, &checksum).body(data);
-        let response = self.server.done(&call).await?;
-        check_sum(response.headers(), CHECKSUM, &checksum)?;
-        let tag = response.headers().get(http::header::ETAG).and_then(|it| it.to_str().ok());
-        receipt(tag)
-    }
-
     /// Makes an object of the bucket a part, without its data passing through here.
     pub async fn copy_part(&self, key: &Key, id: &str, number: u64, from: &Key) -> Answer<Receipt> {
         let source = format!("/{}/{}", self.config.bucket, in_path(from));
@@ -61,8 +46,8 @@ impl Inner {
 
     /// Fills an upload with another object, ends it, and lets no data pass through here.
     pub async fn copy_in_parts(&self, from: Version<'_>, to: &Key, id: &str) -> Answer<()> {
-        let (size, max_count) = (from.thing.size, self.properties.parts.max_count);
-        let len = size.div_ceil(max_count.max(1)).max(PART_OF_COPY);
+        let (size, max_parts) = (from.thing.size, self.limits.max_parts);
+        let len = size.div_ceil(max_parts.max(1)).max(PART_OF_COPY);
         let copies: Vec<_> = (0..size.div_ceil(len))
             .map(async |number| {
                 let (first, end) = (number * len, size.min((number + 1) * len));
@@ -138,6 +123,108 @@ impl Inner {
         });
         pages.turn(next, uploads.iter().map(|it| [&it.key, it.id.as_bytes()].concat()))?;
         Ok(uploads)
+    }
+}
+
+impl PartStore for Inner {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    async fn put_whole(&self, key: &Key, data: Vec<Bytes>, kept: &Kept) -> Answer<()> {
+        let checksum = checksum(&data);
+        let call = Call::new(Method::PUT, self.url(key)).header(CHECKSUM, &checksum).body(data);
+        let response = self.server.done(&self.with_kept(call, kept)).await?;
+        check_sum(response.headers(), CHECKSUM, &checksum)
+    }
+
+    async fn begin_parts(&self, key: &Key, kept: Option<&Kept>) -> Answer<Arc<str>> {
+        self.begin_upload(key, kept).await
+    }
+
+    async fn write_part(
+        &self,
+        key: &Key,
+        id: &str,
+        number: u64,
+        data: Vec<Bytes>,
+    ) -> Answer<Receipt> {
+        let checksum = checksum(&data);
+        let call = Call::new(Method::PUT, self.part_url(key, id, number + 1));
+        let call = call.header(CHECKSUM, &checksum).body(data);
+        let response = self.server.done(&call).await?;
+        check_sum(response.headers(), CHECKSUM, &checksum)?;
+        let tag = response.headers().get(http::header::ETAG).and_then(|it| it.to_str().ok());
+        receipt(tag)
+    }
+
+    async fn end_parts(
+        &self,
+        key: &Key,
+        id: &str,
+        parts: Vec<(u64, Receipt)>,
+        _: Option<&Kept>,
+    ) -> Answer<()> {
+        // What is kept was said when it was begun.
+        let parts = parts.into_iter().map(|(number, receipt)| (number + 1, receipt));
+        self.complete(key, id, parts).await
+    }
+
+    async fn parts_there(&self, key: &Key, id: &str) -> Answer<Option<HashMap<u64, String>>> {
+        let Some(parts) = self.parts(key, id).await? else { return Ok(None) };
+        let numbered = |part: xml::Part| Some((part.number.checked_sub(1)?, part.tag));
+        Ok(Some(parts.into_iter().filter_map(numbered).collect()))
+    }
+
+    async fn abort_parts(&self, key: &Key, id: &str) -> Answer<()> {
+        self.abort(key, id).await
+    }
+
+    async fn objects(&self, prefix: &str) -> Answer<Vec<(Vec<u8>, u64)>> {
+        let (mut found, mut pages) = (Vec::new(), Pages::default());
+        while !pages.is_over() {
+            let page = self.page(prefix, "", pages.marker()).await?;
+            pages.turn(page.next, page.objects.iter().map(|it| &it.key))?;
+            found.extend(page.objects.into_iter().map(|it| (it.key, it.size)));
+        }
+        Ok(found)
+    }
+
+    async fn begun(&self, prefix: &str) -> Answer<Vec<(Vec<u8>, String)>> {
+        let (mut found, mut pages) = (Vec::new(), Pages::default());
+        while !pages.is_over() {
+            let uploads = self.uploads(prefix, &mut pages).await?;
+            found.extend(uploads.into_iter().map(|it| (it.key, it.id)));
+        }
+        Ok(found)
+    }
+
+    async fn join(&self, to: &Key, from: Vec<Key>, kept: &Kept) -> Answer<()> {
+        let id = self.begin_upload(to, Some(kept)).await?;
+        let joined = async {
+            let copies: Vec<_> = (1..)
+                .zip(&from)
+                .map(async |(number, from)| {
+                    Ok((number, self.copy_part(to, &id, number, from).await?))
+                })
+                .collect();
+            let parts: Answer<Vec<_>> =
+                all(copies, self.limits.requests).await.into_iter().collect();
+            self.complete(to, &id, parts?).await
+        };
+        let joined = joined.await;
+        if joined.is_err() {
+            let _ = self.abort(to, &id).await;
+        }
+        joined
+    }
+
+    async fn remove_all(&self, keys: Vec<Key>) -> Answer<()> {
+        for group in keys.chunks(1000) {
+            let removed = self.remove_group(&group.iter().collect::<Vec<_>>()).await;
+            removed.into_iter().collect::<Answer<()>>()?;
+        }
+        Ok(())
     }
 }
 

@@ -3,7 +3,6 @@
 //! Objects are whole or not there: a large one goes up in parts, under an upload's identifier, and gets
 //! its key when all parts are there. What is kept beside it has to be known when the upload begins.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,18 +14,19 @@ use super::credentials;
 use super::fault::{Meaning, by_status, coded, text};
 use super::metadata;
 use super::pages::Pages;
-use super::stages::{self, Stages};
+use super::stages;
 use super::store::{
-    MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, check_sum, checked_url, id_of, if_tag, in_path,
-    in_query, listed, pages, prefix_of, token, with_kept,
+    MAX_PAGE_LEN, Open, REQUESTS, Server, checked_url, if_tag, in_path, in_query, listed, pages,
+    prefix_of, token, with_kept,
 };
+use super::upload::{Limits, PartStore as _, Upload};
 use super::xml;
 use crate::protocol::chunk::{ByteRange, ChunkData};
 use crate::protocol::message::Changes;
 use crate::storage::http::client::{Call, Client, read_body};
 use crate::storage::remote::{
     Answer, Class, Endpoint, Fault, Keeps, KeepsRoot, Kept, Key, Listed, Parts, Properties,
-    Replaces, Thing, ThingKind, Unfinished, all, implied, pieces, temporary_files,
+    Replaces, Thing, ThingKind, Unfinished, all, implied, temporary_files,
 };
 use crate::storage::{Left, Receipt, Remembers, Token};
 
@@ -78,25 +78,8 @@ pub(super) struct Inner {
     pub config: S3Config,
     /// What the URLs of the bucket's objects begin with, without a slash at its end.
     pub base: String,
+    pub limits: Limits,
     pub properties: Properties,
-}
-
-/// An object that is coming.
-#[derive(Clone, Debug)]
-pub struct Upload {
-    key: Key,
-    size: u64,
-    shape: Shape,
-}
-
-/// How an object goes up.
-#[derive(Clone, Debug)]
-enum Shape {
-    Whole(Whole),
-    /// In parts, under an upload's identifier.
-    Parts(Arc<str>),
-    /// In more parts than an object may have.
-    Stages(Arc<Stages>),
 }
 
 impl S3Endpoint {
@@ -139,7 +122,8 @@ impl S3Endpoint {
             client = client.signing(signer);
         }
         let base = base_url(&config, region)?;
-        let max_count = config.max_parts.unwrap_or(10_000);
+        let max_parts = config.max_parts.unwrap_or(10_000);
+        let limits = Limits { max_parts, max_copy_len: MAX_COPY_LEN, requests };
         let properties = Properties {
             name: "s3",
             replaces: Replaces::Atomically,
@@ -156,14 +140,15 @@ impl S3Endpoint {
                 roots: KeepsRoot::FromTheBeginning,
                 any_bytes: false,
             },
-            parts: Parts { min_len: 5 << 20, max_count, in_order: false },
+            max_size: limits.max_size(),
+            parts: Parts { min_len: 5 << 20, max_count: max_parts, in_order: false },
             requests,
             lists_all: false,
             copies: true,
             encrypts: base.starts_with("https://"),
         };
         let server = Server { client, refused };
-        Ok(Self { inner: Arc::new(Inner { server, config, base, properties }) })
+        Ok(Self { inner: Arc::new(Inner { server, config, base, limits, properties }) })
     }
 }
 
@@ -208,13 +193,6 @@ impl Inner {
             size: parts.iter().map(|part| part.size).sum(),
             since: parts.iter().map(|part| part.modified).max().flatten().max(upload.begun),
         }))
-    }
-
-    async fn put_whole(&self, key: &Key, data: Vec<Bytes>, kept: &Kept) -> Answer<()> {
-        let checksum = checksum(&data);
-        let call = Call::new(Method::PUT, self.url(key)).header(CHECKSUM, &checksum).body(data);
-        let response = self.server.done(&self.with_kept(call, kept)).await?;
-        check_sum(response.headers(), CHECKSUM, &checksum)
     }
 
     /// Copies an object onto itself or elsewhere, with the metadata that a request to there has.
@@ -290,23 +268,11 @@ impl Endpoint for S3Endpoint {
     }
 
     async fn begin(&self, key: &Key, size: u64, parts: u64, kept: &Kept) -> Answer<Upload> {
-        let max_parts = self.inner.properties.parts.max_count;
-        let shape = if parts <= 1 {
-            Shape::Whole(Whole::default())
-        } else if parts <= max_parts {
-            Shape::Parts(self.inner.begin_upload(key, Some(kept)).await?)
-        } else {
-            Shape::Stages(Arc::new(Stages::new(key, size, parts, max_parts)?))
-        };
-        Ok(Upload { key: key.clone(), size, shape })
+        Upload::begin(&*self.inner, key, size, parts, kept).await
     }
 
     fn token(&self, upload: &Upload) -> Token {
-        match &upload.shape {
-            Shape::Whole(_) => token(upload.size, None),
-            Shape::Parts(id) => token(upload.size, Some(id)),
-            Shape::Stages(stages) => token(upload.size, Some(&stages.name())),
-        }
+        upload.token()
     }
 
     async fn resume(
@@ -315,23 +281,7 @@ impl Endpoint for S3Endpoint {
         size: u64,
         left: &Left,
     ) -> Answer<Option<(Upload, Vec<u64>)>> {
-        let id = id_of(&left.token).filter(|(of, _)| *of == size);
-        let Some((_, id)) = id else { return Ok(None) };
-        if Stages::is_name(&id) {
-            let staged = Stages::resume(&self.inner, key, size, &id, &left.receipts).await?;
-            return Ok(staged.map(|(stages, lost)| {
-                let shape = Shape::Stages(Arc::new(stages));
-                (Upload { key: key.clone(), size, shape }, lost)
-            }));
-        }
-        let Some(parts) = self.inner.parts(key, &id).await? else { return Ok(None) };
-        let known: HashMap<u64, String> = parts.into_iter().map(|it| (it.number, it.tag)).collect();
-        let is_lost = |(number, receipt): &&(u64, Receipt)| {
-            known.get(&(number + 1)).is_none_or(|tag| tag.as_bytes() != receipt.as_bytes())
-        };
-        let lost = left.receipts.iter().filter(is_lost).map(|(number, _)| *number).collect();
-        let upload = Upload { key: key.clone(), size, shape: Shape::Parts(id.into()) };
-        Ok(Some((upload, lost)))
+        Upload::resume(&*self.inner, key, size, left).await
     }
 
     async fn write(
@@ -341,24 +291,7 @@ impl Endpoint for S3Endpoint {
         range: ByteRange,
         data: ChunkData,
     ) -> Answer<Receipt> {
-        let data = pieces(range, &data);
-        match &upload.shape {
-            Shape::Whole(whole) => {
-                whole.set(data);
-                Ok(Receipt::default())
-            }
-            Shape::Parts(id) => self.inner.write_part(&upload.key, id, number + 1, data).await,
-            Shape::Stages(stages) => stages.write(&self.inner, number, data).await,
-        }
-    }
-
-    async fn reread(&self, _: &Upload, _: u64, _: &mut [u8]) -> Answer<()> {
-        Err(Fault::new(Class::Unsupported, "parts of an upload cannot be read"))
-    }
-
-    async fn sync(&self, _: &Upload) -> Answer<()> {
-        // What a store has acknowledged, it keeps.
-        Ok(())
+        upload.write(&*self.inner, number, range, data).await
     }
 
     async fn finish(
@@ -368,22 +301,11 @@ impl Endpoint for S3Endpoint {
         receipts: Vec<(u64, Receipt)>,
         kept: &Kept,
     ) -> Answer<()> {
-        match &upload.shape {
-            Shape::Whole(whole) => self.inner.put_whole(key, whole.get(), kept).await,
-            Shape::Parts(id) => {
-                let parts = receipts.into_iter().map(|(number, receipt)| (number + 1, receipt));
-                self.inner.complete(key, id, parts).await
-            }
-            Shape::Stages(stages) => stages.finish(&self.inner, receipts, kept).await,
-        }
+        upload.finish(&*self.inner, key, receipts, kept).await
     }
 
     async fn abandon(&self, key: &Key, token: &Token) -> Answer<()> {
-        let Some((_, id)) = id_of(token) else { return Ok(()) };
-        if Stages::is_name(&id) {
-            return Stages::abandon(&self.inner, key, &id).await;
-        }
-        self.inner.abort(key, &id).await
+        Upload::abandon(&*self.inner, key, token).await
     }
 
     async fn unfinished(
@@ -409,14 +331,6 @@ impl Endpoint for S3Endpoint {
         stages::share_times(&mut all_left);
         let _ = found.send_async(all_left).await;
         Ok(())
-    }
-
-    async fn make_directory(&self, _: &Key) -> Answer<()> {
-        Ok(())
-    }
-
-    async fn make_symlink(&self, _: &Key, _: &[u8], _: &Kept) -> Answer<()> {
-        Err(Fault::new(Class::Unsupported, "object stores have no symlinks"))
     }
 
     async fn set(&self, key: &Key, thing: &Thing, kept: &Kept, _: Changes) -> Answer<()> {

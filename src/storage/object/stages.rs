@@ -1,8 +1,9 @@
-//! A file at S3 that has more parts than an object may have.
+//! A file that has more parts than an object may have.
 //!
 //! Its parts go up as those of several temporary objects beside it, the stages, in any order and as many
 //! at a time as ever. At the end the server makes the object of the stages, each of which is one part of
-//! it then, and the stages go. So a file of 5 TiB needs no larger chunks, and no more memory, than another.
+//! it then, and the stages go. So the largest object needs no larger chunks, and no more memory, than
+//! another.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,9 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
-use super::pages::Pages;
-use super::s3::{Inner, MAX_COPY_LEN};
-use super::store::{begun, check_count, text, upload_id};
+use super::store::{begun, text, upload_id};
+use super::upload::{Limits, PartStore};
 use crate::protocol::chunk::Digest;
 use crate::protocol::manifest::Timestamp;
 use crate::storage::Receipt;
@@ -49,15 +49,19 @@ impl Stages {
     /// # Errors
     ///
     /// If even they would be too many.
-    pub fn new(key: &Key, size: u64, parts: u64, max_parts: u64) -> Answer<Self> {
-        Self::called(key, upload_id(), size, parts, max_parts)
+    pub fn new(key: &Key, size: u64, parts: u64, limits: Limits) -> Answer<Self> {
+        Self::called(key, upload_id(), size, parts, limits)
     }
 
-    fn called(key: &Key, id: String, size: u64, parts: u64, max_parts: u64) -> Answer<Self> {
+    fn called(key: &Key, id: String, size: u64, parts: u64, limits: Limits) -> Answer<Self> {
+        let Limits { max_parts, max_copy_len, .. } = limits;
         // Every part but the last has the same length, which is a power of two.
         let part_len = size.div_ceil(parts.max(1)).max(1).next_power_of_two();
-        let parts_each = (MAX_COPY_LEN / part_len).clamp(1, max_parts);
-        check_count(parts.div_ceil(parts_each), max_parts)?;
+        let parts_each = (max_copy_len / part_len).clamp(1, max_parts);
+        if parts.div_ceil(parts_each) > max_parts {
+            let text = "it is longer than an object may be in chunks of this size";
+            return Err(Fault::new(Class::Unsupported, text));
+        }
         let begun = Mutex::default();
         Ok(Self { key: key.clone(), id, size, part_len, parts_each, begun })
     }
@@ -105,88 +109,78 @@ impl Stages {
     }
 
     /// Sends a part of the file, counted from 0.
-    pub async fn write(&self, inner: &Inner, number: u64, data: Vec<Bytes>) -> Answer<Receipt> {
+    pub async fn write<S: PartStore>(
+        &self,
+        store: &S,
+        number: u64,
+        data: Vec<Bytes>,
+    ) -> Answer<Receipt> {
         let (stage, key) = (number / self.parts_each, self.stage_key(number / self.parts_each)?);
         let cell = self.cell(stage);
-        let begin = async || inner.begin_upload(&key, None).await.map(Stage::Coming);
+        let begin = async || store.begin_parts(&key, None).await.map(Stage::Coming);
         match cell.get_or_try_init(begin).await? {
-            Stage::Coming(id) => {
-                inner.write_part(&key, id, number % self.parts_each + 1, data).await
-            }
+            Stage::Coming(id) => store.write_part(&key, id, number % self.parts_each, data).await,
             // It was there with all its parts, so this is one that the server has.
             Stage::There => Ok(Receipt::default()),
         }
     }
 
     /// Makes the object.
-    pub async fn finish(
+    pub async fn finish<S: PartStore>(
         &self,
-        inner: &Inner,
+        store: &S,
         receipts: Vec<(u64, Receipt)>,
         kept: &Kept,
     ) -> Answer<()> {
         let mut by_stage: BTreeMap<u64, Vec<(u64, Receipt)>> = BTreeMap::new();
         for (number, receipt) in receipts {
-            let part = (number % self.parts_each + 1, receipt);
+            let part = (number % self.parts_each, receipt);
             by_stage.entry(number / self.parts_each).or_default().push(part);
         }
-        let requests = inner.properties.requests;
         let completions: Vec<_> = by_stage
             .into_iter()
             .map(async |(stage, parts)| match self.cell(stage).get() {
-                Some(Stage::Coming(id)) => inner.complete(&self.stage_key(stage)?, id, parts).await,
+                Some(Stage::Coming(id)) => {
+                    store.end_parts(&self.stage_key(stage)?, id, parts, None).await
+                }
                 Some(Stage::There) => Ok(()),
                 None => Err(Fault::new(Class::Other, "part of the file was never sent")),
             })
             .collect();
-        all(completions, requests).await.into_iter().collect::<Answer<()>>()?;
-        let id = inner.begin_upload(&self.key, Some(kept)).await?;
-        let made = async {
-            let copies: Vec<_> = (0..self.count())
-                .map(async |stage| {
-                    let from = self.stage_key(stage)?;
-                    let receipt = inner.copy_part(&self.key, &id, stage + 1, &from).await?;
-                    Ok((stage + 1, receipt))
-                })
-                .collect();
-            let parts: Answer<Vec<_>> = all(copies, requests).await.into_iter().collect();
-            inner.complete(&self.key, &id, parts?).await
-        };
-        if let Err(fault) = made.await {
-            // The stages stay for the next run.
-            let _ = inner.abort(&self.key, &id).await;
-            return Err(fault);
-        }
-        self.remove_objects(inner).await
+        let ended = all(completions, store.limits().requests).await;
+        ended.into_iter().collect::<Answer<()>>()?;
+        let stages = (0..self.count()).map(|stage| self.stage_key(stage)).collect::<Answer<_>>()?;
+        // Until then they stay, for the next run.
+        store.join(&self.key, stages, kept).await?;
+        self.remove_objects(store).await
     }
 
     /// Looks for what an earlier process has sent: which chunks of those that it noted are lost. `None`
     /// if there is nothing at all.
-    pub async fn resume(
-        inner: &Inner,
+    pub async fn resume<S: PartStore>(
+        store: &S,
         key: &Key,
         size: u64,
         name: &str,
         receipts: &[(u64, Receipt)],
     ) -> Answer<Option<(Self, Vec<u64>)>> {
-        let Some(found) = Self::named(key, size, name, inner.properties.parts.max_count) else {
+        let Some(found) = Self::named(key, size, name, store.limits()) else {
             return Ok(None);
         };
         let mut there = HashSet::new();
-        for (stage, len) in found.objects(inner).await? {
+        for (stage, len) in found.objects(store).await? {
             if found.len_of(stage) == Some(len) {
                 there.insert(stage);
             }
         }
         let (mut coming, mut known) = (HashMap::new(), HashMap::new());
-        for (stage, id) in found.uploads(inner).await? {
+        for (stage, id) in found.uploads(store).await? {
             if there.contains(&stage) || found.len_of(stage).is_none() {
                 continue;
             }
-            let parts = inner.parts(&found.stage_key(stage)?, &id).await?.unwrap_or_default();
-            for part in parts {
-                let number = stage * found.parts_each + part.number.saturating_sub(1);
-                known.insert(number, part.tag);
+            let parts = store.parts_there(&found.stage_key(stage)?, &id).await?;
+            for (part, tag) in parts.unwrap_or_default() {
+                known.insert(stage * found.parts_each + part, tag);
             }
             coming.insert(stage, id);
         }
@@ -208,59 +202,42 @@ impl Stages {
     }
 
     /// The plan that a journal's name is of; `None` if that is of another file.
-    fn named(key: &Key, size: u64, name: &str, max_parts: u64) -> Option<Self> {
+    fn named(key: &Key, size: u64, name: &str, limits: Limits) -> Option<Self> {
         let mut fields = name.strip_prefix(MARK)?.split('-');
         let (id, parts, of) = (fields.next()?, fields.next()?.parse().ok()?, fields.next()?);
-        let found = Self::called(key, id.to_owned(), size, parts, max_parts).ok()?;
+        let found = Self::called(key, id.to_owned(), size, parts, limits).ok()?;
         let is_it = of == short(key) && found.name() == name;
         is_it.then_some(found)
     }
 
     /// Removes whatever there is of an upload of this name.
-    pub async fn abandon(inner: &Inner, key: &Key, name: &str) -> Answer<()> {
+    pub async fn abandon<S: PartStore>(store: &S, key: &Key, name: &str) -> Answer<()> {
         let id = name.strip_prefix(MARK).and_then(|rest| rest.split('-').next());
         let Some(id) = id.filter(|_| name.ends_with(&short(key))) else { return Ok(()) };
         // Whatever its size is, the keys of its stages are these.
-        let found = Self::called(key, id.to_owned(), 1, 1, 1)?;
-        let uploads = found.uploads(inner).await?;
-        for (stage, upload) in uploads {
-            inner.abort(&found.stage_key(stage)?, &upload).await?;
+        let found = Self::called(key, id.to_owned(), 1, 1, store.limits())?;
+        for (stage, upload) in found.uploads(store).await? {
+            store.abort_parts(&found.stage_key(stage)?, &upload).await?;
         }
-        found.remove_objects(inner).await
+        found.remove_objects(store).await
     }
 
-    async fn remove_objects(&self, inner: &Inner) -> Answer<()> {
-        let objects = self.objects(inner).await?;
-        let keys: Answer<Vec<Key>> =
-            objects.into_iter().map(|(stage, _)| self.stage_key(stage)).collect();
-        let keys = keys?;
-        for group in keys.chunks(1000) {
-            let removed = inner.remove_group(&group.iter().collect::<Vec<_>>()).await;
-            removed.into_iter().collect::<Answer<()>>()?;
-        }
-        Ok(())
+    async fn remove_objects<S: PartStore>(&self, store: &S) -> Answer<()> {
+        let objects = self.objects(store).await?.into_iter();
+        let keys = objects.map(|(stage, _)| self.stage_key(stage)).collect::<Answer<_>>()?;
+        store.remove_all(keys).await
     }
 
     /// The stages that are objects, and their lengths.
-    async fn objects(&self, inner: &Inner) -> Answer<Vec<(u64, u64)>> {
-        let (prefix, mut found, mut pages) = (self.prefix()?, Vec::new(), Pages::default());
-        while !pages.is_over() {
-            let page = inner.page(&prefix, "", pages.marker()).await?;
-            pages.turn(page.next, page.objects.iter().map(|it| &it.key))?;
-            let stages = page.objects.iter();
-            found.extend(stages.filter_map(|it| Some((self.number(&it.key)?, it.size))));
-        }
-        Ok(found)
+    async fn objects<S: PartStore>(&self, store: &S) -> Answer<Vec<(u64, u64)>> {
+        let found = store.objects(&self.prefix()?).await?.into_iter();
+        Ok(found.filter_map(|(key, size)| Some((self.number(&key)?, size))).collect())
     }
 
     /// The stages that are coming, and under which identifiers.
-    async fn uploads(&self, inner: &Inner) -> Answer<Vec<(u64, String)>> {
-        let (prefix, mut found, mut pages) = (self.prefix()?, Vec::new(), Pages::default());
-        while !pages.is_over() {
-            let stages = inner.uploads(&prefix, &mut pages).await?.into_iter();
-            found.extend(stages.filter_map(|it| Some((self.number(&it.key)?, it.id))));
-        }
-        Ok(found)
+    async fn uploads<S: PartStore>(&self, store: &S) -> Answer<Vec<(u64, String)>> {
+        let found = store.begun(&self.prefix()?).await?.into_iter();
+        Ok(found.filter_map(|(key, id)| Some((self.number(&key)?, id))).collect())
     }
 }
 
@@ -306,30 +283,54 @@ mod tests {
         Key::new(path.as_bytes()).unwrap()
     }
 
-    /// 5 TiB in chunks of 8 MiB.
+    const S3: Limits = Limits { max_parts: 10_000, max_copy_len: 5 << 30, requests: 1 };
+    const AZURE: Limits = Limits { max_parts: 50_000, max_copy_len: 4000 << 20, requests: 1 };
+    const FEW: Limits = Limits { max_parts: 4, ..S3 };
+
+    /// In chunks of 8 MiB.
     #[test]
     fn the_largest_object_fits() {
         let size = 5 << 40;
-        let stages = Stages::new(&key("a/b"), size, size >> 23, 10_000).unwrap();
+        let stages = Stages::new(&key("a/b"), size, size >> 23, S3).unwrap();
         assert_eq!((stages.part_len, stages.parts_each), (8 << 20, 640));
         assert_eq!(stages.count(), 1024);
-        let largest = (MAX_COPY_LEN >> 16 << 16) * 10_000;
-        assert!(Stages::new(&key("x"), largest, largest >> 23, 10_000).is_ok());
-        assert!(Stages::new(&key("x"), largest + 1, (largest >> 23) + 1, 10_000).is_err());
+        for limits in [S3, AZURE] {
+            let largest = limits.max_size();
+            let stages = Stages::new(&key("x"), largest, largest >> 23, limits).unwrap();
+            assert_eq!(stages.count(), limits.max_parts);
+            assert_eq!(stages.len_of(limits.max_parts - 1), Some(limits.max_copy_len));
+            let more = Stages::new(&key("x"), largest + 1, (largest >> 23) + 1, limits);
+            assert_eq!(more.unwrap_err().class, Class::Unsupported);
+        }
+        // About 190.7 TiB.
+        assert_eq!(AZURE.max_size(), 50_000 * 4000 * 1024 * 1024);
+    }
+
+    /// One part more than an object may have makes a second stage, whatever the parts' length.
+    #[test]
+    fn borders_of_stages() {
+        for chunk in [1_u64 << 16, 8 << 20, 64 << 20] {
+            let each = (AZURE.max_copy_len / chunk).min(AZURE.max_parts);
+            for (parts, count) in [(each, 1), (each + 1, 2), (each * 3, 3), (each * 3 + 1, 4)] {
+                let stages = Stages::new(&key("x"), chunk * parts, parts, AZURE).unwrap();
+                assert_eq!((stages.parts_each, stages.count()), (each, count), "{chunk}, {parts}");
+                assert!(stages.stage_len() <= AZURE.max_copy_len);
+            }
+        }
     }
 
     #[test]
     fn a_name_is_of_one_file_of_one_size() {
         let (size, parts) = (100 << 20, 13);
-        let stages = Stages::new(&key("a/b"), size, parts, 4).unwrap();
+        let stages = Stages::new(&key("a/b"), size, parts, FEW).unwrap();
         let name = stages.name();
-        let again = Stages::named(&key("a/b"), size, &name, 4).unwrap();
+        let again = Stages::named(&key("a/b"), size, &name, FEW).unwrap();
         assert_eq!((again.id.as_str(), again.count()), (stages.id.as_str(), 4));
         for (other, size) in [("a/c", size), ("b", size), ("a/b", size * 3)] {
-            assert!(Stages::named(&key(other), size, &name, 4).is_none(), "{other}");
+            assert!(Stages::named(&key(other), size, &name, FEW).is_none(), "{other}");
         }
         for name in ["", "stages/", "stages/x", "stages/x-0-y", "stages/x-99999999999999999999-y"] {
-            assert!(Stages::named(&key("a/b"), size, name, 4).is_none(), "{name}");
+            assert!(Stages::named(&key("a/b"), size, name, FEW).is_none(), "{name}");
         }
     }
 
@@ -353,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_stage_is_known_by_its_key() {
-        let stages = Stages::new(&key("a/b"), 100 << 20, 13, 4).unwrap();
+        let stages = Stages::new(&key("a/b"), 100 << 20, 13, FEW).unwrap();
         for number in 0..4 {
             let own = stages.stage_key(number).unwrap();
             assert_eq!(stages.number(own.as_bytes()), Some(number));

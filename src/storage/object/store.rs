@@ -251,16 +251,6 @@ pub fn checked_url(url: &str) -> Answer<&str> {
     }
 }
 
-/// Checks that a file has no more parts than an object may have.
-pub fn check_count(parts: u64, max: u64) -> Answer<()> {
-    if parts <= max {
-        return Ok(());
-    }
-    let text =
-        format!("it has more than {max} parts of this size; choose a larger chunk size with -c");
-    Err(Fault::new(Class::Unsupported, text))
-}
-
 /// Checks that a server has what was sent, as far as a header of its answer tells.
 pub fn check_sum(headers: &HeaderMap, name: &str, sum: &str) -> Answer<()> {
     match headers.get(name) {

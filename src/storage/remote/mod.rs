@@ -158,7 +158,11 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
         upload: &Self::Upload,
         offset: u64,
         into: &mut [u8],
-    ) -> impl Future<Output = Answer<()>> + Send;
+    ) -> impl Future<Output = Answer<()>> + Send {
+        let _ = (upload, offset, into);
+        let text = "what is under way there cannot be read";
+        std::future::ready(Err(Fault::new(Class::Unsupported, text)))
+    }
 
     /// Which of these parts, whose offsets ascend, hold what [`Self::write`] gave their receipts for, as far
     /// as the endpoint tells without their being read back; `None` where it does not.
@@ -172,8 +176,12 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
         std::future::ready(vec![None; parts.len()])
     }
 
-    /// Waits until what was written is on stable storage, if [`Properties::syncs`].
-    fn sync(&self, upload: &Self::Upload) -> impl Future<Output = Answer<()>> + Send;
+    /// Waits until what was written is on stable storage, if [`Properties::syncs`]. Where whatever was
+    /// acknowledged is kept, there is nothing to wait for.
+    fn sync(&self, upload: &Self::Upload) -> impl Future<Output = Answer<()>> + Send {
+        let _ = upload;
+        std::future::ready(Ok(()))
+    }
 
     /// Puts a complete file in its place. `receipts` are those of all its parts, by number.
     fn finish(
@@ -201,7 +209,10 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
 
     /// Makes a directory, whose parent is there. One that is there already is no error. Does nothing
     /// where directories are only implied.
-    fn make_directory(&self, key: &Key) -> impl Future<Output = Answer<()>> + Send;
+    fn make_directory(&self, key: &Key) -> impl Future<Output = Answer<()>> + Send {
+        let _ = key;
+        std::future::ready(Ok(()))
+    }
 
     /// Makes a symlink in place of any other symlink.
     fn make_symlink(
@@ -209,7 +220,11 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
         key: &Key,
         target: &[u8],
         kept: &Kept,
-    ) -> impl Future<Output = Answer<()>> + Send;
+    ) -> impl Future<Output = Answer<()>> + Send {
+        let _ = (key, target, kept);
+        let text = "there are no symlinks there";
+        std::future::ready(Err(Fault::new(Class::Unsupported, text)))
+    }
 
     /// Corrects what is kept of a thing beside its data; only `changes` differ.
     fn set(
@@ -260,6 +275,8 @@ pub struct Properties {
     /// Whatever is in its place lasts across a power cut.
     pub lasts: bool,
     pub keeps: Keeps,
+    /// The longest file, in bytes.
+    pub max_size: u64,
     pub parts: Parts,
     /// How many requests are worth being made at a time.
     pub requests: usize,

@@ -336,6 +336,11 @@ impl<E: Endpoint> Inner<E> {
         file: FileKind,
         entry: &Entry,
     ) -> Result<Placed, StorageError> {
+        let max = self.endpoint.properties().max_size;
+        if file.size > max {
+            let text = format!("it is longer than a file can be there, which is {max} bytes");
+            return Err(self.error(Operation::Create, entry)(Fault::new(Class::Unsupported, text)));
+        }
         let placed = self.compare_file(key, existing, file, entry).await?;
         let comes_in_parts = self.chunk_size.count(file.size) > 1;
         let is_first = self.endpoint.properties().keeps.roots == KeepsRoot::FromTheBeginning;

@@ -58,6 +58,7 @@ impl SftpEndpoint {
                 roots: KeepsRoot::Never,
                 any_bytes: true,
             },
+            max_size: u64::MAX,
             parts: Parts { min_len: 1, max_count: u64::MAX, in_order: false },
             requests: 64,
             lists_all: true,
