@@ -1,7 +1,7 @@
 //! Copies to and from Azure Blob Storage, as an emulator has it.
 
 use super::emulators::{ACCOUNT, KEY, azure, shared_access_signature};
-use super::objects::Bucket;
+use super::objects::{Bucket, scenes};
 use super::support::World;
 
 fn endpoint() -> String {
@@ -23,25 +23,7 @@ fn bucket() -> Bucket {
     }
 }
 
-#[test]
-fn a_tree_goes_there_and_comes_back() {
-    bucket().a_tree_goes_there_and_comes_back();
-}
-
-#[test]
-fn an_object_gets_the_key_that_it_is_given() {
-    bucket().an_object_gets_the_key_that_it_is_given();
-}
-
-#[test]
-fn sync_deletes_and_a_dry_run_does_nothing() {
-    bucket().sync_deletes_and_a_dry_run_does_nothing();
-}
-
-#[test]
-fn a_killed_upload_goes_on() {
-    bucket().a_killed_upload_goes_on();
-}
+scenes!(bucket);
 
 /// Without the account's key, and without its name.
 #[test]
@@ -73,11 +55,6 @@ fn shared_access_signatures_and_connection_strings_are_enough() {
         ("AZURE_STORAGE_SERVICE_ENDPOINT", Some("http://127.0.0.1:1")),
     ];
     bucket.run_with(&world, &["ls", &there], &gone, &[secret]);
-}
-
-#[test]
-fn what_nobody_came_back_for_is_cleaned_up() {
-    bucket().what_nobody_came_back_for_is_cleaned_up();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Copies to and from Google Cloud Storage, as an emulator has it.
 
 use super::emulators::{gcs, objects};
-use super::objects::Bucket;
+use super::objects::{Bucket, scenes};
 use super::support::World;
 
 fn bucket() -> Bucket {
@@ -20,25 +20,7 @@ fn bucket() -> Bucket {
     }
 }
 
-#[test]
-fn a_tree_goes_there_and_comes_back() {
-    bucket().a_tree_goes_there_and_comes_back();
-}
-
-#[test]
-fn an_object_gets_the_key_that_it_is_given() {
-    bucket().an_object_gets_the_key_that_it_is_given();
-}
-
-#[test]
-fn sync_deletes_and_a_dry_run_does_nothing() {
-    bucket().sync_deletes_and_a_dry_run_does_nothing();
-}
-
-#[test]
-fn a_killed_upload_goes_on() {
-    bucket().a_killed_upload_goes_on();
-}
+scenes!(bucket);
 
 #[test]
 fn a_composed_object_leaves_no_parts() {
@@ -50,11 +32,6 @@ fn a_composed_object_leaves_no_parts() {
     let listed = objects(prefix);
     assert!(listed.contains("fastsync-blake3") && !listed.contains(".fastsync-"), "{listed}");
     assert_eq!(listed.matches("storage#object\"").count(), 1, "{listed}");
-}
-
-#[test]
-fn what_nobody_came_back_for_is_cleaned_up() {
-    bucket().what_nobody_came_back_for_is_cleaned_up();
 }
 
 #[test]

@@ -95,7 +95,7 @@ impl Store {
         prefixes.dedup();
         for name in prefixes {
             let prefix = format!("<Prefix>{prefix}{name}/</Prefix>");
-            text.push_str(&format!("<CommonPrefixes>{prefix}</CommonPrefixes>"));
+            text.extend(["<CommonPrefixes>", &prefix, "</CommonPrefixes>"]);
         }
         xml(&(text + "</ListBucketResult>"))
     }
@@ -434,9 +434,8 @@ fn throttling_is_waited_for_and_not_for_ever() {
 fn expired_credentials_are_told_in_one_line() {
     let expires = |is_over: fn(&Asked) -> bool| {
         let store = Store::with(&[]);
-        let server = Tiny::start(move |asked| match is_over(asked) {
-            true => refused(400, "ExpiredToken"),
-            false => store.answer(asked),
+        let server = Tiny::start(move |asked| {
+            if is_over(asked) { refused(400, "ExpiredToken") } else { store.answer(asked) }
         });
         let (world, bucket) = (World::new(), bucket(&server));
         for n in 0..50 {

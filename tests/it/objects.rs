@@ -10,6 +10,27 @@ use super::support::{
     PATIENCE, Ran, Running, World, assert_same, assert_same_content, number, set_mode, tree, until,
 };
 
+/// The scenes of every store, of which `$bucket` has one.
+macro_rules! scenes {
+    ($bucket:ident: $($scene:ident)*) => {
+        $(#[test]
+        fn $scene() {
+            $bucket().$scene();
+        })*
+    };
+    ($bucket:ident) => {
+        crate::objects::scenes!($bucket:
+            a_tree_goes_there_and_comes_back
+            an_object_gets_the_key_that_it_is_given
+            sync_deletes_and_a_dry_run_does_nothing
+            a_killed_upload_goes_on
+            what_nobody_came_back_for_is_cleaned_up
+        );
+    };
+}
+
+pub(crate) use scenes;
+
 /// A bucket of some store, and how the program gets there.
 pub struct Bucket {
     /// `s3://bucket`.

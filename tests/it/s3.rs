@@ -1,7 +1,7 @@
 //! Copies to and from an S3 server.
 
 use super::garage::{ACCESS_KEY, BUCKET, SECRET_KEY, garage};
-use super::objects::{Bucket, assert_same_files};
+use super::objects::{Bucket, assert_same_files, scenes};
 use super::sshd::sshd;
 use super::support::{Running, World, number};
 
@@ -19,30 +19,7 @@ fn bucket() -> Bucket {
     }
 }
 
-#[test]
-fn a_tree_goes_there_and_comes_back() {
-    bucket().a_tree_goes_there_and_comes_back();
-}
-
-#[test]
-fn an_object_gets_the_key_that_it_is_given() {
-    bucket().an_object_gets_the_key_that_it_is_given();
-}
-
-#[test]
-fn sync_deletes_and_a_dry_run_does_nothing() {
-    bucket().sync_deletes_and_a_dry_run_does_nothing();
-}
-
-#[test]
-fn a_killed_upload_goes_on() {
-    bucket().a_killed_upload_goes_on();
-}
-
-#[test]
-fn what_nobody_came_back_for_is_cleaned_up() {
-    bucket().what_nobody_came_back_for_is_cleaned_up();
-}
+scenes!(bucket);
 
 #[test]
 fn what_goes_wrong_is_told_without_secrets() {

@@ -17,7 +17,7 @@ use super::metadata;
 use super::stages;
 use super::store::{
     Open, REQUESTS, Server, checked_url, if_tag, in_path, in_query, listed, pages, prefix_of,
-    text as key_text, with_kept,
+    properties, text as key_text, with_kept,
 };
 use super::upload::{Limits, PartStore as _, Upload};
 use super::xml;
@@ -25,10 +25,10 @@ use crate::protocol::chunk::{ByteRange, ChunkData};
 use crate::protocol::message::Changes;
 use crate::storage::http::client::{Call, Client, Sign};
 use crate::storage::remote::{
-    Answer, Class, Endpoint, Fault, Keeps, KeepsRoot, Kept, Key, Listed, Parts, Properties,
-    Replaces, Thing, ThingKind, Unfinished, all, implied, temporary_files,
+    Answer, Class, Endpoint, Fault, Kept, Key, Listed, Parts, Properties, Thing, ThingKind,
+    Unfinished, all, implied, temporary_files,
 };
-use crate::storage::{Left, Receipt, Remembers, Token};
+use crate::storage::{Left, Receipt, Token};
 
 /// Which container, where, and as whom.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -107,7 +107,6 @@ impl AzureEndpoint {
             return Err(Fault::new(Class::Name, "that is no name of a container"));
         }
         let base = base_url(&config, account)?;
-        let encrypts = base.starts_with("https://");
         let requests = config.requests.unwrap_or(REQUESTS).max(1);
         let mut client = Client::new(requests)?;
         let mut links = None;
@@ -119,29 +118,13 @@ impl AzureEndpoint {
         }
         let max_parts = config.max_blocks.unwrap_or(50_000);
         let limits = Limits { max_parts, max_copy_len: MAX_BLOCK_LEN, requests };
+        let common = properties("azure", requests, &base);
         let properties = Properties {
-            name: "azure",
-            replaces: Replaces::Atomically,
-            remembers: Remembers::Always,
-            syncs: true,
-            lasts: true,
-            keeps: Keeps {
-                times: Some(Duration::from_nanos(1)),
-                time_range: (i64::MIN, i64::MAX),
-                modes: true,
-                symlinks: false,
-                directories: false,
-                directory_times: false,
-                roots: KeepsRoot::ToTheEnd,
-                any_bytes: false,
-            },
             max_size: limits.max_size(),
-            parts: Parts { min_len: 0, max_count: max_parts, in_order: false },
-            requests,
-            lists_all: true,
+            parts: Parts { max_count: max_parts, ..common.parts },
             // A source is believed by the signature of the request only where that is of the account's key.
             copies: account.keys.key.is_some(),
-            encrypts,
+            ..common
         };
         let server = Server { client, refused };
         let account = account.name.clone();

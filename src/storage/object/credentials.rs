@@ -267,6 +267,30 @@ mod tests {
         assert_eq!((found.name.as_deref(), found.keys.key.as_deref()), (Some("one"), Some("MQ==")));
     }
 
+    /// Whatever admits us admits the service to one blob.
+    #[tokio::test]
+    async fn a_link_admits_whoever_has_it() {
+        let link = async |given: azure::StaticCredentialProvider| {
+            let signer = azure::RequestSigner::new().with_service_sas_permissions("r");
+            let signer = Arc::new(signer_of(reqwest::Client::new(), given, signer));
+            let url = "https://acc.blob.core.windows.net/con/a/b";
+            let (mut parts, ()) = http::Request::get(url).body(()).unwrap().into_parts();
+            links(signer, "")(&mut parts).await.unwrap();
+            let authorization = parts.headers.get(header::AUTHORIZATION).cloned();
+            (parts.uri.query().unwrap_or_default().to_owned(), authorization)
+        };
+        let (query, authorization) =
+            link(azure::StaticCredentialProvider::new_shared_key("acc", "a2V5")).await;
+        assert!(query.contains("sig=") && query.contains("sp=r&"), "{query}");
+        assert_eq!(authorization, None);
+        let (query, authorization) =
+            link(azure::StaticCredentialProvider::new_sas_token("sv=1&sig=x")).await;
+        assert_eq!((query.as_str(), authorization), ("sv=1&sig=x", None));
+        let (query, authorization) =
+            link(azure::StaticCredentialProvider::new_bearer_token("t")).await;
+        assert_eq!((query.as_str(), authorization.unwrap().as_bytes()), ("", &b"Bearer t"[..]));
+    }
+
     #[test]
     fn tokens_travel_encrypted() {
         let checked = |uri: &str, authorization: &str| {

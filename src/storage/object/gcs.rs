@@ -7,7 +7,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -23,17 +22,17 @@ use super::metadata;
 use super::pages::Pages;
 use super::store::{
     MAX_PAGE_LEN, Open, REQUESTS, Server, Whole, begun, checked_url, id_of, in_query, listed,
-    pages, prefix_of, text as key_text, token, upload_id,
+    pages, prefix_of, properties, text as key_text, token, upload_id,
 };
 use super::xml::timestamp;
 use crate::protocol::chunk::{ByteRange, ChunkData};
 use crate::protocol::message::Changes;
 use crate::storage::http::client::{Call, Client, read_body};
 use crate::storage::remote::{
-    Answer, Class, Endpoint, Fault, Keeps, KeepsRoot, Kept, Key, Listed, OWN_PREFIX, Parts,
-    Properties, Replaces, Thing, ThingKind, Unfinished, all, implied, nonce, pieces,
+    Answer, Class, Endpoint, Fault, Kept, Key, Listed, OWN_PREFIX, Properties, Thing, ThingKind,
+    Unfinished, all, implied, nonce, pieces,
 };
-use crate::storage::{Left, Receipt, Remembers, Token};
+use crate::storage::{Left, Receipt, Token};
 
 /// Which bucket, where, and as whom.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -147,29 +146,7 @@ impl GcsEndpoint {
             let signer = credentials::google(client.plain());
             client = client.signing(signer);
         }
-        let properties = Properties {
-            name: "gcs",
-            replaces: Replaces::Atomically,
-            remembers: Remembers::Always,
-            syncs: true,
-            lasts: true,
-            keeps: Keeps {
-                times: Some(Duration::from_nanos(1)),
-                time_range: (i64::MIN, i64::MAX),
-                modes: true,
-                symlinks: false,
-                directories: false,
-                directory_times: false,
-                roots: KeepsRoot::ToTheEnd,
-                any_bytes: false,
-            },
-            max_size: MAX_SIZE,
-            parts: Parts { min_len: 0, max_count: u64::MAX, in_order: false },
-            requests,
-            lists_all: true,
-            copies: true,
-            encrypts,
-        };
+        let properties = Properties { max_size: MAX_SIZE, ..properties("gcs", requests, &base) };
         let server = Server { client, refused };
         Ok(Self { inner: Arc::new(Inner { server, config, base, properties }) })
     }

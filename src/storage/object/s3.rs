@@ -4,7 +4,6 @@
 //! its key when all parts are there. What is kept beside it has to be known when the upload begins.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -17,7 +16,7 @@ use super::pages::Pages;
 use super::stages;
 use super::store::{
     MAX_PAGE_LEN, Open, REQUESTS, Server, checked_url, if_tag, in_path, in_query, listed, pages,
-    prefix_of, token, with_kept,
+    prefix_of, properties, token, with_kept,
 };
 use super::upload::{Limits, PartStore as _, Upload};
 use super::xml;
@@ -25,10 +24,10 @@ use crate::protocol::chunk::{ByteRange, ChunkData};
 use crate::protocol::message::Changes;
 use crate::storage::http::client::{Call, Client, read_body};
 use crate::storage::remote::{
-    Answer, Class, Endpoint, Fault, Keeps, KeepsRoot, Kept, Key, Listed, Parts, Properties,
-    Replaces, Thing, ThingKind, Unfinished, all, implied, temporary_files,
+    Answer, Class, Endpoint, Fault, Keeps, KeepsRoot, Kept, Key, Listed, Parts, Properties, Thing,
+    ThingKind, Unfinished, all, implied, temporary_files,
 };
-use crate::storage::{Left, Receipt, Remembers, Token};
+use crate::storage::{Left, Receipt, Token};
 
 /// Which bucket, where, and as whom.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -124,28 +123,14 @@ impl S3Endpoint {
         let base = base_url(&config, region)?;
         let max_parts = config.max_parts.unwrap_or(10_000);
         let limits = Limits { max_parts, max_copy_len: MAX_COPY_LEN, requests };
+        let common = properties("s3", requests, &base);
         let properties = Properties {
-            name: "s3",
-            replaces: Replaces::Atomically,
-            remembers: Remembers::Always,
-            syncs: true,
-            lasts: true,
-            keeps: Keeps {
-                times: Some(Duration::from_nanos(1)),
-                time_range: (i64::MIN, i64::MAX),
-                modes: true,
-                symlinks: false,
-                directories: false,
-                directory_times: false,
-                roots: KeepsRoot::FromTheBeginning,
-                any_bytes: false,
-            },
+            // Metadata is said when an upload begins.
+            keeps: Keeps { roots: KeepsRoot::FromTheBeginning, ..common.keeps },
             max_size: limits.max_size(),
-            parts: Parts { min_len: 5 << 20, max_count: max_parts, in_order: false },
-            requests,
+            parts: Parts { min_len: 5 << 20, max_count: max_parts, ..common.parts },
             lists_all: false,
-            copies: true,
-            encrypts: base.starts_with("https://"),
+            ..common
         };
         let server = Server { client, refused };
         Ok(Self { inner: Arc::new(Inner { server, config, base, limits, properties }) })

@@ -1,7 +1,7 @@
 //! What all object stores have in common.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
@@ -11,9 +11,12 @@ use super::fault::text::{DAMAGED, OTHER_VERSION};
 use super::metadata::Names;
 use super::pages::Pages;
 use crate::protocol::manifest::Timestamp;
-use crate::storage::Token;
 use crate::storage::http::client::{Call, Client, fill, read_body};
-use crate::storage::remote::{Answer, Class, Fault, Kept, Key, Listed, Thing, implied, nonce};
+use crate::storage::remote::{
+    Answer, Class, Fault, Keeps, KeepsRoot, Kept, Key, Listed, Parts, Properties, Replaces, Thing,
+    implied, nonce,
+};
+use crate::storage::{Remembers, Token};
 
 /// Why a request failed, by its answer.
 pub type Refused = fn(StatusCode, &HeaderMap, &[u8]) -> Fault;
@@ -170,6 +173,33 @@ pub fn if_tag(call: Call, header: &str, thing: &Thing) -> Call {
     match &thing.tag {
         Some(tag) => call.header(header, &String::from_utf8_lossy(tag)),
         None => call,
+    }
+}
+
+/// What every store can do, and none of them has; the rest each says of itself.
+pub fn properties(name: &'static str, requests: usize, base: &str) -> Properties {
+    Properties {
+        name,
+        replaces: Replaces::Atomically,
+        remembers: Remembers::Always,
+        syncs: true,
+        lasts: true,
+        keeps: Keeps {
+            times: Some(Duration::from_nanos(1)),
+            time_range: (i64::MIN, i64::MAX),
+            modes: true,
+            symlinks: false,
+            directories: false,
+            directory_times: false,
+            roots: KeepsRoot::ToTheEnd,
+            any_bytes: false,
+        },
+        max_size: u64::MAX,
+        parts: Parts { min_len: 0, max_count: u64::MAX, in_order: false },
+        requests,
+        lists_all: true,
+        copies: true,
+        encrypts: base.starts_with("https://"),
     }
 }
 
