@@ -41,6 +41,16 @@ impl Call {
         self
     }
 
+    /// The same with a header that nobody is to be shown.
+    #[must_use]
+    pub fn secret(self, name: &str, value: &str) -> Self {
+        let mut call = self.header(name, value);
+        if let Some(value) = call.headers.get_mut(name) {
+            value.set_sensitive(true);
+        }
+        call
+    }
+
     #[must_use]
     pub fn body(self, body: Vec<Bytes>) -> Self {
         Self { body, ..self }

@@ -102,9 +102,9 @@ impl Inner {
     async fn copy_block(&self, key: &Key, id: &str, number: u64, from: &Key) -> Answer<()> {
         let (source, authorization) = self.link(from).await?;
         let url = self.block_url(key, id, number);
-        let mut call = call(Method::PUT, url).header("x-ms-copy-source", &source);
+        let mut call = call(Method::PUT, url).secret("x-ms-copy-source", &source);
         if let Some(token) = authorization.as_ref().and_then(|it| it.to_str().ok()) {
-            call = call.header("x-ms-copy-source-authorization", token);
+            call = call.secret("x-ms-copy-source-authorization", token);
         }
         self.server.done(&call).await.map(drop)
     }

@@ -173,27 +173,30 @@ impl Stages {
                 there.insert(stage);
             }
         }
-        let (mut coming, mut known) = (HashMap::new(), HashMap::new());
+        let mut coming: HashMap<u64, (String, HashMap<u64, String>)> = HashMap::new();
         for (stage, id) in found.uploads(store).await? {
             if there.contains(&stage) || found.len_of(stage).is_none() {
                 continue;
             }
             let parts = store.parts_there(&found.stage_key(stage)?, &id).await?;
-            for (part, tag) in parts.unwrap_or_default() {
-                known.insert(stage * found.parts_each + part, tag);
+            let parts = parts.unwrap_or_default();
+            // Where the answer to its beginning was lost, there may be another, which has nothing.
+            if coming.get(&stage).is_none_or(|(_, known)| known.len() < parts.len()) {
+                coming.insert(stage, (id, parts));
             }
-            coming.insert(stage, id);
         }
         if there.is_empty() && coming.is_empty() {
             return Ok(None);
         }
         let is_lost = |(number, receipt): &&(u64, Receipt)| {
-            let tag = known.get(number).map(String::as_bytes);
-            !there.contains(&(number / found.parts_each)) && tag != Some(receipt.as_bytes())
+            let (stage, part) = (number / found.parts_each, number % found.parts_each);
+            let tag = coming.get(&stage).and_then(|(_, known)| known.get(&part));
+            !there.contains(&stage) && tag.map(String::as_bytes) != Some(receipt.as_bytes())
         };
         let lost = receipts.iter().filter(is_lost).map(|(number, _)| *number).collect();
         let there = there.into_iter().map(|stage| (stage, Stage::There));
-        let coming = coming.into_iter().map(|(stage, id)| (stage, Stage::Coming(id.into())));
+        let coming = coming.into_iter();
+        let coming = coming.map(|(stage, (id, _))| (stage, Stage::Coming(id.into())));
         let cells = there.chain(coming).map(|(stage, it)| {
             let cell = OnceCell::new_with(Some(it));
             (stage, Arc::new(cell))
