@@ -157,3 +157,59 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// With so many requests waiting on it, a connection has enough to do.
 const BUSY: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::storage::sftp::session::Wire;
+
+    /// Of a server that says who it is, and then nothing more.
+    async fn silent() -> Wire {
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        // SSH_FXP_VERSION: 3, without extensions.
+        far.write_all(&[0, 0, 0, 5, 2, 0, 0, 0, 3]).await.unwrap();
+        let (input, output) = tokio::io::split(near);
+        Wire { input: Box::new(input), output: Box::new(output), keeper: Box::new(far) }
+    }
+
+    /// One chunk that is written is one call, and many requests.
+    #[tokio::test]
+    async fn a_chunk_that_is_written_is_enough_to_do_for_one_connection() {
+        let further = Arc::new(Semaphore::new(0));
+        let made = Arc::clone(&further);
+        let dial: Dial = Arc::new(move |which| {
+            let made = Arc::clone(&made);
+            Box::pin(async move {
+                if which == Which::Further {
+                    made.add_permits(1);
+                }
+                Ok(silent().await)
+            })
+        });
+        let pool = Pool::connect(dial, 4).await.unwrap();
+        let first = pool.pick().unwrap();
+        let few = || (0..BUSY - 1).map(|n| Request::close(&n.to_le_bytes())).collect();
+        let (session, requests) = (Arc::clone(&first), few());
+        let mut calls = JoinSet::new();
+        calls.spawn(async move { session.call_all(requests).await });
+        while first.load() < BUSY - 1 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(pool.pick().unwrap().number, 0);
+        let (session, requests) = (Arc::clone(&first), few());
+        calls.spawn(async move { session.call_all(requests).await });
+        while first.load() < BUSY {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(further.available_permits(), 0, "not before there is enough to do");
+        pool.pick().unwrap();
+        let _ = further.acquire_many(3).await.unwrap();
+        while lock(&pool.inner.sessions).len() < 4 {
+            tokio::task::yield_now().await;
+        }
+        assert_ne!(pool.pick().unwrap().number, 0, "which has most to do");
+    }
+}

@@ -142,7 +142,7 @@ impl Session {
     ///
     /// [`Class::Disconnected`] if the connection is lost.
     pub async fn call(&self, request: Request) -> Result<Answer, Fault> {
-        let _load = Load::new(&self.load);
+        let _load = Load::new(&self.load, 1);
         self.send(request).await?.await.map_err(|_| gone())
     }
 
@@ -153,7 +153,7 @@ impl Session {
     ///
     /// [`Class::Disconnected`] if the connection is lost.
     pub async fn call_all(&self, requests: Vec<Request>) -> Result<Vec<Answer>, Fault> {
-        let _load = Load::new(&self.load);
+        let _load = Load::new(&self.load, requests.len());
         let mut waiting = Vec::with_capacity(requests.len());
         for request in requests {
             waiting.push(self.send(request).await?);
@@ -202,19 +202,22 @@ impl Session {
     }
 }
 
-/// Counts a request for as long as this lives.
-struct Load<'a>(&'a AtomicUsize);
+/// Counts requests for as long as this lives.
+struct Load<'a> {
+    load: &'a AtomicUsize,
+    requests: usize,
+}
 
 impl<'a> Load<'a> {
-    fn new(load: &'a AtomicUsize) -> Self {
-        load.fetch_add(1, Ordering::Relaxed);
-        Self(load)
+    fn new(load: &'a AtomicUsize, requests: usize) -> Self {
+        load.fetch_add(requests, Ordering::Relaxed);
+        Self { load, requests }
     }
 }
 
 impl Drop for Load<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.load.fetch_sub(self.requests, Ordering::Relaxed);
     }
 }
 
