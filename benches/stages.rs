@@ -36,7 +36,7 @@ fn chunk() -> Chunk {
     let mut hasher = RangeHasher::new(range);
     hasher.update(&data);
     let digest = hasher.finish().expect("all of it");
-    Chunk { range, version: 0, digest, data: ChunkData::Bytes(data) }
+    Chunk::received(range, 0, digest, ChunkData::Bytes(data))
 }
 
 fn pack(files: usize, len: usize) -> Pack {

@@ -217,7 +217,7 @@ fn manifest_digest() {
 fn chunk_frame() -> Frame {
     let range = ByteRange::new(EntryId(7), 1 << 32, 65_536, false).unwrap();
     let data = ChunkData::Bytes(Bytes::from(vec![0; 65_536]));
-    Frame::Chunk(Chunk { range, version: 1, digest: Digest([0xab; 32]), data })
+    Frame::Chunk(Chunk::received(range, 1, Digest([0xab; 32]), data))
 }
 
 fn whole_range() -> ByteRange {

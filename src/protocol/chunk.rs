@@ -225,6 +225,23 @@ pub struct Chunk {
     pub version: u16,
     pub digest: Digest,
     pub data: ChunkData,
+    /// What the digest was made of, where that was in this process.
+    made_of: Option<Memory>,
+}
+
+/// A chunk's payload in the memory of this process. Nothing changes what is there while a chunk has it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Memory {
+    range: ByteRange,
+    digest: Digest,
+    address: usize,
+    len: usize,
+}
+
+impl Memory {
+    fn new(range: ByteRange, digest: Digest, data: &[u8]) -> Self {
+        Self { range, digest, address: data.as_ptr().addr(), len: data.len() }
+    }
 }
 
 /// A chunk's bytes, without those that are in holes and need not travel.
@@ -238,14 +255,39 @@ pub enum ChunkData {
 }
 
 impl Chunk {
+    /// A chunk as somebody sent it.
+    pub fn received(range: ByteRange, version: u16, digest: Digest, data: ChunkData) -> Self {
+        Self { range, version, digest, data, made_of: None }
+    }
+
+    /// A chunk with a digest that was made of this very memory. If it never leaves this process, it
+    /// need not be hashed again.
+    pub fn hashed(range: ByteRange, version: u16, digest: Digest, data: Bytes) -> Self {
+        let made_of = Some(Memory::new(range, digest, &data));
+        Self { range, version, digest, data: ChunkData::Bytes(data), made_of }
+    }
+
+    /// Whether the digest is known to be that of the data.
+    fn is_hashed(&self) -> bool {
+        matches!((&self.data, self.made_of), (ChunkData::Bytes(data), Some(made_of))
+            if made_of == Memory::new(self.range, self.digest, data) && self.is_all(data))
+    }
+
+    fn is_all(&self, data: &Bytes) -> bool {
+        data.len() as u64 == u64::from(self.range.len)
+    }
+
     /// Checks the data against the range and the digest (INT-3).
     ///
     /// This is the only way to make a [`VerifiedChunk`], and a sink accepts nothing else, so data
     /// that was not verified cannot reach a file.
     pub fn verify(self) -> Result<VerifiedChunk, ChunkMismatch> {
+        if self.is_hashed() {
+            return Ok(VerifiedChunk(self));
+        }
         let mut hasher = RangeHasher::new(self.range);
         match &self.data {
-            ChunkData::Bytes(data) if data.len() as u64 == u64::from(self.range.len) => {
+            ChunkData::Bytes(data) if self.is_all(data) => {
                 hasher.update(data);
             }
             ChunkData::Sparse(sparse) if sparse.len() == self.range.len => {
@@ -272,7 +314,7 @@ impl Chunk {
         hasher.update_zeros(range.len.into());
         // All of the range was just given, so there is always a digest.
         let digest = hasher.finish().unwrap_or_default();
-        Self { range, version, digest, data: ChunkData::Hole }
+        Self::received(range, version, digest, ChunkData::Hole)
     }
 
     /// A chunk from a table of its extents, its digest among them, and their data; `None` if they
@@ -280,7 +322,7 @@ impl Chunk {
     pub fn sparse(range: ByteRange, version: u16, payload: Bytes) -> Option<Self> {
         let sparse = Sparse::trusted(payload).filter(|sparse| sparse.len() == range.len)?;
         let digest = sparse.digest();
-        Some(Self { range, version, digest, data: ChunkData::Sparse(sparse) })
+        Some(Self::received(range, version, digest, ChunkData::Sparse(sparse)))
     }
 }
 
@@ -484,7 +526,7 @@ mod tests {
         let mut hasher = RangeHasher::new(range);
         hasher.update(data);
         let digest = hasher.finish().unwrap();
-        Chunk { range, version: 0, digest, data: ChunkData::Bytes(Bytes::from_static(data)) }
+        Chunk::received(range, 0, digest, ChunkData::Bytes(Bytes::from_static(data)))
     }
 
     /// FRAME-4: both sides of every limit.
@@ -520,6 +562,26 @@ mod tests {
         assert_eq!(bad.verify().unwrap_err(), ChunkMismatch { range });
         let elsewhere = ByteRange::new(EntryId(3), 131_072, 5, false).unwrap();
         assert!(Chunk { range: elsewhere, ..good }.verify().is_err(), "same bytes, other place");
+    }
+
+    /// INT-3: what was hashed here is believed for as long as it is what was hashed.
+    #[test]
+    fn a_digest_made_here_is_of_its_data_only() {
+        let range = ByteRange::new(EntryId(1), 0, 5, true).unwrap();
+        let elsewhere = ByteRange::new(EntryId(2), 0, 4, true).unwrap();
+        let Chunk { digest, .. } = sealed(range, b"hello");
+        let data = Bytes::from_static(b"hello");
+        let own = Chunk::hashed(range, 0, digest, data.clone());
+        assert!(own.is_hashed());
+        assert_eq!(own.clone().verify().unwrap().digest(), digest);
+        let equal = Chunk { data: ChunkData::Bytes(b"hello".to_vec().into()), ..own.clone() };
+        assert!(!equal.is_hashed() && equal.verify().is_ok(), "other memory");
+        let wrong = Chunk { data: ChunkData::Bytes(b"hellp".to_vec().into()), ..own.clone() };
+        assert!(!wrong.is_hashed() && wrong.verify().is_err());
+        assert!(Chunk { digest: Digest([1; 32]), ..own.clone() }.verify().is_err());
+        assert!(Chunk { range: elsewhere, ..own.clone() }.verify().is_err());
+        let short = Chunk::hashed(range, 0, digest, data.slice(..4));
+        assert!(!short.is_hashed() && short.verify().is_err());
     }
 
     /// INT-3: or a gap would be recorded as written.

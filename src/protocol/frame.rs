@@ -134,13 +134,13 @@ impl Header {
             Body::End => Frame::End,
             Body::Chunk { range, version, digest, hole } => {
                 let data = if hole { ChunkData::Hole } else { ChunkData::Bytes(payload) };
-                Frame::Chunk(Chunk { range, version, digest, data })
+                Frame::Chunk(Chunk::received(range, version, digest, data))
             }
             Body::Sparse { entry, offset, whole, version, digest, .. } => {
                 let sparse = Sparse::parse(payload, digest)?;
                 let range = ByteRange::new(entry, offset, sparse.len(), whole)?;
                 let digest = sparse.digest();
-                Frame::Chunk(Chunk { range, version, digest, data: ChunkData::Sparse(sparse) })
+                Frame::Chunk(Chunk::received(range, version, digest, ChunkData::Sparse(sparse)))
             }
             Body::Pack { number, digest, .. } => Frame::Pack(Pack { number, digest, payload }),
         })

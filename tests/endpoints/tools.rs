@@ -113,7 +113,7 @@ pub fn chunk(entry: &Entry, index: u64, whole: &[u8]) -> VerifiedChunk {
     let range = range(entry, index);
     let data = part(range, whole);
     let bytes = ChunkData::Bytes(data.to_vec().into());
-    Chunk { range, version: 0, digest: digest(range, data), data: bytes }.verify().unwrap()
+    Chunk::received(range, 0, digest(range, data), bytes).verify().unwrap()
 }
 
 pub fn verified_file(id: EntryId, data: &[u8]) -> VerifiedFile {

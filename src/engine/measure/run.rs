@@ -194,7 +194,7 @@ impl Sending {
             }
         };
         let (version, digest, data) = (0, Digest::default(), ChunkData::Bytes(data));
-        Ok(Some(Frame::Chunk(Chunk { range, version, digest, data })))
+        Ok(Some(Frame::Chunk(Chunk::received(range, version, digest, data))))
     }
 }
 

@@ -240,10 +240,16 @@ pub fn damaged(frame: Frame) -> Frame {
             let data = match &chunk.data {
                 ChunkData::Bytes(data) => ChunkData::Bytes(flip(data)),
                 ChunkData::Hole | ChunkData::Sparse(_) => {
-                    return Frame::Chunk(Chunk { digest: Digest([9; 32]), ..chunk });
+                    let digest = Digest([9; 32]);
+                    return Frame::Chunk(Chunk::received(
+                        chunk.range,
+                        chunk.version,
+                        digest,
+                        chunk.data,
+                    ));
                 }
             };
-            Frame::Chunk(Chunk { data, ..chunk })
+            Frame::Chunk(Chunk::received(chunk.range, chunk.version, chunk.digest, data))
         }
         Frame::Pack(pack) => Frame::Pack(Pack { payload: flip(&pack.payload), ..pack }),
         other => other,
@@ -273,7 +279,7 @@ pub fn chunk(range: ByteRange, version: u16, data: &[u8]) -> Frame {
     let mut hasher = RangeHasher::new(range);
     hasher.update(data);
     let digest = hasher.finish().unwrap_or_default();
-    Frame::Chunk(Chunk { range, version, digest, data: ChunkData::Bytes(data.to_vec().into()) })
+    Frame::Chunk(Chunk::received(range, version, digest, ChunkData::Bytes(data.to_vec().into())))
 }
 
 pub fn whole(id: u64, len: usize) -> ByteRange {

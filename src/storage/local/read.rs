@@ -20,7 +20,7 @@ use super::tree::Tree;
 use super::walk::{self, Node, Survey};
 use super::{Look, beneath, blocking, origin, source_error};
 use crate::protocol::buffer::{Buffer, BufferError, Pool};
-use crate::protocol::chunk::{ByteRange, Chunk, ChunkData, Digest, Pack, PackMember, RangeHasher};
+use crate::protocol::chunk::{ByteRange, Chunk, Digest, Pack, PackMember, RangeHasher};
 use crate::protocol::manifest::Escaped;
 use crate::protocol::message::{
     Entry, Failure, FailureCode, Kind, MAX_SOURCE_NODES, Metadata, Options, Whereabouts,
@@ -283,7 +283,7 @@ impl Inner {
         let mut hasher = RangeHasher::new(range);
         self.read_hashed(file, range.offset(), &mut buffer, &mut hasher)?;
         let digest = hasher.finish().map_err(|_| self.changed(&file.entry))?;
-        Ok(Chunk { range, version, digest, data: ChunkData::Bytes(buffer.freeze()) })
+        Ok(Chunk::hashed(range, version, digest, buffer.freeze()))
     }
 
     /// Reads what has data, behind its table, and hashes zeros between.
@@ -586,6 +586,7 @@ mod tests {
 
     use super::super::testing::{pool, walk};
     use super::*;
+    use crate::protocol::chunk::ChunkData;
     use crate::protocol::chunk::ChunkSize;
 
     async fn only(path: &Path) -> (LocalSource, Arc<Entry>) {

@@ -108,7 +108,7 @@ pub fn verified_chunk(range: ByteRange, data: &[u8]) -> VerifiedChunk {
     hasher.update(data);
     let digest = hasher.finish().unwrap();
     let data = ChunkData::Bytes(data.to_vec().into());
-    Chunk { range, version: 0, digest, data }.verify().unwrap()
+    Chunk::received(range, 0, digest, data).verify().unwrap()
 }
 
 pub fn verified_file(id: EntryId, data: &[u8]) -> VerifiedFile {

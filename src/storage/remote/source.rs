@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::walk;
 use super::{Answer, Class, Endpoint, Fault, Key, Listed, Thing, ThingKind};
 use crate::protocol::buffer::{Buffer, Pool};
-use crate::protocol::chunk::{
-    ByteRange, Chunk, ChunkData, Digest, EntryId, Pack, PackMember, RangeHasher,
-};
+use crate::protocol::chunk::{ByteRange, Chunk, Digest, EntryId, Pack, PackMember, RangeHasher};
 use crate::protocol::manifest::{Escaped, Name};
 use crate::protocol::message::{
     Entry, Failure, FailureCode, FileKind, Kind, Links, Metadata, Mode, Options, Stamp, Whereabouts,
@@ -386,7 +384,7 @@ impl<E: Endpoint> Source for RemoteSource<E> {
         if range.is_whole() {
             self.inner.check_root(&file, digest)?;
         }
-        Ok(Chunk { range, version, digest, data: ChunkData::Bytes(buffer.freeze()) })
+        Ok(Chunk::hashed(range, version, digest, buffer.freeze()))
     }
 
     async fn confirm(&self, file: RemoteFile<E>) -> Result<(), StorageError> {

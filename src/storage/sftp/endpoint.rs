@@ -11,7 +11,9 @@ use super::answer::{attributes, check_target, done, handle, nonsense, refused};
 use super::check::{Able, Checks};
 use super::packet::{self, Answer as Said, Attributes, Request};
 use super::pool::{Handles, Pool};
-use super::server::{Open, Server, Upload, nonce_of, parent_of, path_of, temporary_path, writes};
+use super::server::{
+    LARGE, Open, Server, Upload, cut, nonce_of, parent_of, path_of, temporary_path,
+};
 use super::session::Dial;
 use crate::protocol::chunk::{ByteRange, ChunkData, ChunkSize};
 use crate::protocol::message::Changes;
@@ -139,6 +141,9 @@ impl Endpoint for SftpEndpoint {
     }
 
     async fn open(&self, key: &Key, thing: &Thing) -> Answer<Open> {
+        if thing.size >= LARGE {
+            self.inner.pool.expect_much();
+        }
         let (path, thing) = (path_of(key).into(), Arc::new(thing.clone()));
         Ok(Open { path, thing, handles: Arc::default() })
     }
@@ -149,13 +154,7 @@ impl Endpoint for SftpEndpoint {
         } else {
             None
         };
-        loop {
-            let session = self.inner.pool.pick()?;
-            match self.inner.read_on(&session, file, offset, into).await {
-                Err(fault) if fault.class == Class::Disconnected && session.is_lost() => {}
-                answer => return answer,
-            }
-        }
+        self.inner.read_part(file, offset, into).await
     }
 
     async fn confirm(&self, file: &Open) -> Answer<bool> {
@@ -187,7 +186,9 @@ impl Endpoint for SftpEndpoint {
             let handle = self.inner.create(&session, &temporary, None).await?;
             let handles = Handles::default();
             handles.keep(&session, handle.clone());
-            let mut requests = writes(&session, &handle, 0, vec![data]);
+            let parts = cut(0, vec![data], session.offers.max_write).into_iter();
+            let mut requests: Vec<_> =
+                parts.map(|(at, part)| Request::write(&handle, at, part)).collect();
             requests.push(Request::fsetstat(&handle, &attributes(kept)));
             if self.inner.properties.lasts {
                 requests.push(Request::fsync(&handle));
@@ -207,6 +208,9 @@ impl Endpoint for SftpEndpoint {
     }
 
     async fn begin(&self, key: &Key, size: u64, _: u64, _: &Kept) -> Answer<Upload> {
+        if size >= LARGE {
+            self.inner.pool.expect_much();
+        }
         let path = path_of(key);
         self.inner.check_room(parent_of(&path), size).await?;
         let nonce = nonce();

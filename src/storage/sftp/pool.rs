@@ -1,15 +1,17 @@
 //! Several connections to one server, and the handles of files on each of them.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::answer::handle;
 use super::packet::Request;
-use super::session::{Dial, Offers, Session, Which};
+use super::session::{Dial, Offers, Session, Which, gone};
 use crate::storage::remote::{Class, Fault};
 
 /// Connections to one server.
@@ -27,6 +29,10 @@ struct Inner {
     has_grown: AtomicBool,
     next: AtomicUsize,
     offers: Offers,
+    /// A connection has less to do, or is new.
+    freed: Notify,
+    /// How many long requests a connection has at a time.
+    room: usize,
     dialling: Mutex<JoinSet<()>>,
 }
 
@@ -47,6 +53,7 @@ impl Pool {
         let wire = wire.map_err(|error| Fault::new(Class::Disconnected, error.to_string()))?;
         let first = Session::begin(wire, 0).await?;
         let offers = first.offers;
+        let room = UNDER_WAY / offers.max_read.min(offers.max_write).max(1) as usize;
         let inner = Inner {
             dial,
             sessions: Mutex::new(vec![Arc::new(first)]),
@@ -54,6 +61,8 @@ impl Pool {
             has_grown: AtomicBool::new(wanted < 2),
             next: AtomicUsize::new(1),
             offers,
+            freed: Notify::new(),
+            room: room.max(BUSY),
             dialling: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -69,22 +78,59 @@ impl Pool {
     /// # Errors
     ///
     /// [`Class::Disconnected`] if none is left.
-    pub fn pick(&self) -> Result<Arc<Session>, Fault> {
-        let best = {
-            let mut sessions = lock(&self.inner.sessions);
-            sessions.retain(|session| !session.is_lost());
-            sessions.iter().min_by_key(|session| session.load()).cloned()
-        };
-        let gone = || Fault::new(Class::Disconnected, "the connection to the SFTP server was lost");
-        let best = best.ok_or_else(gone)?;
-        if best.load() >= BUSY && !self.inner.has_grown.swap(true, Ordering::AcqRel) {
-            self.grow();
-        }
-        Ok(best)
+    pub fn pick(&self) -> Result<Share, Fault> {
+        self.choose(None).map_err(|fault| fault.unwrap_or_else(gone))
     }
 
-    /// Makes the other connections. One that fails is done without.
-    fn grow(&self) {
+    /// The connection that has least to do, once one has room for a long request. What waits is not bound to
+    /// a connection yet, and so goes to new ones as soon as they are there.
+    ///
+    /// # Errors
+    ///
+    /// [`Class::Disconnected`] if none is left.
+    pub async fn share(&self) -> Result<Share, Fault> {
+        loop {
+            let freed = self.inner.freed.notified();
+            let mut freed = std::pin::pin!(freed);
+            freed.as_mut().enable();
+            match self.choose(Some(self.inner.room)) {
+                Err(None) => freed.await,
+                Err(Some(fault)) => {
+                    // Whoever else waits is to hear of it too.
+                    self.inner.freed.notify_waiters();
+                    return Err(fault);
+                }
+                Ok(share) => return Ok(share),
+            }
+        }
+    }
+
+    /// The connection that has least to do; for a long request, if it has not as many already as it has room for.
+    fn choose(&self, room: Option<usize>) -> Result<Share, Option<Fault>> {
+        let mut sessions = lock(&self.inner.sessions);
+        sessions.retain(|session| !session.is_lost());
+        let load = |session: &Arc<Session>| session.load.load(Ordering::Relaxed);
+        let best = sessions.iter().min_by_key(|session| load(session)).cloned();
+        let best = best.ok_or_else(|| Some(gone()))?;
+        if load(&best) >= BUSY {
+            self.expect_much();
+        }
+        if let Some(room) = room {
+            if best.long.load(Ordering::Relaxed) >= room {
+                return Err(None);
+            }
+            best.long.fetch_add(1, Ordering::Relaxed);
+        }
+        // While nobody else chooses: of many who come at the same time, each is to see the others.
+        best.load.fetch_add(1, Ordering::Relaxed);
+        Ok(Share { session: best, is_long: room.is_some(), inner: Arc::clone(&self.inner) })
+    }
+
+    /// Makes the other connections, of which there will be use. One that fails is done without.
+    pub fn expect_much(&self) {
+        if self.inner.has_grown.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let mut dialling = lock(&self.inner.dialling);
         for _ in 1..self.inner.wanted {
             let inner = Arc::downgrade(&self.inner);
@@ -99,6 +145,7 @@ impl Pool {
                 let Ok(session) = Session::begin(wire, number).await else { return };
                 if let Some(inner) = inner.upgrade() {
                     lock(&inner.sessions).push(Arc::new(session));
+                    inner.freed.notify_waiters();
                 }
             });
         }
@@ -107,6 +154,32 @@ impl Pool {
     /// How many connections there are to be when there is enough to do.
     pub fn wanted(&self) -> usize {
         self.inner.wanted
+    }
+}
+
+/// A connection that has one more thing to do for as long as this lives.
+#[derive(Debug)]
+pub struct Share {
+    session: Arc<Session>,
+    is_long: bool,
+    inner: Arc<Inner>,
+}
+
+impl Deref for Share {
+    type Target = Arc<Session>;
+
+    fn deref(&self) -> &Arc<Session> {
+        &self.session
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.session.load.fetch_sub(1, Ordering::Relaxed);
+        if self.is_long {
+            self.session.long.fetch_sub(1, Ordering::Relaxed);
+            self.inner.freed.notify_one();
+        }
     }
 }
 
@@ -155,5 +228,85 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// With so many requests waiting on it, a connection has enough to do.
+/// With so much to do, a connection has enough.
 const BUSY: usize = 16;
+
+/// So much data may be under way on a connection, in bytes: more than ssh lets through in a round trip, and
+/// little enough that not all of a file waits for the first of several connections.
+const UNDER_WAY: usize = 8 << 20;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::storage::sftp::session::Wire;
+
+    /// Of a server that says who it is, and then nothing more.
+    async fn silent() -> Wire {
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        // SSH_FXP_VERSION: 3, without extensions.
+        far.write_all(&[0, 0, 0, 5, 2, 0, 0, 0, 3]).await.unwrap();
+        let (input, output) = tokio::io::split(near);
+        Wire { input: Box::new(input), output: Box::new(output), keeper: Box::new(far) }
+    }
+
+    #[tokio::test]
+    async fn what_one_connection_has_no_room_for_goes_to_others() {
+        let further = Arc::new(Semaphore::new(0));
+        let made = Arc::clone(&further);
+        let dial: Dial = Arc::new(move |which| {
+            let made = Arc::clone(&made);
+            Box::pin(async move {
+                if which == Which::Further {
+                    made.add_permits(1);
+                }
+                Ok(silent().await)
+            })
+        });
+        let pool = Pool::connect(dial, 4).await.unwrap();
+        let busy: Vec<_> = (0..BUSY).map(|_| pool.pick().unwrap()).collect();
+        assert!(busy.iter().all(|share| share.number == 0));
+        assert_eq!(further.available_permits(), 0, "not before there is enough to do");
+        drop(busy);
+        // All that there is room for, and somebody who waits.
+        let mut shares = Vec::new();
+        for _ in 0..pool.inner.room {
+            shares.push(pool.share().await.unwrap());
+        }
+        let _ = further.acquire_many(3).await.unwrap();
+        let share = pool.share().await.unwrap();
+        assert_ne!(share.number, 0, "which has most to do");
+        while lock(&pool.inner.sessions).len() < 4 {
+            tokio::task::yield_now().await;
+        }
+        let others: Vec<_> = (0..5).map(|_| pool.pick().unwrap().number).collect();
+        assert!(!others.contains(&0));
+        let kept: Vec<_> = (0..5).map(|_| pool.pick().unwrap()).collect();
+        let mut numbers: Vec<_> = kept.iter().chain([&share]).map(|share| share.number).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [1, 1, 2, 2, 3, 3], "each sees the others");
+    }
+
+    /// Who waits for room gets it from whoever is done.
+    #[tokio::test]
+    async fn room_is_handed_on() {
+        let dial: Dial = Arc::new(|_| Box::pin(async { Ok(silent().await) }));
+        let pool = Pool::connect(dial, 1).await.unwrap();
+        let mut shares = Vec::new();
+        for _ in 0..pool.inner.room {
+            shares.push(pool.share().await.unwrap());
+        }
+        let _short: Vec<_> = (0..2).map(|_| pool.pick().unwrap()).collect();
+        let mut waiting = [Box::pin(pool.share()), Box::pin(pool.share())];
+        for waits in &mut waiting {
+            assert!(futures_util::poll!(waits).is_pending());
+        }
+        shares.truncate(shares.len() - 2);
+        for waits in waiting {
+            shares.push(waits.await.unwrap());
+        }
+        assert!(futures_util::poll!(Box::pin(pool.share())).is_pending());
+    }
+}

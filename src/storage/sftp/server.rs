@@ -131,19 +131,23 @@ impl Server {
         holds
     }
 
-    /// Writes part of a file, on another connection if one is lost.
+    /// Writes part of a file, on all connections and without those that are lost.
     pub async fn write_part(&self, upload: &Upload, offset: u64, data: Vec<Bytes>) -> Answer<()> {
-        loop {
-            let session = self.pool.pick()?;
-            let written = async {
-                let handle = upload.handle_on(&session).await?;
-                self.write_pieces(&session, &handle, offset, data.clone()).await
-            };
-            match written.await {
-                Err(_) if session.is_lost() => {}
-                answer => return answer,
+        let pieces = cut(offset, data, self.pool.offers().max_write).into_iter();
+        let writes = pieces.map(async |(at, piece)| {
+            loop {
+                let session = self.pool.share().await?;
+                let written = async {
+                    let handle = upload.handle_on(&session).await?;
+                    done(session.call(Request::write(&handle, at, piece.clone())).await?)
+                };
+                match written.await {
+                    Err(_) if session.is_lost() => {}
+                    answer => return answer,
+                }
             }
-        }
+        });
+        all(writes.collect(), usize::MAX).await.into_iter().collect()
     }
 
     pub async fn lstat(&self, path: &[u8]) -> Answer<Option<Thing>> {
@@ -207,18 +211,6 @@ impl Server {
         Ok(handle)
     }
 
-    /// Writes data that is in pieces, with as many requests as it takes.
-    pub async fn write_pieces(
-        &self,
-        session: &Arc<Session>,
-        handle: &Bytes,
-        offset: u64,
-        data: Vec<Bytes>,
-    ) -> Answer<()> {
-        let requests = writes(session, handle, offset, data);
-        session.call_all(requests).await?.into_iter().try_for_each(done)
-    }
-
     /// Gives a complete file its name.
     pub async fn put_in_place(&self, temporary: &[u8], key: &Key) -> Answer<()> {
         let path = path_of(key);
@@ -259,57 +251,37 @@ impl Server {
         Ok(())
     }
 
-    /// Reads exactly this much of an open file.
-    pub async fn read_on(
-        &self,
-        session: &Arc<Session>,
-        file: &Open,
-        offset: u64,
-        into: &mut [u8],
-    ) -> Answer<()> {
-        let request = Request::open(&file.path, packet::FOR_READING, &Attributes::default());
-        let handle = file.handles.on(session, request).await?;
-        self.read_handle(session, &handle, offset, into).await
+    /// Reads exactly this much of an open file, on all connections and without those that are lost.
+    pub async fn read_part(&self, file: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
+        let reads = pieces_of(offset, into, self.pool.offers().max_read);
+        let reads = reads.map(async |(at, piece)| {
+            loop {
+                let session = self.pool.share().await?;
+                let open = Request::open(&file.path, packet::FOR_READING, &Attributes::default());
+                let read = async {
+                    let handle = file.handles.on(&session, open).await?;
+                    read_piece(&session, &handle, at, piece).await
+                };
+                match read.await {
+                    Err(_) if session.is_lost() => {}
+                    answer => return answer,
+                }
+            }
+        });
+        all(reads.collect(), usize::MAX).await.into_iter().collect()
     }
 
+    /// The same by a handle.
     pub async fn read_handle(
         &self,
-        session: &Arc<Session>,
+        session: &Session,
         handle: &Bytes,
         offset: u64,
         into: &mut [u8],
     ) -> Answer<()> {
-        let max = session.offers.max_read as usize;
-        let reads: Vec<_> = into
-            .chunks_mut(max)
-            .scan(offset, |at, piece| {
-                let begins = *at;
-                *at += piece.len() as u64;
-                Some((begins, piece))
-            })
-            .map(async |(at, piece)| {
-                let mut read = 0;
-                while let Some(rest) = piece.get_mut(read..).filter(|rest| !rest.is_empty()) {
-                    let len = u32::try_from(rest.len()).unwrap_or(u32::MAX);
-                    let request = Request::read(handle, at + read as u64, len);
-                    // A server may give less than it was asked for.
-                    let data = match session.call(request).await? {
-                        Said::Data(data) if !data.is_empty() && data.len() <= rest.len() => data,
-                        Said::Data(_) => return Err(nonsense()),
-                        Said::Status { code: packet::EOF, .. } => {
-                            return Err(Fault::new(Class::Changed, "it is shorter than it was"));
-                        }
-                        other => return Err(refused(other)),
-                    };
-                    if let Some(place) = rest.get_mut(..data.len()) {
-                        place.copy_from_slice(&data);
-                    }
-                    read += data.len();
-                }
-                Ok(())
-            })
-            .collect();
-        all(reads, usize::MAX).await.into_iter().collect()
+        let reads = pieces_of(offset, into, session.offers.max_read)
+            .map(|(at, piece)| read_piece(session, handle, at, piece));
+        all(reads.collect(), usize::MAX).await.into_iter().collect()
     }
 
     /// Lists one directory, and hands groups over as they come.
@@ -421,35 +393,56 @@ pub fn nonce_of(token: &Token) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.try_into().ok()?))
 }
 
-/// What writes data from there on.
-pub fn writes(session: &Session, handle: &[u8], offset: u64, data: Vec<Bytes>) -> Vec<Request> {
-    let parts = cut(data, session.offers.max_write as usize).into_iter();
-    let writes = parts.scan(offset, |at, part| {
-        let (begins, len) = (*at, part.iter().map(Bytes::len).sum::<usize>());
-        *at += len as u64;
-        Some(Request::write(handle, begins, part))
-    });
-    writes.collect()
+/// Room for data from there on, in parts of at most so many bytes, each with where it begins.
+fn pieces_of(offset: u64, into: &mut [u8], max: u32) -> impl Iterator<Item = (u64, &mut [u8])> {
+    into.chunks_mut(max.max(1) as usize).scan(offset, |at, piece| {
+        let begins = *at;
+        *at += piece.len() as u64;
+        Some((begins, piece))
+    })
 }
 
-/// Cuts pieces into groups of at most so many bytes.
-fn cut(data: Vec<Bytes>, max: usize) -> Vec<Vec<Bytes>> {
-    let mut groups: Vec<Vec<Bytes>> = Vec::new();
-    let mut room = 0;
+/// Reads all of a part. A server may give less than it was asked for.
+async fn read_piece(session: &Session, handle: &[u8], at: u64, piece: &mut [u8]) -> Answer<()> {
+    let mut read = 0;
+    while let Some(rest) = piece.get_mut(read..).filter(|rest| !rest.is_empty()) {
+        let len = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+        let request = Request::read(handle, at + read as u64, len);
+        let data = match session.call(request).await? {
+            Said::Data(data) if !data.is_empty() && data.len() <= rest.len() => data,
+            Said::Data(_) => return Err(nonsense()),
+            Said::Status { code: packet::EOF, .. } => {
+                return Err(Fault::new(Class::Changed, "it is shorter than it was"));
+            }
+            other => return Err(refused(other)),
+        };
+        if let Some(place) = rest.get_mut(..data.len()) {
+            place.copy_from_slice(&data);
+        }
+        read += data.len();
+    }
+    Ok(())
+}
+
+/// Cuts data from there on into parts of at most so many bytes, each with where it begins.
+pub fn cut(offset: u64, data: Vec<Bytes>, max: u32) -> Vec<(u64, Vec<Bytes>)> {
+    let mut parts: Vec<(u64, Vec<Bytes>)> = Vec::new();
+    let (mut at, mut room) = (offset, 0);
     for mut piece in data {
         while !piece.is_empty() {
             if room == 0 {
-                groups.push(Vec::new());
-                room = max.max(1);
+                parts.push((at, Vec::new()));
+                room = max.max(1) as usize;
             }
-            let part = piece.split_to(room.min(piece.len()));
-            room -= part.len();
-            if let Some(group) = groups.last_mut() {
-                group.push(part);
+            let taken = piece.split_to(room.min(piece.len()));
+            at += taken.len() as u64;
+            room -= taken.len();
+            if let Some((_, part)) = parts.last_mut() {
+                part.push(taken);
             }
         }
     }
-    groups
+    parts
 }
 
 /// How many parts of one listing are asked for before the first has come.
@@ -458,8 +451,9 @@ const READDIRS: usize = 4;
 /// How many questions about what the server has are asked at a time.
 const QUESTIONS: usize = 16;
 
-/// For a file of this size, in bytes, it is asked first whether there is room.
-const LARGE: u64 = 64 << 20;
+/// For a file of this size, in bytes, it is asked first whether there is room, and several connections are
+/// worth making.
+pub const LARGE: u64 = 64 << 20;
 
 /// Where less room is left than this, in bytes, that is why a write failed.
 const ALMOST_NOTHING: u64 = 1 << 20;

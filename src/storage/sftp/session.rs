@@ -49,8 +49,10 @@ pub struct Session {
     next: AtomicU32,
     /// One permit for each request that may be under way.
     window: Arc<Semaphore>,
-    /// How many requests wait for answers, or to be sent.
-    load: AtomicUsize,
+    /// How much it has to do, as those who use it count that.
+    pub load: AtomicUsize,
+    /// How much of it are long requests.
+    pub long: AtomicUsize,
     pub offers: Offers,
     _tasks: JoinSet<()>,
 }
@@ -119,6 +121,7 @@ impl Session {
             next: AtomicU32::new(0),
             window: Arc::new(Semaphore::new(WINDOW)),
             load: AtomicUsize::new(0),
+            long: AtomicUsize::new(0),
             offers,
             _tasks: tasks,
         };
@@ -142,7 +145,6 @@ impl Session {
     ///
     /// [`Class::Disconnected`] if the connection is lost.
     pub async fn call(&self, request: Request) -> Result<Answer, Fault> {
-        let _load = Load::new(&self.load);
         self.send(request).await?.await.map_err(|_| gone())
     }
 
@@ -153,7 +155,6 @@ impl Session {
     ///
     /// [`Class::Disconnected`] if the connection is lost.
     pub async fn call_all(&self, requests: Vec<Request>) -> Result<Vec<Answer>, Fault> {
-        let _load = Load::new(&self.load);
         let mut waiting = Vec::with_capacity(requests.len());
         for request in requests {
             waiting.push(self.send(request).await?);
@@ -195,26 +196,6 @@ impl Session {
 
     pub fn is_lost(&self) -> bool {
         lock(&self.pending).is_lost
-    }
-
-    pub fn load(&self) -> usize {
-        self.load.load(Ordering::Relaxed)
-    }
-}
-
-/// Counts a request for as long as this lives.
-struct Load<'a>(&'a AtomicUsize);
-
-impl<'a> Load<'a> {
-    fn new(load: &'a AtomicUsize) -> Self {
-        load.fetch_add(1, Ordering::Relaxed);
-        Self(load)
-    }
-}
-
-impl Drop for Load<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -293,7 +274,7 @@ fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
     pending.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn gone() -> Fault {
+pub fn gone() -> Fault {
     lost("the connection to the SFTP server was lost")
 }
 

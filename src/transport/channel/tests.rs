@@ -95,7 +95,7 @@ impl Session {
 fn chunk(data: Bytes) -> Frame {
     let len = u32::try_from(data.len()).unwrap();
     let range = ByteRange::new(EntryId(5), 0, len, true).unwrap();
-    Frame::Chunk(Chunk { range, version: 3, digest: Digest([9; 32]), data: ChunkData::Bytes(data) })
+    Frame::Chunk(Chunk::received(range, 3, Digest([9; 32]), ChunkData::Bytes(data)))
 }
 
 /// A MiB with 20 KiB of data in two extents.

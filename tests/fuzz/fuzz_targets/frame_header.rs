@@ -19,8 +19,8 @@ fuzz_target!(|bytes: [u8; Header::SIZE]| {
         && range.len() as usize <= HASHED
     {
         let data = ChunkData::Bytes(Bytes::from(vec![0; range.len() as usize]));
-        let plain = Chunk { range, version, digest, data }.verify();
-        let hole = Chunk { range, version, digest, data: ChunkData::Hole }.verify();
+        let plain = Chunk::received(range, version, digest, data).verify();
+        let hole = Chunk::received(range, version, digest, ChunkData::Hole).verify();
         assert_eq!(plain.is_ok(), hole.is_ok());
         assert!(Chunk::hole(range, version).verify().is_ok());
     }
