@@ -52,6 +52,7 @@ const LAYERS: &[Layer] = &[
             "sha2",
             "thiserror",
             "tokio",
+            "tokio_util",
         ],
     },
     Layer {

@@ -247,7 +247,7 @@ async fn connect(
             let endpoint = AzureEndpoint::connect(azure(container, &job.stores)).await;
             endpoint.map(Into::into).map_err(at_store(store, b""))
         }
-        Store::Web(server) => web(store, server, destination, job).await,
+        Store::Web(server) => web(store, server, destination, job, observer).await,
     }
 }
 
@@ -341,6 +341,7 @@ async fn web(
     server: &WebServer,
     destination: Option<&[u8]>,
     job: &Job,
+    observer: &Observer,
 ) -> Result<AnyEndpoint, EngineError> {
     // What admits us to the one is not for the other to know.
     let is_netrc_only = destination.is_none() && writes_to_another(&job.direction, server);
@@ -358,17 +359,21 @@ async fn web(
         },
         requests: job.stores.requests.map(usize::from),
         is_destination: destination.is_some(),
+        is_dry_run: job.config.dry_run,
         expected: if destination.is_none() { job.stores.expected } else { Expected::default() },
+        least_chunk: None,
     };
     let failed = at_store(store, destination.unwrap_or_default());
     if !server.dav {
         return WebEndpoint::new(config).map(Into::into).map_err(failed);
     }
-    // In a dry run nothing is written, not even to find out how.
-    let path = destination.filter(|_| !job.config.dry_run);
-    let key = path.map(|path| Key::of_path(path).map_err(Fault::from));
+    let key = destination.map(|path| Key::of_path(path).map_err(Fault::from));
     let connected = async { DavEndpoint::connect(config, key.transpose()?.as_ref()).await };
-    connected.await.map(Into::into).map_err(failed)
+    let endpoint: DavEndpoint = connected.await.map_err(failed)?;
+    if let Some(note) = endpoint.note() {
+        observer.tell(Event::Note(note.to_owned()));
+    }
+    Ok(endpoint.into())
 }
 
 /// Whether the destination is another web server than this.

@@ -68,3 +68,5 @@ conforms!(azure, served::azure().await);
 conforms!(azure_of_few_blocks, served::azure_of_few_blocks().await);
 conforms!(dav_whole, served::nginx_dav().await);
 conforms!(dav_parts, served::apache_dav().await);
+conforms!(dav_patches, served::sabredav_dav().await);
+conforms!(dav_chunks, served::cloud_dav().await);

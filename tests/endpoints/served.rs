@@ -19,7 +19,7 @@ use fastsync::storage::sftp::{Dial, SftpEndpoint, Wire};
 
 use crate::servers::garage::{ACCESS_KEY, BUCKET, SECRET_KEY, garage};
 use crate::servers::sshd::sftp_server;
-use crate::servers::webserver::{Web, apache, nginx};
+use crate::servers::webserver::{CLOUD, USERS, Web, apache, nginx, sabredav};
 use crate::servers::{self, emulators};
 use crate::subject::{Files, Subject, WRITTEN, key};
 
@@ -106,6 +106,16 @@ pub async fn apache_dav() -> Served<DavEndpoint> {
     dav(apache(), b"").await
 }
 
+/// A directory of SabreDAV, which takes files part by part in its own way.
+pub async fn sabredav_dav() -> Served<DavEndpoint> {
+    dav(sabredav(), b"").await
+}
+
+/// A directory of what takes files by chunks, as Nextcloud does, but of any length.
+pub async fn cloud_dav() -> Served<DavEndpoint> {
+    dav(sabredav(), format!("{CLOUD}/{}/", USERS[1]).as_bytes()).await
+}
+
 async fn dav(server: &Web, below: &[u8]) -> Served<DavEndpoint> {
     let top = key(&[below, prefix().as_bytes()].concat());
     let config = WebConfig {
@@ -113,6 +123,7 @@ async fn dav(server: &Web, below: &[u8]) -> Served<DavEndpoint> {
         port: Some(server.port),
         prefix: server.at("webdav"),
         is_destination: true,
+        least_chunk: Some(1),
         ..WebConfig::default()
     };
     let endpoint = DavEndpoint::connect(config, Some(&top)).await.unwrap();

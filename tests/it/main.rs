@@ -14,6 +14,7 @@ mod far;
 mod garage;
 mod gcs;
 mod hostile;
+mod hostile_web;
 mod journal;
 mod local;
 mod measure;

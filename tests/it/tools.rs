@@ -47,8 +47,9 @@ fn try_serve(name: &str, attempt: u32, start: impl Fn(&Path, u16) -> Command) ->
 /// Starts a server below a shell that outlives this process for a moment.
 fn keep(directory: &Path, server: &Command) -> Child {
     let mut command = Command::new("/bin/sh");
-    let script = "exec 3<&0; dir=$1; shift; \"$@\" >\"$dir/log\" 2>&1 & server=$!; \
-                  (cat >/dev/null; kill $server; rm -rf \"$dir\") <&3 & wait $server";
+    // A group of its own, as some have children who do not end with them.
+    let script = "exec 3<&0; dir=$1; shift; setsid \"$@\" >\"$dir/log\" 2>&1 & server=$!; \
+                  (cat >/dev/null; kill -- -$server; rm -rf \"$dir\") <&3 & wait $server";
     command.args(["-c", script, "sh"]).arg(directory);
     command.arg(server.get_program()).args(server.get_args());
     command.envs(server.get_envs().filter_map(|(name, value)| Some((name, value?))));

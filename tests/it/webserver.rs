@@ -1,4 +1,4 @@
-//! Real web servers on 127.0.0.1, nginx and Apache, and a small one that misbehaves as it is told.
+//! Real web servers on 127.0.0.1, nginx, Apache and SabreDAV, and a small one that misbehaves as it is told.
 //!
 //! One of each real one serves all tests of this binary.
 
@@ -68,6 +68,19 @@ pub fn apache() -> &'static Web {
     static APACHE: OnceLock<Web> = OnceLock::new();
     APACHE.get_or_init(|| Web::start("apache", None, configure_apache))
 }
+
+/// SabreDAV, which takes parts by PATCH; below [`CLOUD`] it takes chunks in folders, as Nextcloud does.
+pub fn sabredav() -> &'static Web {
+    static SABREDAV: OnceLock<Web> = OnceLock::new();
+    SABREDAV.get_or_init(|| Web::start("sabredav", None, configure_sabredav))
+}
+
+/// Where the files of users are.
+pub const CLOUD: &str = "remote.php/dav/files";
+
+/// Users: chunks have to be of five megabytes at the least, but of `short` they may be of any length;
+/// `alone` has no place for them.
+pub const USERS: [&str; 4] = ["me", "short", "tidy", "alone"];
 
 /// Python's own, which has no ranges; one for each caller.
 pub fn python(root: &Path) -> Web {
@@ -147,6 +160,25 @@ fn configure_apache(dir: &Path, port: u16) -> Command {
     }
     let mut command = Command::new(installed("/usr/sbin/apache2"));
     command.arg("-f").arg(dir.join("apache.conf")).arg("-DFOREGROUND");
+    command
+}
+
+fn configure_sabredav(dir: &Path, port: u16) -> Command {
+    for user in USERS {
+        for kind in ["files", "uploads"].into_iter().take(1 + usize::from(user != "alone")) {
+            fs::create_dir_all(dir.join("root/remote.php/dav").join(kind).join(user)).unwrap();
+        }
+    }
+    fs::create_dir_all(dir.join("notes")).unwrap();
+    installed("/usr/share/php/Sabre/autoload.php");
+    // The script goes with the tests, which may run on another machine than they were built on.
+    fs::write(dir.join("server.php"), include_str!("sabredav.php")).unwrap();
+    let mut command = Command::new(installed("/usr/bin/php"));
+    // Each process would remember for two minutes what was a file, and is a directory by now.
+    let settings = ["-d", "memory_limit=1G", "-d", "realpath_cache_size=0", "-S"];
+    command.args(settings).arg(format!("127.0.0.1:{port}"));
+    command.arg(dir.join("server.php"));
+    command.env("ROOT", dir.join("root")).env("PHP_CLI_SERVER_WORKERS", "8");
     command
 }
 

@@ -24,11 +24,19 @@ pub struct Call {
     pub url: String,
     pub headers: HeaderMap,
     pub body: Vec<Bytes>,
+    /// How much the server has to move before it answers, in bytes, beside the body.
+    pub effort: u64,
 }
 
 impl Call {
     pub fn new(method: Method, url: String) -> Self {
-        Self { method, url, headers: HeaderMap::new(), body: Vec::new() }
+        Self { method, url, headers: HeaderMap::new(), body: Vec::new(), effort: 0 }
+    }
+
+    /// The same for what keeps a server busy.
+    #[must_use]
+    pub fn effort(self, bytes: u64) -> Self {
+        Self { effort: bytes, ..self }
     }
 
     /// The same with a header. What no header can have is left out.
@@ -178,7 +186,8 @@ impl Client {
         let request = http::Request::builder().method(&call.method).uri(&call.url).body(());
         let (mut parts, ()) = request.map_err(|error| wrong(&error))?.into_parts();
         parts.headers.clone_from(&call.headers);
-        let has_body = matches!(call.method, Method::PUT | Method::POST) || !call.body.is_empty();
+        let has_body = matches!(call.method, Method::PUT | Method::POST | Method::PATCH)
+            || !call.body.is_empty();
         if has_body {
             parts.headers.insert(http::header::CONTENT_LENGTH, call.body_len().into());
         }
@@ -197,10 +206,10 @@ impl Client {
         let request = http::Request::from_parts(parts, body);
         let mut request = reqwest::Request::try_from(request).map_err(|error| wrong(&error))?;
         // The URL may have become a secret with the signature.
-        if !has_body {
+        if !has_body && call.effort == 0 {
             return Ok(self.http.execute(request).await.map_err(reqwest::Error::without_url));
         }
-        let seconds = call.body_len() as u64 / SLOWEST;
+        let seconds = call.body_len() as u64 / SLOWEST + call.effort / SLOWEST_MOVE;
         *request.timeout_mut() = Some(ANSWER_TIME + Duration::from_secs(seconds));
         Ok(self.uploads.execute(request).await.map_err(reqwest::Error::without_url))
     }
@@ -309,6 +318,9 @@ pub const ANSWER_TIME: Duration = Duration::from_mins(5);
 
 /// How many bytes of a body go in a second at the least, once that time is over.
 const SLOWEST: u64 = 64 << 10;
+
+/// How many bytes a server moves by itself in a second at the least, likewise.
+const SLOWEST_MOVE: u64 = 8 << 20;
 
 /// How often a request is sent at the most.
 const ATTEMPTS: u32 = 8;

@@ -6,24 +6,24 @@
 use std::str::FromStr as _;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{Method, StatusCode};
 use percent_encoding::percent_decode_str;
 use reqwest::Url;
 
 use super::client::Call;
-use super::feed::Feed;
-use super::file::{Open, http_time};
-use super::multistatus::{Member, Sent, WANTED, is_all_done, members, set_last_modified, set_own};
-use super::site::{MAX_PAGE_LEN, Site, WebConfig};
+use super::feed::Feeds;
+use super::file::{Open, directory_thing};
+use super::multistatus::{Member, Members, WANTED, is_all_done, set_last_modified, set_own};
+use super::site::{Lists, Site, WebConfig};
 use super::trial::{Can, Times, properties};
-use super::web::{Uploads, directory_thing, lock, random};
+use super::upload::Upload;
 use crate::protocol::chunk::{ByteRange, ChunkData};
 use crate::protocol::manifest::{Escaped, Timestamp};
 use crate::protocol::message::Changes;
 use crate::storage::object::metadata::parse_time;
 use crate::storage::remote::{
-    Answer, Class, Endpoint, Fault, Kept, Key, Listed, OWN_PREFIX, Properties, Thing, ThingKind,
-    all, pieces,
+    Answer, Class, Endpoint, Fault, Kept, Key, Listed, Properties, Thing, ThingKind, Unfinished,
+    all, pieces, temporary_files,
 };
 use crate::storage::{Left, Receipt, Token};
 
@@ -32,18 +32,9 @@ use crate::storage::{Left, Receipt, Token};
 pub struct DavEndpoint {
     pub site: Site,
     properties: Properties,
-    can: Can,
-    uploads: Uploads,
-}
-
-/// A file that is coming.
-#[derive(Clone, Debug)]
-pub struct Upload {
-    number: u64,
-    temporary: Key,
-    size: u64,
-    /// `None` where the server takes parts.
-    feed: Option<Feed>,
+    pub can: Can,
+    pub feeds: Feeds,
+    note: Option<String>,
 }
 
 impl DavEndpoint {
@@ -58,13 +49,23 @@ impl DavEndpoint {
             properties: properties(&site, Can::default()),
             site,
             can: Can::default(),
-            uploads: Uploads::default(),
+            feeds: Feeds::default(),
+            note: None,
         };
         if let Some(key) = destination {
-            endpoint.can = endpoint.try_out(key).await?;
+            (endpoint.can, endpoint.note) = if endpoint.site.config().is_dry_run {
+                (Can::supposed(key)?, None)
+            } else {
+                endpoint.try_out(key).await?
+            };
             endpoint.properties = properties(&endpoint.site, endpoint.can);
         }
         Ok(endpoint)
+    }
+
+    /// What people may want to know of the server.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
     }
 
     /// What the server says of one thing; `None` if it is not there.
@@ -76,21 +77,27 @@ impl DavEndpoint {
             }
             answer => answer,
         };
-        Ok(answer?.into_iter().next().filter(|member| !member.is_missing()))
+        let Some(mut members) = answer? else { return Ok(None) };
+        let first = members.next().await?;
+        // To the end, so that the connection serves again.
+        for _ in 0..MAX_OTHERS {
+            if members.next().await?.is_none() {
+                return Ok(first.filter(|member| !member.is_missing()));
+            }
+        }
+        Err(Fault::new(Class::Violation, "the server tells of more than it was asked about"))
     }
 
-    /// Asks for what is known of a thing, and of what is in it.
-    async fn ask(&self, url: String, depth: &str) -> Answer<Vec<Member>> {
+    /// Asks for what is known of a thing, and of what is in it; `None` if it is not there.
+    pub async fn ask(&self, url: String, depth: &str) -> Answer<Option<Members>> {
         let call = Call::new(method("PROPFIND"), url)
             .header("depth", depth)
             .header("content-type", "application/xml; charset=\"utf-8\"")
             .body(vec![Bytes::from_static(WANTED.as_bytes())]);
         let reply = self.site.send(call).await?;
         match reply.status() {
-            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(Vec::new()),
-            StatusCode::MULTI_STATUS => {
-                members(&super::client::read_body(reply.response, MAX_PAGE_LEN).await?)
-            }
+            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
+            StatusCode::MULTI_STATUS => Ok(Some(Members::new(reply.response))),
             StatusCode::OK | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
                 let text = "the server speaks no WebDAV there; it may be http:// or https://";
                 Err(Fault::new(Class::Unsupported, text))
@@ -110,7 +117,7 @@ impl DavEndpoint {
         self.update(url, set_own(value.trim_end())).await
     }
 
-    async fn update(&self, url: String, body: String) -> Answer<()> {
+    pub async fn update(&self, url: String, body: String) -> Answer<()> {
         let call = Call::new(method("PROPPATCH"), url)
             .header("content-type", "application/xml; charset=\"utf-8\"")
             .body(vec![body.into()]);
@@ -120,65 +127,14 @@ impl DavEndpoint {
         Err(Fault::new(Class::Unsupported, "the server does not let this be changed"))
     }
 
-    /// Gives a file another name, in place of another file that has it.
-    pub async fn move_to(&self, from: &Key, to: &Key, sent: Sent) -> Answer<()> {
-        // With `Overwrite: T` a server removes a directory too, and all that is in it.
-        let mut reply = self.site.send(self.leading("MOVE", from, to, "F")).await?;
-        if reply.status() == StatusCode::PRECONDITION_FAILED {
-            if self.find(to).await?.is_some_and(|it| it.is_collection) {
-                return Err(Fault::new(Class::Exists, "a directory has this name"));
-            }
-            reply = self.site.send(self.leading("MOVE", from, to, "T")).await?;
-        }
-        match reply.status() {
-            status if status.is_success() => Ok(()),
-            // It may have been the second attempt, after one whose answer was lost.
-            StatusCode::NOT_FOUND if self.find(to).await?.is_some_and(|it| sent.is(&it)) => Ok(()),
-            _ => Err(self.site.refused_write(&reply)),
-        }
-    }
-
-    fn leading(&self, name: &str, from: &Key, to: &Key, overwrite: &str) -> Call {
-        let call = Call::new(method(name), self.site.url(from));
-        call.header("destination", &self.site.url(to)).header("overwrite", overwrite)
-    }
-
-    fn headers(&self, kept: &Kept) -> HeaderMap {
-        let mtime = kept.mtime.filter(|_| self.can.times == Times::ByHeader);
-        let value = mtime.map(|it| HeaderValue::from(it.seconds));
-        let named = value.map(|value| (HeaderName::from_static("x-oc-mtime"), value));
-        named.into_iter().collect()
-    }
-
-    /// Puts a whole file that has a temporary name in its place.
-    async fn put_in_place(
-        &self,
-        temporary: &Key,
-        key: &Key,
-        sent: Sent,
-        kept: &Kept,
-    ) -> Answer<()> {
-        if let Some(mtime) = kept.mtime.filter(|_| self.can.times == Times::AsProperty) {
-            self.set_property(temporary, mtime).await?;
-        }
-        self.move_to(temporary, key, sent).await
-    }
-
-    /// Does something for a file of a temporary name, which goes if that fails.
-    async fn or_remove(&self, temporary: &Key, done: Answer<()>) -> Answer<()> {
-        if done.is_err() {
-            let _ = self.site.deleted(self.site.url(temporary)).await;
-        }
-        done
-    }
-
     fn thing(&self, member: &Member) -> Answer<Thing> {
         if let Some(status) = &member.refusal {
             let text = format!("the server says of it: {}", Escaped(status.as_bytes()));
             return Err(Fault::new(Class::Other, text));
         }
         if member.is_collection {
-            let mtime = own_time(member);
+            let is_by_header = self.can.times == Times::ByHeader;
+            let mtime = if is_by_header { member.modified } else { own_time(member) };
             return Ok(Thing { mtime, modified: member.modified, ..directory_thing() });
         }
         let untold =
@@ -198,25 +154,22 @@ impl DavEndpoint {
         Ok(self.site.of_this_run(thing))
     }
 
-    /// Lists one directory. `false` if nobody listens any more.
-    async fn list_one(
+    /// Tells what an answer has of a directory. `false` if nobody listens any more.
+    async fn tell(
         &self,
         directory: &Key,
+        groups: flume::Receiver<Vec<Member>>,
         found: &flume::Sender<Vec<Listed>>,
         below: &mut Vec<Key>,
     ) -> Answer<bool> {
-        let members = self.ask(self.site.directory_url(directory), "1").await?;
-        if members.is_empty() {
-            return Err(Fault::new(Class::Missing, "there is no such directory"));
-        }
         let mut is_ours = false;
-        for members in members.chunks(256) {
+        while let Ok(members) = groups.recv_async().await {
             let mut group = Vec::with_capacity(members.len());
             for member in members {
                 let path = path_of(&member.href)?;
                 let key = match Key::new(&path) {
                     Ok(key) if key == *directory => {
-                        is_ours = self.thing(member)?.kind == ThingKind::Directory;
+                        is_ours = self.thing(&member)?.kind == ThingKind::Directory;
                         continue;
                     }
                     Ok(key) if key.parent().as_ref() == Some(directory) => key,
@@ -229,7 +182,7 @@ impl DavEndpoint {
                         continue;
                     }
                 };
-                match self.thing(member) {
+                match self.thing(&member) {
                     Ok(thing) => {
                         if thing.kind == ThingKind::Directory {
                             below.push(key.clone());
@@ -256,10 +209,30 @@ impl DavEndpoint {
         }
         // The server would remove all that is in it.
         let url = self.site.directory_url(key);
-        if self.ask(url.clone(), "1").await?.len() > 1 {
+        let Some(mut members) = self.ask(url.clone(), "1").await? else { return Ok(()) };
+        members.next().await?;
+        if members.next().await?.is_some() {
             return Err(Fault::new(Class::Exists, "there is something in it"));
         }
         self.site.deleted(url).await
+    }
+}
+
+impl Lists for DavEndpoint {
+    async fn list_one(
+        &self,
+        directory: &Key,
+        found: &flume::Sender<Vec<Listed>>,
+        below: &mut Vec<Key>,
+    ) -> Answer<bool> {
+        let members = self.ask(self.site.directory_url(directory), "1").await?;
+        let missing = || Fault::new(Class::Missing, "there is no such directory");
+        let members = members.ok_or_else(missing)?;
+        let (groups, read) = flume::bounded(HELD);
+        let telling = self.tell(directory, read, found, below);
+        let (reading, told) = tokio::join!(members.in_groups(groups), telling);
+        let told = told?;
+        reading.map(|()| told)
     }
 }
 
@@ -288,17 +261,7 @@ impl Endpoint for DavEndpoint {
         deep: bool,
         found: flume::Sender<Vec<Listed>>,
     ) -> Answer<()> {
-        let mut waiting = vec![directory.clone()];
-        while let Some(directory) = waiting.pop() {
-            let mut below = Vec::new();
-            if !self.list_one(&directory, &found, &mut below).await? {
-                return Ok(());
-            }
-            if deep {
-                waiting.extend(below);
-            }
-        }
-        Ok(())
+        self.list_all(directory, deep, &found).await
     }
 
     async fn open(&self, key: &Key, thing: &Thing) -> Answer<Open> {
@@ -314,40 +277,15 @@ impl Endpoint for DavEndpoint {
     }
 
     async fn put(&self, key: &Key, data: Bytes, kept: &Kept) -> Answer<()> {
-        let temporary = temporary(key, random())?;
-        let put = async {
-            let size = data.len() as u64;
-            let mut call = Call::new(Method::PUT, self.site.url(&temporary)).body(vec![data]);
-            call.headers = self.headers(kept);
-            let reply = self.site.written(call).await?;
-            let since = match self.can.times {
-                Times::ByHeader => kept.mtime.and_then(|it| Timestamp::new(it.seconds, 0)),
-                Times::Never | Times::AsProperty => reply.header("date").and_then(http_time),
-            };
-            self.put_in_place(&temporary, key, Sent { size, since }, kept).await
-        };
-        let done = put.await;
-        self.or_remove(&temporary, done).await
+        self.put_file(key, data, kept).await
     }
 
     async fn begin(&self, key: &Key, size: u64, parts: u64, kept: &Kept) -> Answer<Upload> {
-        let number = random();
-        let temporary = temporary(key, number)?;
-        let url = self.site.url(&temporary);
-        if self.can.write_parts {
-            if parts > 1 {
-                self.site.written(Call::new(Method::PUT, url)).await?;
-            }
-            return Ok(Upload { number, temporary, size, feed: None });
-        }
-        let feed = Feed::begin(&self.site, &url, size, parts, self.headers(kept))?;
-        lock(&self.uploads).insert(number, feed.clone());
-        Ok(Upload { number, temporary, size, feed: Some(feed) })
+        self.begin_file(key, size, parts, kept).await
     }
 
     fn token(&self, upload: &Upload) -> Token {
-        let (number, size) = (upload.number.to_le_bytes(), upload.size.to_le_bytes());
-        Token::new(&[number, size].concat()).unwrap_or_default()
+        upload.token()
     }
 
     async fn resume(
@@ -356,20 +294,7 @@ impl Endpoint for DavEndpoint {
         size: u64,
         left: &Left,
     ) -> Answer<Option<(Upload, Vec<u64>)>> {
-        let Some((number, known)) = token_of(&left.token) else { return Ok(None) };
-        if known != size || !self.can.write_parts {
-            return Ok(None);
-        }
-        let temporary = temporary(key, number)?;
-        let Some(found) = self.find(&temporary).await?.and_then(|it| it.size) else {
-            return Ok(None);
-        };
-        // Its length is as far as the last part reaches.
-        let receipts = left.receipts.iter();
-        let ends = receipts.map(|(number, end)| (*number, end_of(end)));
-        let lost = ends.filter(|(_, end)| end.is_none_or(|end| end > found));
-        let lost = lost.map(|(number, _)| number).collect();
-        Ok(Some((Upload { number, temporary, size, feed: None }, lost)))
+        self.take_up(key, size, left).await
     }
 
     async fn write(
@@ -379,59 +304,37 @@ impl Endpoint for DavEndpoint {
         range: ByteRange,
         data: ChunkData,
     ) -> Answer<Receipt> {
-        let data = pieces(range, &data);
-        if let Some(feed) = &upload.feed {
-            return feed.write(number, data).await.map(|()| Receipt::default());
-        }
-        let end = range.offset() + u64::from(range.len());
-        let mut call = Call::new(Method::PUT, self.site.url(&upload.temporary)).body(data);
-        if u64::from(range.len()) < upload.size {
-            let place = format!("bytes {}-{}/{}", range.offset(), end - 1, upload.size);
-            call = call.header("content-range", &place);
-        }
-        self.site.written(call).await?;
-        Ok(Receipt::new(&end.to_le_bytes()).unwrap_or_default())
+        self.write_part(upload, number, range, pieces(range, &data)).await
     }
 
     async fn reread(&self, upload: &Upload, offset: u64, into: &mut [u8]) -> Answer<()> {
-        let found = self.find(&upload.temporary).await?;
-        let found = found.ok_or_else(|| Fault::new(Class::Missing, "it is gone"))?;
-        let open = self.site.open_file(&upload.temporary, &self.thing(&found)?).await?;
-        self.site.read_file(&open, offset, into).await
+        self.read_back(upload, offset, into).await
     }
 
     async fn finish(
         &self,
         upload: Upload,
         key: &Key,
-        _: Vec<(u64, Receipt)>,
+        receipts: Vec<(u64, Receipt)>,
         kept: &Kept,
     ) -> Answer<()> {
-        let finish = async {
-            if let Some(feed) = &upload.feed {
-                lock(&self.uploads).remove(&upload.number);
-                feed.finish().await?;
-            }
-            let found = self.find(&upload.temporary).await?;
-            if found.as_ref().and_then(|it| it.size) != Some(upload.size) {
-                let text = "the server has another length of it than was sent";
-                return Err(Fault::new(Class::Corrupt, text));
-            }
-            let since = found.and_then(|it| it.modified);
-            self.put_in_place(&upload.temporary, key, Sent { size: upload.size, since }, kept).await
-        };
-        let done = finish.await;
-        self.or_remove(&upload.temporary, done).await
+        self.finish_file(upload, key, receipts, kept).await
     }
 
     async fn abandon(&self, key: &Key, token: &Token) -> Answer<()> {
-        let Some((number, _)) = token_of(token) else { return Ok(()) };
-        let feed = lock(&self.uploads).remove(&number);
-        if let Some(feed) = feed {
-            feed.cancel().await;
+        self.abandon_file(key, token).await
+    }
+
+    async fn unfinished(
+        &self,
+        directory: &Key,
+        found: flume::Sender<Vec<Unfinished>>,
+    ) -> Answer<()> {
+        let folders = self.left_folders(directory).await?;
+        if !folders.is_empty() && found.send_async(folders).await.is_err() {
+            return Ok(());
         }
-        let temporary = temporary(key, number)?;
-        self.site.deleted(self.site.url(&temporary)).await
+        temporary_files(self, directory, found).await
     }
 
     async fn make_directory(&self, key: &Key) -> Answer<()> {
@@ -480,51 +383,15 @@ impl Endpoint for DavEndpoint {
         to: &Key,
         kept: &Kept,
     ) -> Answer<()> {
-        let temporary = temporary(to, random())?;
-        let copy = async {
-            let found = source.stat(from).await?;
-            let is_same = found.is_some_and(|found| {
-                (found.size, &found.tag, found.modified) == (thing.size, &thing.tag, thing.modified)
-            });
-            if !is_same {
-                return Err(Fault::new(Class::Changed, "it is another version by now"));
-            }
-            self.site.written(source.leading("COPY", from, &temporary, "T")).await?;
-            let copied = self.find(&temporary).await?;
-            if copied.as_ref().and_then(|it| it.size) != Some(thing.size) {
-                return Err(Fault::new(Class::Changed, "it is another version by now"));
-            }
-            if let Some(mtime) = kept.mtime.filter(|_| self.can.times == Times::ByHeader) {
-                self.update(self.site.url(&temporary), set_last_modified(mtime.seconds)).await?;
-            }
-            let since = match self.can.times {
-                Times::ByHeader => kept.mtime.and_then(|it| Timestamp::new(it.seconds, 0)),
-                Times::Never | Times::AsProperty => copied.and_then(|it| it.modified),
-            };
-            self.put_in_place(&temporary, to, Sent { size: thing.size, since }, kept).await
-        };
-        let done = copy.await;
-        self.or_remove(&temporary, done).await
+        let found = source.stat(from).await?;
+        let is_same = found.is_some_and(|found| {
+            (found.size, &found.tag, found.modified) == (thing.size, &thing.tag, thing.modified)
+        });
+        if !is_same {
+            return Err(Fault::new(Class::Changed, "it is another version by now"));
+        }
+        self.copy_file(source, from, thing.size, to, kept).await
     }
-}
-
-/// The name that a file has before it is complete, by its own.
-pub fn temporary(key: &Key, number: u64) -> Answer<Key> {
-    let hash = blake3::hash(key.as_bytes()).to_hex();
-    let own = format!("{}-{number:016x}", hash.get(..8).unwrap_or_default());
-    let name = [OWN_PREFIX, own.as_bytes()].concat();
-    Ok(key.parent().unwrap_or_default().join(&name)?)
-}
-
-/// An upload's number and size.
-fn token_of(token: &Token) -> Option<(u64, u64)> {
-    let (number, size) = token.as_bytes().split_first_chunk()?;
-    Some((u64::from_le_bytes(*number), u64::from_le_bytes(size.try_into().ok()?)))
-}
-
-/// Where a part ends, by the receipt for it.
-fn end_of(receipt: &Receipt) -> Option<u64> {
-    receipt.as_bytes().try_into().ok().map(u64::from_le_bytes)
 }
 
 /// The time that was noted beside a file, if it was for the file that is there now.
@@ -538,7 +405,7 @@ pub fn own_time(member: &Member) -> Option<Timestamp> {
 }
 
 /// The decoded path of a member, without slashes at its ends.
-fn path_of(href: &str) -> Answer<Vec<u8>> {
+pub fn path_of(href: &str) -> Answer<Vec<u8>> {
     let path = match Url::parse(href) {
         Ok(url) => url.path().to_owned(),
         Err(_) => href.to_owned(),
@@ -551,9 +418,15 @@ fn path_of(href: &str) -> Answer<Vec<u8>> {
 }
 
 /// A method that only WebDAV has. All of these are valid names.
-fn method(name: &str) -> Method {
+pub fn method(name: &str) -> Method {
     Method::from_str(name).unwrap_or_default()
 }
+
+/// How many things an answer about one may tell of besides.
+const MAX_OTHERS: usize = 1000;
+
+/// How many groups of a listing are held while nobody takes them. Behind that the server waits.
+const HELD: usize = 256;
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,8 @@
 //! Its parts have to come in order; one that comes too early waits. The last byte goes when all of the
 //! file is known to be right, so that no server has a whole file before.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,8 +15,34 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::task::JoinSet;
 
 use super::client::{ANSWER_TIME, lost};
+use super::lock;
 use super::site::{Reply, Site, redirected_write};
 use crate::storage::remote::{Answer, Class, Fault};
+
+/// Requests under way, by their numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Feeds(Arc<Mutex<HashMap<u64, Feed>>>);
+
+impl Feeds {
+    /// Keeps a request until it is over.
+    pub fn keep(&self, number: u64, feed: &Feed) {
+        lock(&self.0).insert(number, feed.clone());
+    }
+
+    /// Ends a request well.
+    pub async fn finish(&self, number: u64, feed: &Feed) -> Answer<()> {
+        lock(&self.0).remove(&number);
+        feed.finish().await
+    }
+
+    /// Cuts off a request, if it is still under way.
+    pub async fn cancel(&self, number: u64) {
+        let feed = lock(&self.0).remove(&number);
+        if let Some(feed) = feed {
+            feed.cancel().await;
+        }
+    }
+}
 
 /// A request whose body is still coming. A clone is another handle on it; without any, it is cut off.
 #[derive(Clone, Debug)]
@@ -131,8 +158,7 @@ impl Feed {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Every change is a single step, so a panic elsewhere spoils nothing.
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner.state)
     }
 }
 

@@ -2,7 +2,7 @@
 //! there are none, in one stream.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, Method, StatusCode, header};
@@ -10,11 +10,11 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use super::client::{Call, fill, lost};
 use super::digest::{Check, Claim, of_fields, strongest};
+use super::lock;
 use super::site::{Reply, Site};
 use super::stream::{Served, Stream};
-use super::web::random;
 use crate::protocol::manifest::Timestamp;
-use crate::storage::remote::{Answer, Class, Fault, Key, Thing, ThingKind};
+use crate::storage::remote::{Answer, Class, Fault, Key, Thing, ThingKind, nonce};
 
 /// A file that is being read. A clone is another handle on it.
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ impl Site {
     pub async fn look(&self, key: &Key) -> Answer<Option<Thing>> {
         let reply = self.send(Call::new(Method::HEAD, self.url(key))).await?;
         if reply.is_directory {
-            return Ok(Some(thing_of(ThingKind::Directory, 0, &HeaderMap::new())));
+            return Ok(Some(directory_thing()));
         }
         let status = reply.status();
         match status.as_u16() {
@@ -142,7 +142,7 @@ impl Site {
         let (number, begun) = RUN.get_or_init(|| {
             let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let seconds = i64::try_from(since.as_secs()).unwrap_or_default();
-            (random(), Timestamp::new(seconds, since.subsec_nanos()))
+            (nonce(), Timestamp::new(seconds, since.subsec_nanos()))
         });
         let tag = [RUN_TAG, &number.to_le_bytes()[..]].concat();
         Thing { tag: Some(tag.into()), modified: *begun, ..thing }
@@ -374,8 +374,9 @@ async fn read_through(response: &mut reqwest::Response) -> Answer<u64> {
 
 /// Whether headers are those of the version that is being read.
 fn check_version(file: &File, headers: &HeaderMap, size: Option<u64>) -> Answer<()> {
-    let is_same = match (&file.thing.tag, tag_of(headers)) {
-        (Some(known), Some(found)) => *known == found,
+    let told = file.strong_tag.get().map(String::as_bytes);
+    let is_same = match (file.thing.tag.as_deref().or(told), tag_of(headers)) {
+        (Some(known), Some(found)) => *known == *found,
         _ => match (file.thing.modified, modified(headers)) {
             (Some(known), Some(found)) => known == found,
             _ => true,
@@ -413,6 +414,11 @@ static RUN: OnceLock<(u64, Option<Timestamp>)> = OnceLock::new();
 
 fn changed() -> Fault {
     Fault::new(Class::Changed, "it is another version by now")
+}
+
+/// A directory of which nothing else is known.
+pub fn directory_thing() -> Thing {
+    thing_of(ThingKind::Directory, 0, &HeaderMap::new())
 }
 
 pub fn thing_of(kind: ThingKind, size: u64, headers: &HeaderMap) -> Thing {
@@ -466,11 +472,6 @@ fn total(headers: &HeaderMap) -> Option<u64> {
 fn first_of(headers: &HeaderMap) -> Option<u64> {
     let range = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
     range.trim().strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change is a single step, so a panic elsewhere spoils nothing.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Files above this size are asked about before they are read, in bytes.

@@ -1,9 +1,20 @@
 //! What WebDAV says of things (RFC 4918): answers to PROPFIND, and the questions.
 
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use quick_xml::reader::Reader;
+use tokio::io::{AsyncReadExt as _, Take};
+use tokio_util::io::StreamReader;
+
+use super::client::lost;
 use super::file::{http_time, opaque};
 use crate::protocol::manifest::Timestamp;
-use crate::storage::object::xml::fields;
-use crate::storage::remote::Answer;
+use crate::storage::object::xml::{Field, Fields, fields, invalid};
+use crate::storage::remote::{Answer, Class, Fault};
 
 /// One thing that an answer is about.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -21,6 +32,12 @@ pub struct Member {
 }
 
 impl Member {
+    /// How long what is known of it is, in bytes.
+    fn weight(&self) -> usize {
+        let len = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        self.href.len() + len(&self.refusal) + len(&self.tag) + len(&self.mtime)
+    }
+
     /// The server says that it is not there.
     pub fn is_missing(&self) -> bool {
         let code = self.refusal.as_deref().and_then(|it| it.split_ascii_whitespace().nth(1));
@@ -48,14 +65,97 @@ impl Sent {
     }
 }
 
-/// Reads an answer to PROPFIND. What the server could not tell is not there.
-pub fn members(xml: &[u8]) -> Answer<Vec<Member>> {
-    let (mut members, mut member, mut part) = (Vec::new(), Member::default(), Member::default());
-    let mut is_told = true;
-    fields(xml, |(path, text)| {
+/// An answer to PROPFIND, which is read as it comes. What the server could not tell is not there.
+pub struct Members {
+    reader: Reader<Take<Body>>,
+    event: Vec<u8>,
+    fields: Fields,
+    reading: Reading,
+}
+
+type Body = StreamReader<Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>, Bytes>;
+
+impl fmt::Debug for Members {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Members").finish_non_exhaustive()
+    }
+}
+
+impl Members {
+    pub fn new(response: reqwest::Response) -> Self {
+        let told = |error: reqwest::Error| io::Error::other(lost(&error.without_url()).text);
+        Self::of(response.bytes_stream().map(move |piece| piece.map_err(told)))
+    }
+
+    fn of(body: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Self {
+        let body: Pin<Box<dyn Stream<Item = _> + Send>> = Box::pin(body);
+        let mut reader = Reader::from_reader(StreamReader::new(body).take(MAX_EVENT_LEN));
+        reader.config_mut().check_end_names = true;
+        let (event, fields) = (Vec::new(), Fields::default());
+        Self { reader, event, fields, reading: Reading::default() }
+    }
+
+    /// The next one; `None` if there is no other.
+    ///
+    /// # Errors
+    ///
+    /// If the answer breaks off, or makes no sense.
+    pub async fn next(&mut self) -> Answer<Option<Member>> {
+        loop {
+            self.event.clear();
+            // No element makes us hold more than this.
+            self.reader.get_mut().set_limit(MAX_EVENT_LEN);
+            let event = self.reader.read_event_into_async(&mut self.event).await;
+            let event = event.map_err(|error| match error {
+                quick_xml::Error::Io(error) => Fault::new(Class::Disconnected, error.to_string()),
+                _ => invalid(),
+            })?;
+            let reading = &mut self.reading;
+            let goes_on = self.fields.go_on(&event, |field| reading.take(field))?;
+            if let Some(member) = self.reading.whole.take() {
+                return Ok(Some(member));
+            }
+            if !goes_on {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+impl Members {
+    /// Hands all of them over in groups, for as long as somebody takes them.
+    pub async fn in_groups(mut self, groups: flume::Sender<Vec<Member>>) -> Answer<()> {
+        let (mut group, mut weight) = (Vec::new(), 0);
+        while let Some(member) = self.next().await? {
+            weight += member.weight();
+            group.push(member);
+            if group.len() >= GROUP || weight >= GROUP_WEIGHT {
+                weight = 0;
+                if groups.send_async(std::mem::take(&mut group)).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        let _ = groups.send_async(group).await;
+        Ok(())
+    }
+}
+
+/// What was read of an answer so far.
+#[derive(Debug, Default)]
+struct Reading {
+    member: Member,
+    part: Member,
+    is_untold: bool,
+    whole: Option<Member>,
+}
+
+impl Reading {
+    fn take(&mut self, (path, text): Field<'_>) {
         let Some(path) = path.strip_prefix("multistatus/response/") else { return };
         let text = text.trim();
         let value = || Some(text.to_owned()).filter(|text| !text.is_empty());
+        let Self { member, part, is_untold, whole } = self;
         match path {
             "href" => text.clone_into(&mut member.href),
             "status" => member.refusal = value().filter(|it| !is_success(it)),
@@ -64,10 +164,10 @@ pub fn members(xml: &[u8]) -> Answer<Vec<Member>> {
             "propstat/prop/getlastmodified" => part.modified = http_time(text),
             "propstat/prop/getetag" => part.tag = value().map(|tag| opaque(&tag).to_owned()),
             "propstat/prop/fastsync-mtime" => part.mtime = value(),
-            "propstat/status" => is_told = is_success(text),
+            "propstat/status" => *is_untold = !is_success(text),
             "propstat/" => {
-                let told = std::mem::take(&mut part);
-                if std::mem::replace(&mut is_told, true) {
+                let told = std::mem::take(part);
+                if !std::mem::take(is_untold) {
                     member.is_collection |= told.is_collection;
                     member.size = told.size.or(member.size);
                     member.modified = told.modified.or(member.modified);
@@ -75,11 +175,10 @@ pub fn members(xml: &[u8]) -> Answer<Vec<Member>> {
                     member.mtime = told.mtime.or(member.mtime.take());
                 }
             }
-            "" => members.push(std::mem::take(&mut member)),
+            "" => *whole = Some(std::mem::take(member)),
             _ => {}
         }
-    })?;
-    Ok(members)
+    }
 }
 
 /// Whether all that PROPPATCH was to do was done.
@@ -99,7 +198,7 @@ fn is_success(status: &str) -> bool {
     status.split_ascii_whitespace().nth(1).is_some_and(|code| code.starts_with('2'))
 }
 
-/// Asks for what [`members`] reads.
+/// Asks for what [`Member`] has.
 pub const WANTED: &str = "<?xml version=\"1.0\" encoding=\"utf-8\"?>\
     <D:propfind xmlns:D=\"DAV:\" xmlns:F=\"urn:fastsync:dav\"><D:prop><D:resourcetype/>\
     <D:getcontentlength/><D:getlastmodified/><D:getetag/><F:fastsync-mtime/></D:prop></D:propfind>";
@@ -122,11 +221,39 @@ fn update(property: &str) -> String {
     )
 }
 
+/// How many members are handed over at a time, and how many bytes of theirs are enough.
+const GROUP: usize = 256;
+const GROUP_WEIGHT: usize = 64 << 10;
+
+/// The longest thing in an answer that is looked at as a whole, in bytes.
+const MAX_EVENT_LEN: u64 = 64 << 10;
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Reads an answer that comes in pieces of this length.
+    async fn members_in(xml: &[u8], len: usize) -> Answer<Vec<Member>> {
+        let pieces: Vec<_> = xml.chunks(len).map(Bytes::copy_from_slice).map(Ok).collect();
+        let mut members = Members::of(futures_util::stream::iter(pieces));
+        let mut found = Vec::new();
+        while let Some(member) = members.next().await? {
+            found.push(member);
+        }
+        Ok(found)
+    }
+
+    fn members(xml: &[u8]) -> Answer<Vec<Member>> {
+        let found = [1, 7, usize::MAX].map(|len| wait_for(members_in(xml, len)));
+        assert!(found.windows(2).all(|pair| pair[0] == pair[1]), "{found:?}");
+        found.into_iter().next().unwrap()
+    }
+
+    fn wait_for<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
 
     #[test]
     fn what_servers_say_is_read() {
@@ -190,6 +317,43 @@ mod tests {
         assert!(!is_all_done(answer("403 Forbidden").as_bytes()));
         assert!(!is_all_done(b"<html>"));
         assert!(set_own("1.5 \"<x>\"").contains("&lt;x&gt;"));
+    }
+
+    /// A million entries take no more memory than one: each is handed over as it comes.
+    #[test]
+    fn an_answer_of_any_length_is_read() {
+        let entry = "<response><href>/d/name</href></response>".repeat(100);
+        let begun = Bytes::from_static(b"<multistatus>");
+        let pieces = std::iter::repeat_n(Bytes::from(entry), 10_000);
+        let pieces = std::iter::once(begun).chain(pieces).map(Ok);
+        let mut members = Members::of(futures_util::stream::iter(pieces));
+        let count = wait_for(async {
+            let mut count = 0;
+            loop {
+                match members.next().await {
+                    Ok(Some(_)) => count += 1,
+                    end => return (count, end),
+                }
+            }
+        });
+        assert_eq!(count, (1_000_000, Err(invalid())), "it breaks off");
+    }
+
+    #[test]
+    fn nothing_is_held_that_is_too_long() {
+        let long = "x".repeat(65 << 10);
+        for xml in [
+            format!("<multistatus><response><href>{long}</href></response></multistatus>"),
+            format!("<multistatus><response><{long}/></response></multistatus>"),
+            format!(
+                "<multistatus><response><href>{}</href></response></multistatus>",
+                "&lt;".repeat(70_000)
+            ),
+            format!("<multistatus><!-- {long} --></multistatus>"),
+            "<a>".repeat(10_000),
+        ] {
+            assert!(members(xml.as_bytes()).is_err());
+        }
     }
 
     proptest! {

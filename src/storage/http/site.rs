@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use reqwest::Url;
 
@@ -10,7 +10,7 @@ use super::auth::{self, Login};
 use super::client::{Call, Client, read_body};
 use crate::protocol::chunk::Digest;
 use crate::protocol::manifest::Escaped;
-use crate::storage::remote::{Answer, Class, Fault, Key};
+use crate::storage::remote::{Answer, Class, Fault, Key, Listed};
 
 /// Which server, and as whom.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -29,8 +29,13 @@ pub struct WebConfig {
     pub requests: Option<usize>,
     /// It is going to be written to.
     pub is_destination: bool,
+    /// Nothing is to be written, not even to find out how.
+    pub is_dry_run: bool,
     /// What the only file has to amount to.
     pub expected: Expected,
+    /// How long the chunks of an upload are at the least, where there are such; as long as Nextcloud
+    /// wants them if `None`.
+    pub least_chunk: Option<u64>,
 }
 
 /// What a file has to amount to, as the user says.
@@ -200,6 +205,34 @@ impl Site {
         read_body(self.done(call).await?.response, MAX_PAGE_LEN).await
     }
 
+    /// The answer to a request that writes, and is to succeed.
+    pub async fn written(&self, call: Call) -> Answer<Reply> {
+        let reply = self.send(call).await?;
+        if reply.status().is_success() { Ok(reply) } else { Err(self.refused_write(&reply)) }
+    }
+
+    /// Why nothing was written.
+    pub fn refused_write(&self, reply: &Reply) -> Fault {
+        match reply.status().as_u16() {
+            // Nothing has vanished: it was never there.
+            404 | 410 => Fault::new(Class::Other, "the directory that it goes to is not there"),
+            405 | 501 => {
+                Fault::new(Class::Unsupported, "the server does not let files be written there")
+            }
+            _ => self.refused(reply),
+        }
+    }
+
+    /// Removes what has a URL. What is not there is no error.
+    pub async fn deleted(&self, url: String) -> Answer<()> {
+        let reply = self.send(Call::new(Method::DELETE, url)).await?;
+        match reply.status() {
+            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(()),
+            status if status.is_success() => Ok(()),
+            _ => Err(self.refused(&reply)),
+        }
+    }
+
     /// Why a request failed, by its answer, and what to do about it.
     pub fn refused(&self, reply: &Reply) -> Fault {
         let is_known = reply.url.origin() == self.inner.base.origin();
@@ -260,6 +293,39 @@ impl Site {
     }
 }
 
+/// What lists directories one by one.
+pub trait Lists: Sync {
+    /// Lists one directory, and tells those in it. `false` if nobody listens any more.
+    fn list_one(
+        &self,
+        directory: &Key,
+        found: &flume::Sender<Vec<Listed>>,
+        below: &mut Vec<Key>,
+    ) -> impl Future<Output = Answer<bool>> + Send;
+
+    /// Lists a directory, and if `deep` all that are below it.
+    fn list_all(
+        &self,
+        directory: &Key,
+        deep: bool,
+        found: &flume::Sender<Vec<Listed>>,
+    ) -> impl Future<Output = Answer<()>> + Send {
+        async move {
+            let mut waiting = vec![directory.clone()];
+            while let Some(directory) = waiting.pop() {
+                let mut below = Vec::new();
+                if !self.list_one(&directory, found, &mut below).await? {
+                    return Ok(());
+                }
+                if deep {
+                    waiting.extend(below);
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
 /// What is written goes where the user said, and nowhere else.
 pub fn redirected_write() -> Fault {
     let text = "the server redirects what is written; name the place that it leads to";
@@ -276,5 +342,5 @@ const REQUESTS: usize = 32;
 /// How often a server may send us on.
 const MAX_REDIRECTS: usize = 10;
 
-/// The longest answer that is no file, in bytes.
-pub const MAX_PAGE_LEN: usize = 64 << 20;
+/// The longest answer that is no file and no listing, in bytes.
+const MAX_PAGE_LEN: usize = 1 << 20;

@@ -5,23 +5,32 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Method;
 
+use super::chunks::{self, LEAST_LEN, MAX_COUNT, MAX_SIZE};
 use super::client::Call;
-use super::dav::{DavEndpoint, own_time, temporary};
+use super::dav::{DavEndpoint, own_time};
 use super::multistatus::Sent;
 use super::site::Site;
-use super::web::random;
+use super::upload::{Way, partial_update, temporary};
 use crate::protocol::manifest::Timestamp;
 use crate::storage::Remembers;
 use crate::storage::remote::{
-    Answer, Endpoint as _, Keeps, KeepsRoot, Key, Parts, Properties, Replaces, ThingKind,
+    Answer, Endpoint as _, Keeps, KeepsRoot, Key, Parts, Properties, Replaces, ThingKind, nonce,
 };
 
 /// What a server turned out to be able to do.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Can {
-    /// It takes parts of a file: `Content-Range` with PUT (RFC 9110, 14.5), as Apache does.
-    pub write_parts: bool,
+    pub way: Way,
     pub times: Times,
+}
+
+impl Can {
+    /// What can be told of a server without writing anything there.
+    pub fn supposed(destination: &Key) -> Answer<Self> {
+        let is_cloud = chunks::home(&destination.join(b"-")?).is_some();
+        let times = if is_cloud { Times::ByHeader } else { Times::Never };
+        Ok(Self { times, way: Way::Whole })
+    }
 }
 
 /// How a server keeps the time of a file's last change.
@@ -43,10 +52,19 @@ pub fn properties(site: &Site, can: Can) -> Properties {
         Times::AsProperty => Some(Duration::from_nanos(1)),
     };
     let first = if can.times == Times::ByHeader { 1 } else { i64::MIN };
+    let remembers = match can.way {
+        Way::Whole => Remembers::Nothing,
+        Way::ContentRange | Way::PartialUpdate => Remembers::Reread,
+        Way::Chunks => Remembers::Always,
+    };
+    let (min_len, max_count) = match can.way {
+        Way::Whole | Way::ContentRange | Way::PartialUpdate => (1, u64::MAX),
+        Way::Chunks => (u32::try_from(LEAST_LEN).unwrap_or(u32::MAX), MAX_COUNT),
+    };
     Properties {
         name: "webdav",
         replaces: Replaces::ByRemoving,
-        remembers: if can.write_parts { Remembers::Reread } else { Remembers::Nothing },
+        remembers,
         syncs: false,
         lasts: false,
         keeps: Keeps {
@@ -59,8 +77,8 @@ pub fn properties(site: &Site, can: Can) -> Properties {
             roots: KeepsRoot::Never,
             any_bytes: false,
         },
-        max_size: u64::MAX,
-        parts: Parts { min_len: 1, max_count: u64::MAX, in_order: !can.write_parts },
+        max_size: if can.way == Way::Chunks { MAX_SIZE } else { u64::MAX },
+        parts: Parts { min_len, max_count, in_order: can.way == Way::Whole },
         requests: site.requests(),
         lists_all: true,
         copies: true,
@@ -69,8 +87,9 @@ pub fn properties(site: &Site, can: Can) -> Properties {
 }
 
 impl DavEndpoint {
-    /// Writes two small files to where something is to be written, or above if that is not there yet.
-    pub async fn try_out(&self, destination: &Key) -> Answer<Can> {
+    /// Writes small files to where something is to be written, or above if that is not there yet. Tells
+    /// what people may want to know of it, too.
+    pub async fn try_out(&self, destination: &Key) -> Answer<(Can, Option<String>)> {
         let mut at = destination.clone();
         while let Some(parent) = at.parent() {
             match self.stat(&at).await? {
@@ -79,7 +98,7 @@ impl DavEndpoint {
             }
         }
         let below = at.join(b"-")?;
-        let (first, second) = (temporary(&below, random())?, temporary(&below, random())?);
+        let (first, second) = (temporary(&below, nonce())?, temporary(&below, nonce())?);
         let tried = self.try_with(&first, &second).await;
         for key in [&first, &second] {
             // What is left of it has a name of ours, and is no more than a few bytes.
@@ -88,25 +107,17 @@ impl DavEndpoint {
         tried
     }
 
-    async fn try_with(&self, first: &Key, second: &Key) -> Answer<Can> {
+    async fn try_with(&self, first: &Key, second: &Key) -> Answer<(Can, Option<String>)> {
         let mut can = Can::default();
         let mtime = Timestamp::new(1_000_000_000, 123_000_000).unwrap_or_default();
-        let url = self.site.url(first);
-        let put = |data: &'static str| {
-            Call::new(Method::PUT, url.clone()).body(vec![Bytes::from_static(data.as_bytes())])
-        };
-        let call = put("0123").header("x-oc-mtime", &mtime.seconds.to_string());
-        self.site.written(call).await?;
+        let call = put(self.site.url(first), "0123");
+        self.site.written(call.header("x-oc-mtime", &mtime.seconds.to_string())).await?;
         let found = self.find(first).await?;
         if found.and_then(|it| it.modified).is_some_and(|it| it.seconds == mtime.seconds) {
             can.times = Times::ByHeader;
         }
-        // A server that does not know this header takes it for the whole, or refuses it.
-        let part = self.site.send(put("ab").header("content-range", "bytes 1-2/4")).await?;
-        if part.status().is_success() {
-            let now = self.site.body(Call::new(Method::GET, url.clone())).await?;
-            can.write_parts = now == b"0ab3";
-        }
+        let note;
+        (can.way, note) = self.try_ways(first, second).await?;
         if can.times == Times::Never && self.set_property(first, mtime).await.is_ok() {
             let found = self.find(first).await?.unwrap_or_default();
             let sent = Sent { size: found.size.unwrap_or_default(), since: found.modified };
@@ -116,6 +127,61 @@ impl DavEndpoint {
                 can.times = Times::AsProperty;
             }
         }
-        Ok(can)
+        Ok((can, note))
     }
+
+    /// Finds out how the server takes a large file; `first` is there, with four bytes.
+    async fn try_ways(&self, first: &Key, second: &Key) -> Answer<(Way, Option<String>)> {
+        let mut note = None;
+        if let Some(folders) = chunks::home(second) {
+            let why = match self.try_chunks(second).await {
+                Ok(true) => return Ok((Way::Chunks, None)),
+                Err(fault) if fault.is_fatal() => return Err(fault),
+                Ok(false) => "it does not keep them".to_owned(),
+                Err(fault) => fault.text,
+            };
+            let folders = String::from_utf8_lossy(&self.shown(&folders)).into_owned();
+            note = Some(format!(
+                "{folders}: the server takes no chunks there ({why}); large files go another way"
+            ));
+        }
+        let url = self.site.url(first);
+        if self.offers_partial_update(&url).await? && self.try_partial_update(&url).await? {
+            return Ok((Way::PartialUpdate, note));
+        }
+        // A server that does not know this header takes it for the whole, or refuses it.
+        self.site.written(put(url.clone(), "0123")).await?;
+        let part = put(url.clone(), "ab").header("content-range", "bytes 1-2/4");
+        let is_taken = self.site.send(part).await?.status().is_success();
+        let way =
+            if is_taken && self.has(&url, b"0ab3").await? { Way::ContentRange } else { Way::Whole };
+        Ok((way, note))
+    }
+
+    async fn offers_partial_update(&self, url: &str) -> Answer<bool> {
+        let reply = self.site.send(Call::new(Method::OPTIONS, url.to_owned())).await?;
+        let features = reply.response.headers().get_all("dav").iter();
+        let mut features = features.filter_map(|it| it.to_str().ok()).flat_map(|it| it.split(','));
+        Ok(reply.status().is_success() && features.any(|it| it.trim() == "sabredav-partialupdate"))
+    }
+
+    /// Within a file, and behind its end, as parts come in any order.
+    async fn try_partial_update(&self, url: &str) -> Answer<bool> {
+        for (first, last, data) in [(6, 7, "cd"), (1, 2, "ab")] {
+            let call = partial_update(url.to_owned(), first, last);
+            let call = call.body(vec![Bytes::from_static(data.as_bytes())]);
+            if !self.site.send(call).await?.status().is_success() {
+                return Ok(false);
+            }
+        }
+        self.has(url, b"0ab3\0\0cd").await
+    }
+
+    async fn has(&self, url: &str, data: &[u8]) -> Answer<bool> {
+        Ok(self.site.body(Call::new(Method::GET, url.to_owned())).await? == data)
+    }
+}
+
+fn put(url: String, data: &'static str) -> Call {
+    Call::new(Method::PUT, url).body(vec![Bytes::from_static(data.as_bytes())])
 }

@@ -1,24 +1,20 @@
 //! Any web server, as an endpoint: files by their URLs, directories by their index pages, and PUT where
 //! the server takes it.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher as _, RandomState};
-use std::sync::{Arc, Mutex, PoisonError};
-
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 
 use super::client::{Call, read_body};
-use super::feed::Feed;
-use super::file::{Open, thing_of};
+use super::feed::{Feed, Feeds};
+use super::file::{Open, directory_thing};
 use super::index::{Link, is_index, links_of_html, links_of_json};
-use super::site::{Reply, Site, WebConfig};
+use super::site::{Lists, Site, WebConfig};
 use crate::protocol::chunk::{ByteRange, ChunkData};
 use crate::protocol::manifest::Name;
 use crate::protocol::message::Changes;
 use crate::storage::remote::{
     Answer, Class, Endpoint, Fault, Keeps, KeepsRoot, Kept, Key, KeyError, Listed, Parts,
-    Properties, Replaces, Thing, ThingKind, all, pieces,
+    Properties, Replaces, Thing, ThingKind, all, nonce, pieces,
 };
 use crate::storage::{Left, Receipt, Remembers, Token};
 
@@ -27,11 +23,8 @@ use crate::storage::{Left, Receipt, Remembers, Token};
 pub struct WebEndpoint {
     site: Site,
     properties: Properties,
-    uploads: Uploads,
+    feeds: Feeds,
 }
-
-/// Uploads under way, by their tokens.
-pub type Uploads = Arc<Mutex<HashMap<u64, Feed>>>;
 
 /// A file that is coming.
 #[derive(Clone, Debug)]
@@ -71,7 +64,7 @@ impl WebEndpoint {
             copies: false,
             encrypts: site.config().secure,
         };
-        Ok(Self { site, properties, uploads: Uploads::default() })
+        Ok(Self { site, properties, feeds: Feeds::default() })
     }
 
     /// The links of a directory's page, and whether they are all that is there.
@@ -125,8 +118,9 @@ impl WebEndpoint {
             Err(fault) => Listed::Unknown(key, fault),
         }
     }
+}
 
-    /// Lists one directory. `false` if nobody listens any more.
+impl Lists for WebEndpoint {
     async fn list_one(
         &self,
         directory: &Key,
@@ -200,17 +194,7 @@ impl Endpoint for WebEndpoint {
         deep: bool,
         found: flume::Sender<Vec<Listed>>,
     ) -> Answer<()> {
-        let mut waiting = vec![directory.clone()];
-        while let Some(directory) = waiting.pop() {
-            let mut below = Vec::new();
-            if !self.list_one(&directory, &found, &mut below).await? {
-                return Ok(());
-            }
-            if deep {
-                waiting.extend(below);
-            }
-        }
-        Ok(())
+        self.list_all(directory, deep, &found).await
     }
 
     async fn open(&self, key: &Key, thing: &Thing) -> Answer<Open> {
@@ -232,8 +216,8 @@ impl Endpoint for WebEndpoint {
 
     async fn begin(&self, key: &Key, size: u64, parts: u64, _: &Kept) -> Answer<Upload> {
         let feed = Feed::begin(&self.site, &self.site.url(key), size, parts, HeaderMap::new())?;
-        let number = random();
-        lock(&self.uploads).insert(number, feed.clone());
+        let number = nonce();
+        self.feeds.keep(number, &feed);
         Ok(Upload { number, feed })
     }
 
@@ -262,14 +246,12 @@ impl Endpoint for WebEndpoint {
         _: Vec<(u64, Receipt)>,
         _: &Kept,
     ) -> Answer<()> {
-        lock(&self.uploads).remove(&upload.number);
-        upload.feed.finish().await
+        self.feeds.finish(upload.number, &upload.feed).await
     }
 
     async fn abandon(&self, _: &Key, token: &Token) -> Answer<()> {
-        let feed = token.number().and_then(|number| lock(&self.uploads).remove(&number));
-        if let Some(feed) = feed {
-            feed.cancel().await;
+        if let Some(number) = token.number() {
+            self.feeds.cancel(number).await;
         }
         Ok(())
     }
@@ -294,50 +276,6 @@ impl Endpoint for WebEndpoint {
     async fn copy(&self, _: &Self, _: &Key, _: &Thing, _: &Key, _: &Kept) -> Answer<()> {
         Err(Fault::new(Class::Unsupported, "web servers copy nothing"))
     }
-}
-
-impl Site {
-    /// The answer to a request that writes, and is to succeed.
-    pub async fn written(&self, call: Call) -> Answer<Reply> {
-        let reply = self.send(call).await?;
-        if reply.status().is_success() { Ok(reply) } else { Err(self.refused_write(&reply)) }
-    }
-
-    /// Why nothing was written.
-    pub fn refused_write(&self, reply: &Reply) -> Fault {
-        match reply.status().as_u16() {
-            // Nothing has vanished: it was never there.
-            404 | 410 => Fault::new(Class::Other, "the directory that it goes to is not there"),
-            405 | 501 => {
-                Fault::new(Class::Unsupported, "the server does not let files be written there")
-            }
-            _ => self.refused(reply),
-        }
-    }
-
-    /// Removes what has a URL. What is not there is no error.
-    pub async fn deleted(&self, url: String) -> Answer<()> {
-        let reply = self.send(Call::new(Method::DELETE, url)).await?;
-        match reply.status() {
-            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(()),
-            status if status.is_success() => Ok(()),
-            _ => Err(self.refused(&reply)),
-        }
-    }
-}
-
-pub fn directory_thing() -> Thing {
-    thing_of(ThingKind::Directory, 0, &HeaderMap::new())
-}
-
-/// A number that nobody has chosen.
-pub fn random() -> u64 {
-    RandomState::new().hash_one(std::time::SystemTime::now())
-}
-
-pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // Every change is a single step, so a panic elsewhere spoils nothing.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The longest index page, in bytes.

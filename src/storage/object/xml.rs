@@ -14,37 +14,56 @@ use crate::protocol::manifest::Timestamp;
 use crate::storage::remote::{Class, Fault};
 
 /// An element with text, by the names of those around it, joined by slashes.
-type Field<'a> = (&'a str, &'a str);
+pub type Field<'a> = (&'a str, &'a str);
 
 /// Goes through a document and hands over each element that has text, and each end of an element (with
 /// an empty text and a slash behind its path).
 pub fn fields(xml: &[u8], mut take: impl FnMut(Field<'_>)) -> Result<(), Fault> {
-    let wrong = || Fault::new(Class::Violation, "the server's answer is no valid XML");
-    let mut reader = Reader::from_reader(xml);
-    let mut path: Vec<String> = Vec::new();
-    let mut text = String::new();
-    loop {
-        match reader.read_event().map_err(|_| wrong())? {
+    let (mut reader, mut fields) = (Reader::from_reader(xml), Fields::default());
+    while fields.go_on(&reader.read_event().map_err(|_| invalid())?, &mut take)? {}
+    Ok(())
+}
+
+/// The same, event by event, for a document that comes bit by bit.
+#[derive(Debug, Default)]
+pub struct Fields {
+    path: Vec<String>,
+    text: String,
+}
+
+impl Fields {
+    /// `false` if that was the end of the document.
+    ///
+    /// # Errors
+    ///
+    /// [`Class::Violation`] if it is not valid, or not over.
+    pub fn go_on(
+        &mut self,
+        event: &Event<'_>,
+        mut take: impl FnMut(Field<'_>),
+    ) -> Result<bool, Fault> {
+        let Self { path, text } = self;
+        match event {
             Event::Start(start) => {
                 let name = start.local_name();
                 let name: &str = name.as_ref();
                 if path.len() >= MAX_DEPTH || name.len() > MAX_NAME_LEN {
-                    return Err(wrong());
+                    return Err(invalid());
                 }
                 path.push(name.to_owned());
                 text.clear();
             }
-            Event::Text(piece) => text.push_str(&piece),
-            Event::CData(piece) => text.push_str(&piece),
+            Event::Text(piece) => text.push_str(piece),
+            Event::CData(piece) => text.push_str(piece),
             Event::GeneralRef(reference) => {
-                let name: &str = &reference;
-                text.push(resolved(name).ok_or_else(wrong)?);
+                let name: &str = reference;
+                text.push(resolved(name).ok_or_else(invalid)?);
             }
             Event::Empty(empty) => {
                 let name = empty.local_name();
                 let name: &str = name.as_ref();
                 if name.len() > MAX_NAME_LEN {
-                    return Err(wrong());
+                    return Err(invalid());
                 }
                 path.push(name.to_owned());
                 take((&path.join("/"), ""));
@@ -52,16 +71,21 @@ pub fn fields(xml: &[u8], mut take: impl FnMut(Field<'_>)) -> Result<(), Fault> 
             }
             Event::End(_) => {
                 let whole = path.join("/");
-                take((&whole, &text));
+                take((&whole, text));
                 take((&format!("{whole}/"), ""));
-                path.pop().ok_or_else(wrong)?;
+                path.pop().ok_or_else(invalid)?;
                 text.clear();
             }
-            Event::Eof => return if path.is_empty() { Ok(()) } else { Err(wrong()) },
+            Event::Eof => return if path.is_empty() { Ok(false) } else { Err(invalid()) },
             Event::Decl(_) | Event::Comment(_) | Event::PI(_) => {}
-            Event::DocType(_) => return Err(wrong()),
+            Event::DocType(_) => return Err(invalid()),
         }
+        if text.len() > MAX_TEXT_LEN { Err(invalid()) } else { Ok(true) }
     }
+}
+
+pub fn invalid() -> Fault {
+    Fault::new(Class::Violation, "the server's answer is no valid XML")
 }
 
 /// Goes through a listing, whose outermost element is `root`.
@@ -337,6 +361,9 @@ const MAX_DEPTH: usize = 16;
 
 /// The longest name of an element, in bytes.
 const MAX_NAME_LEN: usize = 256;
+
+/// The longest text of an element, in bytes.
+const MAX_TEXT_LEN: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -23,7 +23,7 @@ pub use fault::{Class, Fault};
 pub use key::{Key, KeyError};
 pub use sink::RemoteSink;
 pub use source::RemoteSource;
-pub use unfinished::{Unfinished, remove_unfinished, temporary_files};
+pub use unfinished::{Unfinished, is_temporary, remove_unfinished, temporary_files};
 pub use walk::{OWN_PREFIX, implied};
 
 use super::{Left, Receipt, Remembers, Token};

@@ -11,7 +11,7 @@ use crate::storage::Token;
 pub struct Unfinished {
     /// The key that it was to have, or that of a temporary file.
     pub key: Key,
-    /// For [`Endpoint::abandon`]; `None` of a temporary file, which is removed as any other.
+    /// For [`Endpoint::abandon`]; `None` of what is removed as any file is.
     pub token: Option<Token>,
     /// What is there of it, in bytes.
     pub size: u64,
@@ -58,7 +58,7 @@ fn temporary_file(listed: Listed) -> Option<Unfinished> {
 
 /// Whether a name is one that a run gives to what is not complete yet, here or at an endpoint: a run or a
 /// file, and a file, a run, or a number.
-fn is_temporary(name: &[u8]) -> bool {
+pub fn is_temporary(name: &[u8]) -> bool {
     let is_hex = |part: &[u8]| part.iter().all(u8::is_ascii_hexdigit);
     let mut parts = match name.strip_prefix(OWN_PREFIX) {
         Some(rest) => rest.split(|byte| *byte == b'-'),
