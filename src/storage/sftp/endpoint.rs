@@ -67,7 +67,7 @@ impl SftpEndpoint {
             copies: false,
             encrypts: true,
         };
-        let small = Semaphore::new(SMALL_AT_ONCE);
+        let small = Semaphore::new(small_at_once(offers.max_handles));
         Ok(Self {
             inner: Arc::new(Server { pool, prefix, properties, checks: Checks::default(), small }),
         })
@@ -413,5 +413,23 @@ const MAX_CONNECTIONS: usize = 16;
 /// A file below this size, in bytes, is read in one go.
 const SMALL: u64 = 1 << 20;
 
-/// How many small files may have handles at the same time.
+/// How many small files may have handles at the same time: half of those that there are, as all of them may
+/// be at one connection, and the others are for large files and for directories.
+fn small_at_once(max_handles: u64) -> usize {
+    let half = usize::try_from(max_handles / 2).unwrap_or(SMALL_AT_ONCE);
+    if max_handles == 0 { SMALL_AT_ONCE } else { half.clamp(1, SMALL_AT_ONCE) }
+}
+
+/// The same where the server has enough.
 const SMALL_AT_ONCE: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_of_few_handles_has_some_left_for_others() {
+        let counts = [0, 1, 2, 15, 1019, u64::MAX].map(small_at_once);
+        assert_eq!(counts, [256, 1, 1, 7, 256, 256]);
+    }
+}

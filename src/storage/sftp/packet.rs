@@ -282,11 +282,12 @@ pub fn available(statvfs: &[u8]) -> Option<u64> {
     (all > 0).then(|| available.saturating_mul(fragment))
 }
 
-/// What a server takes and gives at a time: the longest read and write, in bytes; 0 is no limit.
-pub fn limits(answer: &[u8]) -> Option<(u64, u64)> {
+/// What a server takes and gives at a time: the longest read and write, in bytes, and how many handles; 0 is
+/// no limit.
+pub fn limits(answer: &[u8]) -> Option<(u64, u64, u64)> {
     let mut fields = Fields(Bytes::copy_from_slice(answer));
     let _packet = fields.u64()?;
-    Some((fields.u64()?, fields.u64()?))
+    Some((fields.u64()?, fields.u64()?, fields.u64().unwrap_or_default()))
 }
 
 /// The hashes in an answer to [`Request::check_file`], one after the other; `None` if that is no such answer.

@@ -70,6 +70,8 @@ pub struct Offers {
     /// The longest read and write, in bytes.
     pub max_read: u32,
     pub max_write: u32,
+    /// How many handles a connection may have; 0 if it does not say.
+    pub max_handles: u64,
 }
 
 /// Who waits for what. `None` once the connection is lost.
@@ -113,6 +115,7 @@ impl Session {
             extensions: !extensions.is_empty(),
             max_read: SAFE_LEN,
             max_write: SAFE_LEN,
+            max_handles: 0,
         };
         let mut session = Self {
             number,
@@ -127,7 +130,7 @@ impl Session {
         };
         if has(packet::LIMITS)
             && let Answer::Extended(answer) = session.call(Request::limits()).await?
-            && let Some((read, write)) = packet::limits(&answer)
+            && let Some((read, write, handles)) = packet::limits(&answer)
         {
             let fit = |limit: u64| {
                 let most = u64::from(MAX_LEN);
@@ -135,6 +138,7 @@ impl Session {
                 u32::try_from(len).unwrap_or(SAFE_LEN).max(1024)
             };
             (session.offers.max_read, session.offers.max_write) = (fit(read), fit(write));
+            session.offers.max_handles = handles;
         }
         Ok(session)
     }
