@@ -283,7 +283,7 @@ async fn sftp(host: &Host, job: &Job, observer: &Observer) -> Result<SftpEndpoin
     let connected = tokio::select! {
         connected = SftpEndpoint::connect(dial, prefix, connections.into(), syncs_all) => connected,
         () = tokio::time::sleep(patience) => {
-            Err(Fault::new(Class::Disconnected, "no SFTP server has answered"))
+            Err(Fault::new(Class::Gone, "no SFTP server has answered"))
         }
         () = observer.asked_to_stop() => return Err(EngineError::Interrupted),
     };
@@ -430,7 +430,9 @@ fn explain(error: StorageError) -> EngineError {
         StorageError::Endpoint { fault, path, .. } => {
             let host = Escaped(path).to_string();
             match fault.class {
-                Class::Disconnected => EngineError::Disconnected { host, cause: fault.to_string() },
+                Class::Disconnected | Class::Gone => {
+                    EngineError::Disconnected { host, cause: fault.to_string() }
+                }
                 Class::Credentials => {
                     EngineError::Credentials { place: host, cause: fault.to_string() }
                 }

@@ -5,7 +5,7 @@ use std::io;
 
 use thiserror::Error;
 
-use super::remote::Fault;
+use super::remote::{Class, Fault};
 use crate::protocol::manifest::Escaped;
 use crate::protocol::message::{Complaint, Failure, FailureCode};
 
@@ -91,6 +91,11 @@ impl StorageError {
             Self::Endpoint { fault, .. } => fault.is_fatal(),
             _ => self.code() == FailureCode::DestinationFull,
         }
+    }
+
+    /// Whether the other end has to be connected to anew before anything else works.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Endpoint { fault, .. } if fault.class == Class::Gone)
     }
 
     /// The class of this failure, as the wire carries it.

@@ -218,6 +218,51 @@ fn a_killed_upload_goes_on() {
     assert!(upload.go_on(&["--json"]) >= 50 << 20);
 }
 
+/// As if a connection had broken: the first, or all of them, once `is_under_way`.
+fn cut_off(running: &Running, all: bool, is_under_way: impl FnMut() -> bool) {
+    assert!(until(PATIENCE, is_under_way));
+    let is_ssh =
+        |id: &u32| fs::read(format!("/proc/{id}/cmdline")).is_ok_and(|it| it.starts_with(b"ssh\0"));
+    let mut ours: Vec<u32> = running.descendants().into_iter().filter(is_ssh).collect();
+    ours.sort_unstable();
+    assert!(!ours.is_empty());
+    for id in ours.into_iter().take(if all { usize::MAX } else { 1 }) {
+        let id = rustix::process::Pid::from_raw(id.try_into().unwrap()).unwrap();
+        // It may have ended by itself.
+        let _ = rustix::process::kill_process(id, Signal::KILL);
+    }
+}
+
+/// Whoever loses connections goes on with the others, or connects anew, in both directions.
+#[test]
+fn lost_connections_lose_no_file() {
+    let world = World::new();
+    world.write("src/big", 100 << 20);
+    for n in 0..1500 {
+        world.text(format!("src/{}/{n}", n % 30), format!("small {n}"));
+    }
+    with_whole_seconds(&world.path("src"));
+    let wanted = tree(world.path("src"));
+    for (to, all) in [("up", false), ("up-anew", true), ("down", false), ("down-anew", true)] {
+        world.dir(to);
+        let (from, there) = if to.starts_with("up") {
+            ("src/".into(), at_server(&world, to))
+        } else {
+            (at_server(&world, "src/"), to.into())
+        };
+        let mut command = world.fastsync();
+        command.arg("cp").args([from, there]).arg("-F").arg(sftp_server().config());
+        command.arg("--ssh-connections=4").env("XDG_STATE_HOME", world.path("home/state"));
+        let running = Running::start(&mut command);
+        cut_off(&running, all, || fs::read_dir(world.path(to)).unwrap().count() > 3);
+        running.wait().exits(0);
+        // What was begun on a connection that was lost may be left there under other names.
+        let found = tree(world.path(to));
+        let differs = |path: &&PathBuf| found.get(*path) != wanted.get(*path);
+        assert_eq!(wanted.keys().find(differs), None, "{to}");
+    }
+}
+
 /// JRN-12: a server that hashes says whether it still has what was written. What somebody has altered
 /// there is sent again.
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Announced, Sender, too_large};
+use super::{Announced, Sender, check_there, too_large};
 use crate::engine::plan::lock;
 use crate::engine::session::SessionError;
 use crate::protocol::chunk::EntryId;
@@ -47,6 +47,7 @@ impl<S: Source> Sender<S> {
         let (walked, announced) = tokio::join!(walk, announce);
         announced?;
         if let Err(error) = walked {
+            check_there(&error)?;
             // What could not be listed has no entry of its own, so the session cannot be a success.
             self.complain(error.to_complaint())?;
         }

@@ -49,7 +49,10 @@ impl<S: Source> Sender<S> {
         let path = || self.source.path(&link.entry);
         let now = match self.source.look_again(Arc::clone(&link.entry)).await {
             Ok(now) => Entry { is_linked: true, ..now },
-            Err(error) => return self.withdraw(id, error.to_failure()),
+            Err(error) => {
+                super::check_there(&error)?;
+                return self.withdraw(id, error.to_failure());
+            }
         };
         match &now.kind {
             Kind::File(file) if self.options.is_too_large(file.size) => {

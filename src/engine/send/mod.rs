@@ -590,6 +590,7 @@ impl<S: Source> Sender<S> {
         error: &StorageError,
     ) -> Result<Option<Frame>, SessionError> {
         let id = entry.id;
+        check_there(error)?;
         if !lock(&self.open).get(&id).is_some_and(|known| is_at(known, version)) {
             return Ok(None);
         }
@@ -609,6 +610,7 @@ impl<S: Source> Sender<S> {
             }
             Ok(now) => now,
             Err(error) => {
+                check_there(&error)?;
                 self.withdraw(id, error.to_failure())?;
                 return Ok(None);
             }
@@ -714,6 +716,12 @@ enum SendError {
 
 fn unknown(id: EntryId) -> SessionError {
     SessionError::violation(format!("the receiver speaks of {id}, which is not open"))
+}
+
+/// Where there is no connection to the source any more, nothing else can be read either: the session ends,
+/// and the next one goes on.
+fn check_there(error: &StorageError) -> Result<(), SessionError> {
+    if error.is_gone() { Err(SessionError::Local(error.to_failure())) } else { Ok(()) }
 }
 
 fn no_buffer(error: BufferError) -> SessionError {

@@ -39,6 +39,9 @@ pub enum Class {
     Name,
     /// The connection was lost, and could not be made again.
     Disconnected,
+    /// There is no connection to the endpoint any more, and no other file fares better: whoever runs the
+    /// job connects anew.
+    Gone,
     /// The endpoint says what makes no sense.
     Violation,
     Other,
@@ -55,7 +58,7 @@ impl Class {
             Self::Changed => FailureCode::Changed,
             Self::Corrupt => FailureCode::Verification,
             Self::Unsupported | Self::Name => FailureCode::Unsupported,
-            Self::Disconnected => FailureCode::Disconnected,
+            Self::Disconnected | Self::Gone => FailureCode::Disconnected,
             Self::Busy | Self::Violation | Self::Other => FailureCode::Io,
         }
     }
@@ -68,7 +71,8 @@ impl Fault {
 
     /// Whether going on with other files is pointless.
     pub fn is_fatal(&self) -> bool {
-        matches!(self.class, Class::Credentials | Class::Full | Class::Disconnected)
+        use Class::{Credentials, Disconnected, Full, Gone};
+        matches!(self.class, Credentials | Full | Disconnected | Gone)
     }
 }
 

@@ -11,9 +11,7 @@ use super::answer::{attributes, check_target, done, handle, nonsense, refused};
 use super::check::{Able, Checks};
 use super::packet::{self, Answer as Said, Attributes, Request};
 use super::pool::{Handles, Pool};
-use super::server::{
-    LARGE, Open, Server, Upload, cut, nonce_of, parent_of, path_of, temporary_path,
-};
+use super::server::{LARGE, Open, Server, Upload, nonce_of, parent_of, path_of, temporary_path};
 use super::session::Dial;
 use crate::protocol::chunk::{ByteRange, ChunkData, ChunkSize};
 use crate::protocol::message::Changes;
@@ -35,7 +33,7 @@ impl SftpEndpoint {
     ///
     /// # Errors
     ///
-    /// [`Class::Disconnected`] if there is no SFTP server.
+    /// [`Class::Gone`] if there is no SFTP server.
     pub async fn connect(
         dial: Dial,
         prefix: String,
@@ -162,16 +160,18 @@ impl Endpoint for SftpEndpoint {
         let is_same =
             |now: &Thing| (now.kind, now.size, now.mtime) == (then.kind, then.size, then.mtime);
         // Connections may have opened it at different times, and so different files.
-        let (lost, open): (Vec<_>, Vec<_>) =
-            file.handles.all().into_iter().partition(|(session, _)| session.is_lost());
-        let now = open.iter().map(async |(session, handle)| {
-            match session.call(Request::fstat(handle)).await? {
-                Said::Attributes(attributes) => Ok(is_same(&attributes.to_thing())),
-                other => Err(refused(other)),
+        let now = file.handles.all().into_iter().map(async |(session, handle)| {
+            match session.call(Request::fstat(&handle)).await {
+                Ok(Said::Attributes(attributes)) => Ok(Some(is_same(&attributes.to_thing()))),
+                Ok(other) => Err(refused(other)),
+                // What was read on a connection that is lost can only be told by the file's name.
+                Err(_) if session.is_lost() => Ok(None),
+                Err(fault) => Err(fault),
             }
         });
-        let are_same = futures_util::future::try_join_all(now).await?.into_iter().all(|it| it);
-        if !are_same || lost.is_empty() && !open.is_empty() {
+        let told = futures_util::future::try_join_all(now).await?;
+        let are_same = told.iter().all(|it| it.unwrap_or(true));
+        if !are_same || !told.is_empty() && told.iter().all(Option::is_some) {
             return Ok(are_same);
         }
         let now = self.inner.lstat(&file.path).await?;
@@ -180,29 +180,21 @@ impl Endpoint for SftpEndpoint {
 
     async fn put(&self, key: &Key, data: Bytes, kept: &Kept) -> Answer<()> {
         let _permit = self.inner.small.acquire().await.map_err(|_| nonsense())?;
-        let (path, session) = (path_of(key), self.inner.pool.pick()?);
-        let temporary = temporary_path(key, nonce());
-        let put = async {
-            let handle = self.inner.create(&session, &temporary, None).await?;
-            let handles = Handles::default();
-            handles.keep(&session, handle.clone());
-            let parts = cut(0, vec![data], session.offers.max_write).into_iter();
-            let mut requests: Vec<_> =
-                parts.map(|(at, part)| Request::write(&handle, at, part)).collect();
-            requests.push(Request::fsetstat(&handle, &attributes(kept)));
-            if self.inner.properties.lasts {
-                requests.push(Request::fsync(&handle));
-            }
-            requests.push(Request::close(&handle));
-            handles.take();
-            session.call_all(requests).await?.into_iter().try_for_each(done)?;
-            self.inner.put_in_place(&temporary, key).await
-        };
-        match put.await {
-            Ok(()) => Ok(()),
-            Err(fault) => {
-                session.tell(Request::remove(&temporary));
-                Err(self.inner.explain(fault, &path).await)
+        let path = path_of(key);
+        loop {
+            let session = self.inner.pool.pick()?;
+            // Another one each time: whoever served a connection that is lost may still be writing.
+            let temporary = temporary_path(key, nonce());
+            let written = self.inner.write_whole(&session, &temporary, data.clone(), kept).await;
+            let is_lost = written.is_err() && session.is_lost();
+            let put = match written {
+                Ok(()) => self.inner.put_in_place(&temporary, key).await,
+                Err(fault) => Err(fault),
+            };
+            let Err(fault) = put else { return Ok(()) };
+            self.inner.discard(&temporary);
+            if !is_lost {
+                return Err(self.inner.explain(fault, &path).await);
             }
         }
     }

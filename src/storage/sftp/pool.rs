@@ -47,10 +47,10 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`Class::Disconnected`] if there is no server.
+    /// [`Class::Gone`] if there is no server.
     pub async fn connect(dial: Dial, wanted: usize) -> Result<Self, Fault> {
         let wire = dial(Which::First).await;
-        let wire = wire.map_err(|error| Fault::new(Class::Disconnected, error.to_string()))?;
+        let wire = wire.map_err(|error| Fault::new(Class::Gone, error.to_string()))?;
         let first = Session::begin(wire, 0).await?;
         let offers = first.offers;
         let room = UNDER_WAY / offers.max_read.min(offers.max_write).max(1) as usize;
@@ -77,7 +77,7 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`Class::Disconnected`] if none is left.
+    /// [`Class::Gone`] if none is left.
     pub fn pick(&self) -> Result<Share, Fault> {
         self.choose(None).map_err(|fault| fault.unwrap_or_else(gone))
     }
@@ -87,7 +87,7 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`Class::Disconnected`] if none is left.
+    /// [`Class::Gone`] if none is left.
     pub async fn share(&self) -> Result<Share, Fault> {
         loop {
             let freed = self.inner.freed.notified();

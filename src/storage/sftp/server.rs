@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::Semaphore;
 
-use super::answer::{done, full, handle, nonsense, refused};
+use super::answer::{attributes, done, full, handle, nonsense, refused};
 use super::check::{self, Able, Checks};
 use super::packet::{self, Answer as Said, Attributes, Request};
 use super::pool::{Handles, Pool};
@@ -16,7 +16,7 @@ use super::session::Session;
 use crate::protocol::chunk::{ByteRange, ChunkSize};
 use crate::protocol::manifest::{Escaped, Name};
 use crate::storage::remote::{
-    Answer, Class, Fault, Key, Listed, OWN_PREFIX, Properties, Thing, ThingKind, all, nonce,
+    Answer, Class, Fault, Kept, Key, Listed, OWN_PREFIX, Properties, Thing, ThingKind, all, nonce,
 };
 use crate::storage::{Receipt, Token};
 
@@ -78,11 +78,12 @@ impl Server {
         if size < check::TRIAL_LEN || !self.pool.offers().extensions {
             return Able::Nothing;
         }
-        let find_out = async || match self.call(check::trial(path)).await? {
-            Said::Extended(answer) => Ok(Able::of(answer)),
-            _ => Ok::<_, Fault>(Able::Nothing),
+        let find_out = async || match self.call(check::trial(path)).await {
+            Ok(Said::Extended(answer)) => Able::of(answer),
+            // A server that breaks the connection off at the question is not asked again.
+            Ok(_) | Err(_) => Able::Nothing,
         };
-        self.checks.able.get_or_try_init(find_out).await.copied().unwrap_or(Able::Nothing)
+        *self.checks.able.get_or_init(find_out).await
     }
 
     /// What a part can be checked by later, if the server hashes.
@@ -211,11 +212,41 @@ impl Server {
         Ok(handle)
     }
 
+    /// Makes a file of all of its data, on one connection.
+    pub async fn write_whole(
+        &self,
+        session: &Arc<Session>,
+        path: &[u8],
+        data: Bytes,
+        kept: &Kept,
+    ) -> Answer<()> {
+        let handle = self.create(session, path, None).await?;
+        let handles = Handles::default();
+        handles.keep(session, handle.clone());
+        let parts = cut(0, vec![data], session.offers.max_write).into_iter();
+        let mut requests: Vec<_> =
+            parts.map(|(at, part)| Request::write(&handle, at, part)).collect();
+        requests.push(Request::fsetstat(&handle, &attributes(kept)));
+        if self.properties.lasts {
+            requests.push(Request::fsync(&handle));
+        }
+        requests.push(Request::close(&handle));
+        handles.take();
+        session.call_all(requests).await?.into_iter().try_for_each(done)
+    }
+
+    /// Removes what is of no use any more. What cannot be removed is found by whoever cleans up.
+    pub fn discard(&self, path: &[u8]) {
+        if let Ok(session) = self.pool.pick() {
+            session.tell(Request::remove(path));
+        }
+    }
+
     /// Gives a complete file its name.
     pub async fn put_in_place(&self, temporary: &[u8], key: &Key) -> Answer<()> {
         let path = path_of(key);
         if self.pool.offers().posix_rename {
-            return done(self.call(Request::posix_rename(temporary, &path)).await?);
+            return self.rename_over(temporary, &path).await;
         }
         let renamed = done(self.call(Request::rename(temporary, &path)).await?);
         let Err(fault) = renamed else { return Ok(()) };
@@ -223,6 +254,24 @@ impl Server {
         let is_replaceable = self.lstat(&path).await?.as_ref().is_some_and(is_file)
             && self.lstat(temporary).await?.is_some();
         if is_replaceable { self.replace(temporary, key).await } else { Err(fault) }
+    }
+
+    /// Renames a temporary file, on another connection if one is lost.
+    async fn rename_over(&self, temporary: &[u8], path: &[u8]) -> Answer<()> {
+        let mut may_be_done = false;
+        loop {
+            let session = self.pool.pick()?;
+            match session.call(Request::posix_rename(temporary, path)).await {
+                Err(_) if session.is_lost() => may_be_done = true,
+                // Nobody else knows of it, so whoever served the connection that was lost has renamed it.
+                Ok(Said::Status { code: packet::NO_SUCH_FILE, .. })
+                    if may_be_done && self.lstat(path).await?.is_some() =>
+                {
+                    return Ok(());
+                }
+                answer => return done(answer?),
+            }
+        }
     }
 
     /// The draft has no way to replace a file at once, so the old one steps aside until the new one is

@@ -86,7 +86,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Class::Disconnected`] if it does not answer as an SFTP server does.
+    /// [`Class::Gone`] if it does not answer as an SFTP server does.
     pub async fn begin(wire: Wire, number: usize) -> Result<Self, Fault> {
         let Wire { mut input, mut output, keeper } = wire;
         let begun = async {
@@ -147,7 +147,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Class::Disconnected`] if the connection is lost.
+    /// [`Class::Gone`] if the connection is lost.
     pub async fn call(&self, request: Request) -> Result<Answer, Fault> {
         self.send(request).await?.await.map_err(|_| gone())
     }
@@ -157,7 +157,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Class::Disconnected`] if the connection is lost.
+    /// [`Class::Gone`] if the connection is lost.
     pub async fn call_all(&self, requests: Vec<Request>) -> Result<Vec<Answer>, Fault> {
         let mut waiting = Vec::with_capacity(requests.len());
         for request in requests {
@@ -283,7 +283,7 @@ pub fn gone() -> Fault {
 }
 
 fn lost(text: &str) -> Fault {
-    Fault::new(Class::Disconnected, text)
+    Fault::new(Class::Gone, text)
 }
 
 /// How much of small answers is read at a time, in bytes.
