@@ -253,7 +253,7 @@ async fn connect(
 
 /// Connects to a host's SFTP server.
 async fn sftp(host: &Host, job: &Job, observer: &Observer) -> Result<SftpEndpoint, EngineError> {
-    let login = launch::login(&job.launch, host, observer).preferring_fast_ciphers().await;
+    let login = launch::login(&job.launch, host, observer).carrying_files().await;
     // Whose complaints tell why there is no connection.
     let first: Arc<Mutex<Option<Arc<Mutex<Process>>>>> = Arc::default();
     let noted = Arc::clone(&first);

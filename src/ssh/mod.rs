@@ -160,18 +160,23 @@ impl Login {
         Some(Resolved { host, user: value("user"), port, alias: value("hostkeyalias") })
     }
 
-    /// The same with the ciphers first that this machine's processor is quickest with, of those that the
-    /// configuration allows: for connections that carry much. ssh prefers another one of its own accord.
-    pub async fn preferring_fast_ciphers(mut self) -> Self {
+    /// The same for connections that carry files themselves: with the ciphers first that this machine's
+    /// processor is quickest with, of those that the configuration allows, and an end to a server that has
+    /// fallen silent. ssh prefers another cipher of its own accord, and waits for ever.
+    pub async fn carrying_files(mut self) -> Self {
         let Client::Program(program) = &self.client else { return self };
-        if has_aes()
-            && let Ok(text) = self.told(program).await
-            && let Some(allowed) = text.lines().find_map(|line| line.strip_prefix("ciphers "))
-            && let Some(ciphers) = fast_first(allowed)
-        {
-            // What the user has said in the arguments stands before it, and prevails.
-            self.arguments.extend(["-o".into(), format!("Ciphers={ciphers}").into()]);
+        let Ok(text) = self.told(program).await else { return self };
+        let setting = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
+        let mut options = Vec::new();
+        if let Some(ciphers) = setting("ciphers ").filter(|_| has_aes()).and_then(fast_first) {
+            options.push(format!("Ciphers={ciphers}"));
         }
+        if setting("serveraliveinterval ").is_some_and(|it| it.trim() == "0") {
+            options.push(format!("ServerAliveInterval={}", ALIVE_INTERVAL.as_secs()));
+            options.push(format!("ServerAliveCountMax={ALIVE_COUNT}"));
+        }
+        // What the user has said in the arguments stands before it, and prevails.
+        self.arguments.extend(options.into_iter().flat_map(|it| ["-o".into(), it.into()]));
         self
     }
 
@@ -216,6 +221,12 @@ impl Login {
         command
     }
 }
+
+/// After how long a silent server is asked whether it is there, where ssh's configuration does not say.
+pub const ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How often it is asked then before it counts as lost.
+const ALIVE_COUNT: u32 = 4;
 
 /// A list of ciphers with AES-GCM in front, if there is any reason to change it.
 fn fast_first(allowed: &str) -> Option<String> {
@@ -366,6 +377,23 @@ mod tests {
             assert_eq!(resolved.host, host);
         }
         assert_eq!(std::fs::read(asked).unwrap(), b"x\nx\n");
+    }
+
+    #[tokio::test]
+    async fn a_silent_server_is_not_waited_for_for_ever() {
+        let arguments = async |interval: &str| {
+            let login = Login {
+                client: Client::Program("sh".into()),
+                arguments: vec!["-c".into(), format!("echo serveraliveinterval {interval}").into()],
+                host: "host".to_owned(),
+                user: None,
+                port: None,
+            };
+            login.carrying_files().await.arguments.split_off(2)
+        };
+        let wanted = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"];
+        assert_eq!(arguments("0").await, wanted);
+        assert!(arguments("300").await.is_empty(), "what somebody has said holds");
     }
 
     #[tokio::test]

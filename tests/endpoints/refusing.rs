@@ -101,7 +101,8 @@ fn contents(directory: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found: Vec<_> = fs::read_dir(directory)
         .unwrap()
         .map(|it| it.unwrap())
-        .map(|it| (it.file_name().into_string().unwrap(), fs::read(it.path()).unwrap()))
+        // What is being removed may be gone by now.
+        .filter_map(|it| Some((it.file_name().into_string().unwrap(), fs::read(it.path()).ok()?)))
         .collect();
     found.sort();
     found

@@ -20,8 +20,8 @@ use super::auth::Authentication;
 use super::error::Error;
 use super::server::{Farewell, Server};
 use super::settings::Settings;
-use crate::ssh::Login;
 use crate::ssh::process::Complaints;
+use crate::ssh::{ALIVE_INTERVAL, Login};
 
 /// A connection that is logged in. Dropping it ends it.
 pub struct Connection {
@@ -185,7 +185,7 @@ fn config(settings: &Settings, server: &Server) -> client::Config {
         window_size: WINDOW,
         maximum_packet_size: MAX_PACKET,
         preferred,
-        keepalive_interval: settings.alive_interval(),
+        keepalive_interval: settings.alive_interval().or(Some(ALIVE_INTERVAL)),
         keepalive_max: settings.alive_count(),
         nodelay: true,
         ..client::Config::default()

@@ -1,7 +1,6 @@
 //! An SFTP server as an endpoint.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -217,7 +216,7 @@ impl Endpoint for SftpEndpoint {
         handles.keep(&session, handle);
         let has_receipts = self.inner.can_check(&temporary, size).await != Able::Nothing;
         let (path, handles) = (temporary.into(), Arc::new(handles));
-        let is_fresh = Arc::new(AtomicBool::new(true));
+        let is_fresh = true;
         Ok(Upload { path, nonce, size, is_fresh, has_receipts, handles })
     }
 
@@ -239,7 +238,7 @@ impl Endpoint for SftpEndpoint {
             _ => return Ok(None),
         }
         let has_receipts = self.inner.can_check(&path, size).await != Able::Nothing;
-        let (path, is_fresh) = (path.into(), Arc::new(AtomicBool::new(false)));
+        let (path, is_fresh) = (path.into(), false);
         let handles = Arc::default();
         let upload = Upload { path, nonce, size, is_fresh, has_receipts, handles };
         Ok(Some((upload, Vec::new())))
@@ -255,7 +254,7 @@ impl Endpoint for SftpEndpoint {
         let is_hole = matches!(data, ChunkData::Hole);
         let data = pieces(range, &data);
         let receipt = self.inner.receipt(upload, range, is_hole, data.clone());
-        if is_hole && upload.is_fresh.load(Ordering::Relaxed) {
+        if is_hole && upload.is_fresh {
             return receipt.await;
         }
         let written = self.inner.write_part(upload, range.offset(), data);

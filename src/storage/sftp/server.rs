@@ -1,7 +1,6 @@
 //! What takes several requests, and connections that may be lost on the way.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -48,7 +47,7 @@ pub struct Upload {
     pub nonce: u64,
     pub size: u64,
     /// This process has made it, so that it has zeros where nothing was written.
-    pub is_fresh: Arc<AtomicBool>,
+    pub is_fresh: bool,
     /// The server hashes by itself.
     pub has_receipts: bool,
     pub handles: Arc<Handles>,
