@@ -175,6 +175,10 @@ impl Login {
             options.push(format!("ServerAliveInterval={}", ALIVE_INTERVAL.as_secs()));
             options.push(format!("ServerAliveCountMax={ALIVE_COUNT}"));
         }
+        // One that has stopped may still be connected to, and never say who it is.
+        if setting("connecttimeout ").is_some_and(|it| matches!(it.trim(), "none" | "0")) {
+            options.push(format!("ConnectTimeout={}", CONNECT_TIMEOUT.as_secs()));
+        }
         // What the user has said in the arguments stands before it, and prevails.
         self.arguments.extend(options.into_iter().flat_map(|it| ["-o".into(), it.into()]));
         self
@@ -227,6 +231,9 @@ pub const ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// How often it is asked then before it counts as lost.
 const ALIVE_COUNT: u32 = 4;
+
+/// How long a server may take to introduce itself, where ssh's configuration does not say.
+const CONNECT_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A list of ciphers with AES-GCM in front, if there is any reason to change it.
 fn fast_first(allowed: &str) -> Option<String> {
@@ -381,19 +388,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_silent_server_is_not_waited_for_for_ever() {
-        let arguments = async |interval: &str| {
+        let arguments = async |interval: &str, timeout: &str| {
+            let script =
+                format!("echo serveraliveinterval {interval}; echo connecttimeout {timeout}");
             let login = Login {
                 client: Client::Program("sh".into()),
-                arguments: vec!["-c".into(), format!("echo serveraliveinterval {interval}").into()],
+                arguments: vec!["-c".into(), script.into()],
                 host: "host".to_owned(),
                 user: None,
                 port: None,
             };
             login.carrying_files().await.arguments.split_off(2)
         };
-        let wanted = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"];
-        assert_eq!(arguments("0").await, wanted);
-        assert!(arguments("300").await.is_empty(), "what somebody has said holds");
+        let alive = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"];
+        let connects = ["-o", "ConnectTimeout=60"];
+        assert_eq!(arguments("0", "none").await, [&alive[..], &connects].concat());
+        assert_eq!(arguments("300", "none").await, connects, "what somebody has said holds");
+        assert!(arguments("300", "5").await.is_empty());
     }
 
     #[tokio::test]
