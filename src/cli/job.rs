@@ -156,8 +156,19 @@ pub fn job(
     let mut config: TransferConfig = settings.to_config();
     config.state_directory = super::config::state_directory();
     config.fallback = !connecting.no_fallback;
+    if settings.streams.is_none() && reads_web(&direction) {
+        config.streams = WEB_STREAMS;
+    }
     let stores = settings.to_stores();
     Ok(Job { direction, paths: None, launch, config, stores })
+}
+
+/// Whether a web server is what is read.
+fn reads_web(direction: &Direction) -> bool {
+    let (Direction::Push { sources, .. } | Direction::Copy { sources, .. }) = direction else {
+        return false;
+    };
+    matches!(sources, Sources::Endpoint { store: Store::Web(_), .. })
 }
 
 /// Which way the data goes, from locations alone.
@@ -483,6 +494,10 @@ fn mapping(locations: &[OsString], contents: bool) -> Option<Mapping> {
     Some(Mapping::new(sources, destination, contents))
 }
 
+/// How many requests a web server is read with: each is a connection of its own there, which losses
+/// slow down one by one.
+const WEB_STREAMS: u16 = 16;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -672,6 +687,16 @@ mod tests {
         assert_eq!(plan.job.launch.agent_path.as_deref(), Some("/opt/f"));
         let error = planned(&["push", "a", "h:"], &[("FASTSYNC_STREAMS", "many")]).unwrap_err();
         assert!(error.to_string().starts_with("FASTSYNC_STREAMS in the environment: many"));
+    }
+
+    #[test]
+    fn web_servers_are_read_with_more_streams() {
+        let streams = |typed: &[&str]| planned(typed, &[]).unwrap().job.config.streams;
+        assert_eq!(streams(&["cp", "https://h/a", "b"]), 16);
+        assert_eq!(streams(&["cp", "webdav://h/a", "h:b"]), 16);
+        assert_eq!(streams(&["cp", "-p3", "https://h/a", "b"]), 3);
+        assert_eq!(streams(&["cp", "a", "https://h/b"]), 8);
+        assert_eq!(streams(&["cp", "s3://b/a", "b"]), 8);
     }
 
     #[test]

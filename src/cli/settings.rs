@@ -21,7 +21,7 @@ use crate::engine::job::{Expected, ObjectStores, TransferConfig};
 #[serde(default, deny_unknown_fields)]
 #[command(next_help_heading = "Transfer")]
 pub struct Settings {
-    /// How many data channels to open [default: 8]
+    /// How many data channels to open [default: 8; from web servers: 16]
     #[arg(short = 'p', long, value_name = "N")]
     #[serde(rename = "parallel_streams")]
     pub streams: Option<Streams>,

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
 use rustix::process::Signal;
@@ -15,7 +15,7 @@ use super::support::{
     PATIENCE, Ran, Running, World, assert_same, assert_same_content, content, number, set_mtime,
     until,
 };
-use super::webserver::{Answer, PASSWORD, Tiny, USER, Web, nginx, python};
+use super::webserver::{Answer, Asked, PASSWORD, Tiny, USER, Web, nginx, python};
 
 /// A directory of this test's own in what a server serves.
 fn place(world: &World, server: &Web, below: &str) -> String {
@@ -136,6 +136,59 @@ fn redirects_are_followed_and_strangers_are_not_told_who_asks() {
     let ranges = asked.iter().filter(|it| it.range().is_some()).count();
     assert!(ranges >= 10 && asked.iter().all(|it| it.path == "/final?key=1"), "{asked:?}");
     assert!(first.asked().len() < 10, "the parts are asked for where the way led to");
+}
+
+/// Where a strong tag tells the version of each part, nobody asks for the head again and again.
+#[test]
+fn a_tagged_file_is_asked_about_once() {
+    let world = World::new();
+    let data = fs::read(world.write("src", 2_000_000)).unwrap();
+    let tiny = Tiny::start(move |asked| match &*asked.path {
+        "/strong" => Answer::file(asked, &data).with("etag", "\"1\""),
+        "/weak" => Answer::file(asked, &data).with("etag", "W/\"1\""),
+        // The parts do not say of which version they are.
+        "/silent" if asked.method == "HEAD" => Answer::file(asked, &data).with("etag", "\"1\""),
+        _ => Answer::file(asked, &data),
+    });
+    for (path, heads) in [("/strong", 1), ("/weak", 2), ("/silent", 2)] {
+        let _ = fs::remove_file(world.path("back"));
+        run(&world, ["cp", &tiny.at(path), "back", "-c", "256K"]).exits(0);
+        assert_same_content(&world.path("src"), &world.path("back"));
+        let asked = tiny.asked().into_iter().filter(|it| it.path == path);
+        let (head, parts): (Vec<_>, Vec<_>) = asked.partition(|it| it.method == "HEAD");
+        assert_eq!((head.len(), parts.len()), (heads, 8), "{path}");
+        let is_strong = path != "/weak";
+        assert!(parts.iter().all(|it| it.headers.contains_key("if-range") == is_strong), "{path}");
+    }
+}
+
+/// A connection that stands still does not keep a file: what it was to bring comes over another.
+#[test]
+fn a_part_that_is_slow_to_come_is_shared() {
+    let world = World::new();
+    let data = fs::read(world.write("src", 16 << 20)).unwrap();
+    let (to_slow, again) = std::sync::mpsc::channel();
+    let again = Mutex::new(again);
+    let at_half: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+        let _ = again.lock().unwrap().recv_timeout(PATIENCE);
+    });
+    let tiny = Tiny::start(move |asked| {
+        let answer = Answer::file(asked, &data).with("etag", "\"1\"");
+        match asked.range() {
+            Some((12_582_912, 16_777_215)) => {
+                Answer { at_half: Some(Arc::clone(&at_half)), ..answer }
+            }
+            Some((first, _)) if first > 12_582_912 => {
+                let _ = to_slow.send(());
+                answer
+            }
+            _ => answer,
+        }
+    });
+    run(&world, ["cp", &tiny.at("/x"), "back", "-c", "4M"]).exits(0);
+    assert_same_content(&world.path("src"), &world.path("back"));
+    let within = |it: &Asked| it.range().is_some_and(|(first, _)| first > 12_582_912);
+    assert!(tiny.asked().iter().any(within), "nobody has helped");
 }
 
 /// Parts of two versions never make one file.
@@ -357,8 +410,8 @@ fn what_servers_get_wrong_makes_no_wrong_file() {
 #[test]
 fn a_page_that_is_no_index_removes_nothing() {
     let world = World::new();
-    let is_index = std::sync::Arc::new(AtomicUsize::new(0));
-    let asked_for = std::sync::Arc::clone(&is_index);
+    let is_index = Arc::new(AtomicUsize::new(0));
+    let asked_for = Arc::clone(&is_index);
     let tiny = Tiny::start(move |asked| match &*asked.path {
         "/d/" => {
             let title = ["Our files", "Index of /d/"][asked_for.load(Ordering::Relaxed)];
@@ -475,8 +528,8 @@ fn a_killed_download_goes_on_with_the_same_file_only() {
 fn a_token_is_for_the_destination() {
     let world = World::new();
     let source = Tiny::start(|asked| Answer::file(asked, b"data"));
-    let written = std::sync::Arc::new(Mutex::new(Vec::new()));
-    let kept = std::sync::Arc::clone(&written);
+    let written = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&written);
     let destination = Tiny::start(move |asked| {
         if asked.method == "PUT" {
             kept.lock().unwrap().clone_from(&asked.body);

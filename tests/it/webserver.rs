@@ -235,7 +235,7 @@ impl Asked {
 }
 
 /// What a [`Tiny`] server answers.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Answer {
     pub status: u16,
     pub headers: Vec<(&'static str, String)>,
@@ -244,6 +244,8 @@ pub struct Answer {
     pub is_chunked: bool,
     /// The connection ends before all of it has come.
     pub is_cut: bool,
+    /// What is waited for when half of it has gone.
+    pub at_half: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl Answer {
@@ -351,6 +353,11 @@ fn answer_one(stream: &TcpStream, noted: &Mutex<Vec<Asked>>, answer: &dyn Fn(&As
         }
         let _ = stream.write_all(b"0\r\n\r\n");
     } else {
-        let _ = stream.write_all(&said.body);
+        let (one, other) = said.body.split_at(said.body.len() / 2);
+        let _ = stream.write_all(one);
+        if let Some(wait) = &said.at_half {
+            wait();
+        }
+        let _ = stream.write_all(other);
     }
 }

@@ -14,6 +14,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::sync::Semaphore;
 
+use super::share::Readers;
 use crate::storage::remote::{Class, Fault};
 
 /// A request that can be made as often as need be.
@@ -86,6 +87,7 @@ pub struct Client {
     /// One permit for each request at a time.
     permits: Arc<Semaphore>,
     budget: Arc<Budget>,
+    readers: Readers,
 }
 
 impl std::fmt::Debug for Client {
@@ -123,7 +125,8 @@ impl Client {
         let http = build(builder().read_timeout(SILENCE))?;
         let uploads = build(builder().tcp_user_timeout(SILENCE))?;
         let permits = Arc::new(Semaphore::new(requests));
-        Ok(Self { http, uploads, sign: None, permits, budget: Arc::default() })
+        let readers = Readers::new(requests);
+        Ok(Self { http, uploads, sign: None, permits, budget: Arc::default(), readers })
     }
 
     /// The same, with every request signed.
@@ -140,6 +143,11 @@ impl Client {
     /// What sends requests with long bodies, once.
     pub fn uploads(&self) -> &reqwest::Client {
         &self.uploads
+    }
+
+    /// Those who read long parts of files with it.
+    pub fn readers(&self) -> &Readers {
+        &self.readers
     }
 
     /// Sends a request, again and again while the server has too much to do or is not there. The answer
@@ -252,16 +260,16 @@ pub async fn fill(mut response: reqwest::Response, into: &mut [u8]) -> Result<us
     let mut filled = 0;
     while let Ok(Some(piece)) = response.chunk().await {
         let Some(place) = into.get_mut(filled..filled + piece.len()) else {
-            return Err(Fault::new(
-                Class::Violation,
-                "the server sends more than it was asked for",
-            ));
+            return Err(Fault::new(Class::Violation, TOO_LONG));
         };
         place.copy_from_slice(&piece);
         filled += piece.len();
     }
     Ok(filled)
 }
+
+/// What is wrong with a body that is longer than what was asked for.
+pub const TOO_LONG: &str = "the server sends more than it was asked for";
 
 /// Whether another attempt may well succeed.
 fn is_passing(status: StatusCode) -> bool {

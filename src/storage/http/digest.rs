@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::HeaderMap;
 use sha2::digest::DynDigest;
 use sha2::{Sha256, Sha512};
 
@@ -113,8 +114,21 @@ pub fn of_fields(value: &str) -> Option<Claim> {
     members.max_by_key(|claim| claim.hash)
 }
 
+/// What the headers of an answer say that a whole file amounts to, if the answer has all of it, or is
+/// to HEAD; those of a part tell less of the whole.
+pub fn claim_of(headers: &HeaderMap, is_whole: bool) -> Option<Claim> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let repr = text("repr-digest");
+    if is_whole {
+        strongest(repr.or(text("content-digest")), text("digest"), text("content-md5"))
+    } else {
+        // The others are about the part.
+        strongest(repr, None, None)
+    }
+}
+
 /// The strongest claim about a whole file that is understood among these headers' values.
-pub fn strongest(
+fn strongest(
     repr_digest: Option<&str>,
     digest: Option<&str>,
     content_md5: Option<&str>,

@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, StatusCode, header};
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::client::{Call, fill, lost};
-use super::digest::{Check, Claim, of_fields, strongest};
+use super::digest::{Check, Claim, claim_of, of_fields};
 use super::lock;
+use super::looks::Look;
+use super::share::{self, Help};
 use super::site::{Reply, Site};
 use super::stream::{Served, Stream};
 use crate::protocol::manifest::Timestamp;
@@ -33,6 +36,8 @@ struct File {
     strong_tag: OnceLock<String>,
     /// All that was read came with one answer.
     is_whole: AtomicBool,
+    /// Something was read of which no strong tag tells the version.
+    is_untagged: AtomicBool,
     /// The server has no ranges of it.
     is_sequential: AtomicBool,
     stream: AsyncMutex<Option<Stream>>,
@@ -59,17 +64,22 @@ impl File {
         }
     }
 
+    /// Whether an answer has the strong tag that was asked for.
+    fn is_tagged(&self, headers: &HeaderMap) -> bool {
+        let tag = headers.get(header::ETAG).and_then(|it| it.to_str().ok());
+        tag.is_some() && tag == self.strong_tag.get().map(String::as_str)
+    }
+
+    /// Whether all that was read is known to be of one version.
+    fn is_of_one(&self) -> bool {
+        let is_tagged =
+            self.strong_tag.get().is_some() && !self.is_untagged.load(Ordering::Relaxed);
+        self.is_whole.load(Ordering::Relaxed)
+            || is_tagged && !self.is_sequential.load(Ordering::Relaxed)
+    }
+
     /// Learns what the server says that the whole amounts to.
-    fn learn(&self, headers: &HeaderMap, is_whole: bool) {
-        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let repr = text("repr-digest");
-        let claim = if is_whole {
-            let all = repr.or(text("content-digest"));
-            strongest(all, text("digest"), text("content-md5"))
-        } else {
-            // Of a part, the others are about the part.
-            strongest(repr, None, None)
-        };
+    fn learn(&self, claim: Option<Claim>) {
         let mut check = lock(&self.check);
         if check.is_none() {
             *check = Check::new(claim.into_iter().collect());
@@ -88,7 +98,13 @@ impl Site {
         let status = reply.status();
         match status.as_u16() {
             200..=299 => match head_length(self.readable(key, &reply)?) {
-                Some(size) => Ok(Some(self.file(size, reply.response.headers()))),
+                Some(size) => {
+                    let thing = self.file(size, reply.response.headers());
+                    if size > SMALL {
+                        self.looks().add(key, &thing, Look::of(&reply));
+                    }
+                    Ok(Some(thing))
+                }
                 None => self.measure(key).await,
             },
             404 | 410 => Ok(None),
@@ -148,8 +164,8 @@ impl Site {
         Thing { tag: Some(tag.into()), modified: *begun, ..thing }
     }
 
-    /// Opens a file. Of a large one it asks once more what it is, as parts of another version would
-    /// be of no use.
+    /// Opens a file. Of a large one it asks what it is, unless it did so a moment ago, as parts of
+    /// another version would be of no use.
     pub async fn open_file(&self, key: &Key, thing: &Thing) -> Answer<Open> {
         let claims = self.config().expected.sha256.map(Claim::sha256).into_iter().collect();
         let file = File {
@@ -158,34 +174,44 @@ impl Site {
             thing: thing.clone(),
             strong_tag: OnceLock::new(),
             is_whole: AtomicBool::new(false),
+            is_untagged: AtomicBool::new(false),
             is_sequential: AtomicBool::new(is_of_this_run(thing)),
             stream: AsyncMutex::default(),
             check: Mutex::new(Check::new(claims)),
         };
-        let open = Open { file: Arc::new(file) };
         if thing.size > SMALL {
-            let reply = self.send(Call::new(Method::HEAD, self.url(key))).await?;
-            if reply.status() == StatusCode::NOT_FOUND {
-                return Err(self.refused(&reply));
-            }
-            if reply.status().is_success() {
-                check_version(
-                    &open.file,
-                    reply.response.headers(),
-                    head_length(reply.response.headers()),
-                )?;
-                open.file.learn(reply.response.headers(), true);
-                if let Some(tag) = reply.header("etag").filter(|tag| !tag.starts_with("W/")) {
-                    let _ = open.file.strong_tag.set(tag.to_owned());
+            let look = match self.looks().take(key, thing) {
+                None => self.look_at(&file).await?,
+                known => known,
+            };
+            if let Some(Look { url, strong_tag, claim }) = look {
+                file.learn(claim);
+                *lock(&file.moved) = Some(url);
+                if let Some(tag) = strong_tag {
+                    let _ = file.strong_tag.set(tag);
                 }
-                *lock(&open.file.moved) = Some(reply.url.to_string());
             }
         }
-        Ok(open)
+        Ok(Open { file: Arc::new(file) })
+    }
+
+    /// Asks what a file is by now; `None` if the server does not tell.
+    async fn look_at(&self, file: &File) -> Answer<Option<Look>> {
+        let reply = self.send(Call::new(Method::HEAD, file.url.clone())).await?;
+        if reply.status() == StatusCode::NOT_FOUND {
+            return Err(self.refused(&reply));
+        }
+        if !reply.status().is_success() {
+            return Ok(None);
+        }
+        let headers = reply.response.headers();
+        check_version(file, headers, head_length(headers))?;
+        Ok(Some(Look::of(&reply)))
     }
 
     /// Reads exactly this much of a file.
     pub async fn read_file(&self, open: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
+        let _reader = self.readers().begin(into.len());
         self.read_part(&open.file, offset, into).await?;
         open.file.take(offset, into);
         Ok(())
@@ -237,12 +263,15 @@ impl Site {
                     let text = "the server sends another part than it was asked for";
                     return Err(Fault::new(Class::Violation, text));
                 }
-                file.learn(&headers, false);
+                if !file.is_tagged(&headers) {
+                    file.is_untagged.store(true, Ordering::Relaxed);
+                }
+                file.learn(claim_of(&headers, false));
             }
             StatusCode::OK => {
                 check_encoding(&file.url, &headers)?;
                 check_version(file, &headers, length(&headers))?;
-                file.learn(&headers, true);
+                file.learn(claim_of(&headers, true));
                 if !is_whole {
                     return Ok(Ranged::Whole(reply.response));
                 }
@@ -254,13 +283,14 @@ impl Site {
             _ => return Err(self.refused(&reply)),
         }
         lock(&file.moved).get_or_insert_with(|| reply.url.to_string());
-        self.fill(reply, &headers, into).await
-    }
-
-    async fn fill(&self, reply: Reply, headers: &HeaderMap, into: &mut [u8]) -> Answer<Ranged> {
         let claim =
             headers.get("content-digest").and_then(|it| it.to_str().ok()).and_then(of_fields);
-        let filled = fill(reply.response, into).await?;
+        let filled = if claim.is_some() || reply.status() != StatusCode::PARTIAL_CONTENT {
+            fill(reply.response, into).await?
+        } else {
+            let help = Helper { site: self, file };
+            share::fill(reply.response, first, into, self.readers(), &help).await?
+        };
         if filled < into.len() {
             return Ok(Ranged::Some(filled));
         }
@@ -306,7 +336,7 @@ impl Site {
         let headers = reply.response.headers();
         check_encoding(&file.url, headers)?;
         check_version(file, headers, length(headers))?;
-        file.learn(headers, true);
+        file.learn(claim_of(headers, true));
         Ok(reply.response)
     }
 
@@ -318,7 +348,7 @@ impl Site {
         {
             return Ok(false);
         }
-        if !file.is_whole.load(Ordering::Relaxed) {
+        if !file.is_of_one() {
             let reply = self.send(Call::new(Method::HEAD, file.url.clone())).await?;
             let headers = reply.response.headers();
             if matches!(reply.status(), StatusCode::NOT_FOUND | StatusCode::GONE) {
@@ -360,6 +390,18 @@ impl Site {
                 Err(Fault::new(Class::Corrupt, text))
             }
         }
+    }
+}
+
+/// Reads more of a file.
+struct Helper<'a> {
+    site: &'a Site,
+    file: &'a File,
+}
+
+impl Help for Helper<'_> {
+    fn read<'a>(&'a self, first: u64, into: &'a mut [u8]) -> BoxFuture<'a, Answer<()>> {
+        Box::pin(self.site.read_part(self.file, first, into))
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! - `client`: requests that are sent again when that is worth it.
 //! - `site`: one web server, `auth` and `netrc`: who we are there.
-//! - `file`: files that are read, by ranges or, where there are none, by one `stream`; `digest`: what
-//!   servers say that files amount to.
+//! - `file`: files that are read, by ranges or, where there are none, by one `stream`; `looks`: what
+//!   was asked of them a moment ago; `share`: several requests for a part that is slow to come;
+//!   `digest`: what servers say that files amount to.
 //! - `web`: any web server as an [`Endpoint`](super::remote::Endpoint), by its `index` pages; `feed`:
 //!   files that are written from their beginning to their end.
 //! - `dav`: WebDAV as an endpoint, `multistatus`: its answers, `trial`: what a server can do; `upload`:
@@ -19,9 +20,11 @@ mod digest;
 mod feed;
 mod file;
 mod index;
+mod looks;
 mod multistatus;
 mod netrc;
 mod sample;
+pub mod share;
 mod site;
 mod stream;
 mod trial;

@@ -8,6 +8,8 @@ use reqwest::Url;
 
 use super::auth::{self, Login};
 use super::client::{Call, Client, read_body};
+use super::looks::Looks;
+use super::share::Readers;
 use crate::protocol::chunk::Digest;
 use crate::protocol::manifest::Escaped;
 use crate::storage::remote::{Answer, Class, Fault, Key, Listed};
@@ -59,6 +61,8 @@ struct Inner {
     base: Url,
     /// What tells who we are. For `base` only.
     headers: HeaderMap,
+    /// What is known of files that were looked at last.
+    looks: Looks,
 }
 
 /// An answer, and where it came from in the end.
@@ -96,11 +100,21 @@ impl Site {
         let host = config.host.trim_start_matches('[').trim_end_matches(']');
         let headers = auth::headers(&config.login, host)?;
         let client = Client::new(config.requests.unwrap_or(REQUESTS).max(1))?;
-        Ok(Self { inner: Arc::new(Inner { client, config, base, headers }) })
+        let looks = Looks::default();
+        Ok(Self { inner: Arc::new(Inner { client, config, base, headers, looks }) })
     }
 
     pub fn config(&self) -> &WebConfig {
         &self.inner.config
+    }
+
+    pub fn looks(&self) -> &Looks {
+        &self.inner.looks
+    }
+
+    /// Those who read long parts of files here.
+    pub fn readers(&self) -> &Readers {
+        self.inner.client.readers()
     }
 
     pub fn requests(&self) -> usize {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -11,7 +12,8 @@ use super::fault::text::{DAMAGED, OTHER_VERSION};
 use super::metadata::Names;
 use super::pages::Pages;
 use crate::protocol::manifest::Timestamp;
-use crate::storage::http::client::{Call, Client, fill, read_body};
+use crate::storage::http::client::{Call, Client, read_body};
+use crate::storage::http::share::{self, Help};
 use crate::storage::remote::{
     Answer, Class, Fault, Keeps, KeepsRoot, Kept, Key, Listed, Parts, Properties, Replaces, Thing,
     implied, nonce,
@@ -69,6 +71,11 @@ impl Server {
 
     /// Reads part of an object.
     pub async fn read(&self, file: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
+        let _reader = self.client.readers().begin(into.len());
+        self.read_part(file, offset, into).await
+    }
+
+    async fn read_part(&self, file: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
         let mut done = 0;
         for _ in 0..READ_ATTEMPTS {
             let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) else {
@@ -93,7 +100,8 @@ impl Server {
                 let text = "the server sends another part than it was asked for";
                 return Err(Fault::new(Class::Violation, text));
             }
-            done += fill(response, rest).await?;
+            let help = Helper { server: self, file };
+            done += share::fill(response, first, rest, self.client.readers(), &help).await?;
         }
         if done == into.len() {
             return Ok(());
@@ -112,6 +120,18 @@ impl Server {
             Err(fault) if fault.class == Class::Changed => Ok(false),
             Err(fault) => Err(fault),
         }
+    }
+}
+
+/// Reads more of an object.
+struct Helper<'a> {
+    server: &'a Server,
+    file: &'a Open,
+}
+
+impl Help for Helper<'_> {
+    fn read<'a>(&'a self, first: u64, into: &'a mut [u8]) -> BoxFuture<'a, Answer<()>> {
+        Box::pin(self.server.read_part(self.file, first, into))
     }
 }
 
