@@ -97,10 +97,16 @@ impl ChunkSize {
     /// The range of chunk `index` of a file of `file_len` bytes, if there is one.
     pub fn range(self, entry: EntryId, index: u64, file_len: u64) -> Option<ByteRange> {
         let offset = index.checked_mul(self.bytes())?;
-        let left = file_len.checked_sub(offset).filter(|left| *left > 0)?;
-        let len = u32::try_from(left.min(self.bytes())).ok()?;
+        let len = u32::try_from(piece_len(file_len, self.bytes(), index)?).ok()?;
         Some(ByteRange { entry, offset, len, whole: u64::from(len) == file_len })
     }
+}
+
+/// How long piece `index` of a file is, in bytes, where all but the last have `len`; `None` if there is
+/// no such piece.
+pub fn piece_len(file_len: u64, len: u64, index: u64) -> Option<u64> {
+    let before = len.checked_mul(index)?;
+    file_len.checked_sub(before).filter(|left| *left > 0).map(|left| left.min(len))
 }
 
 /// Part of one file, of one chunk's size or less: never empty, never past the end of a `u64`.

@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use super::client::Call;
 use super::dav::{DavEndpoint, method, path_of};
 use super::lock;
+use crate::protocol::chunk::piece_len;
 use crate::protocol::manifest::Timestamp;
 use crate::storage::Receipt;
 use crate::storage::remote::{Answer, Class, Fault, Key, Unfinished, is_temporary};
@@ -82,8 +83,7 @@ impl Folder {
 
     /// How long a chunk is; `None` if there is no such chunk.
     fn len_of(&self, chunk: u64) -> Option<u64> {
-        let before = self.len().checked_mul(chunk)?;
-        self.size.checked_sub(before).filter(|rest| *rest > 0).map(|it| it.min(self.len()))
+        piece_len(self.size, self.len(), chunk)
     }
 
     /// Takes a part, and gives the chunk that it completes. Nothing if the server has that already.

@@ -13,7 +13,7 @@ use tokio::sync::OnceCell;
 
 use super::store::{begun, text, upload_id};
 use super::upload::{Limits, PartStore};
-use crate::protocol::chunk::Digest;
+use crate::protocol::chunk::{Digest, piece_len};
 use crate::protocol::manifest::Timestamp;
 use crate::storage::Receipt;
 use crate::storage::remote::{Answer, Class, Fault, Kept, Key, OWN_PREFIX, Unfinished, all};
@@ -82,8 +82,7 @@ impl Stages {
 
     /// How long a stage is; `None` if there is no such stage.
     fn len_of(&self, stage: u64) -> Option<u64> {
-        let before = self.stage_len().checked_mul(stage)?;
-        self.size.checked_sub(before).filter(|rest| *rest > 0).map(|it| it.min(self.stage_len()))
+        piece_len(self.size, self.stage_len(), stage)
     }
 
     fn stage_key(&self, stage: u64) -> Answer<Key> {
