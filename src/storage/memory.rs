@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::remote::{
     Answer, Class, Endpoint, Fault, Keeps, KeepsRoot, Kept, Key, Listed, Parts, Properties,
-    Replaces, Thing, ThingKind, pieces,
+    Replaces, Thing, ThingKind, implied, pieces,
 };
 use super::{Left, Receipt, Remembers, Token};
 use crate::protocol::chunk::{ByteRange, ChunkData, Digest};
@@ -732,21 +732,6 @@ fn directory(now: Timestamp) -> Stored {
     let mode = Some(Mode::from_raw(0o755));
     let thing = Thing { mtime: Some(now), modified: Some(now), mode, ..implied() };
     Stored { thing, data: Bytes::new() }
-}
-
-/// A directory of which nothing is kept.
-fn implied() -> Thing {
-    Thing {
-        kind: ThingKind::Directory,
-        size: 0,
-        mtime: None,
-        modified: None,
-        mode: None,
-        owners: None,
-        tag: None,
-        root: None,
-        target: None,
-    }
 }
 
 /// A time as it is kept in steps of this length.

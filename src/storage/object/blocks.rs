@@ -15,7 +15,7 @@ use http::{Method, StatusCode};
 use super::azure::{CHECKSUM, Inner, call, checksum};
 use super::pages::Pages;
 use super::store::{MAX_PAGE_LEN, begun, check_sum, in_query, token, upload_id};
-use super::upload::{Limits, PartStore};
+use super::upload::{Limits, Objects, PartStore};
 use super::xml;
 use crate::storage::Receipt;
 use crate::storage::http::client::{Call, read_body};
@@ -69,19 +69,6 @@ impl Inner {
         Ok(left.collect())
     }
 
-    /// Makes a blob of an upload's blocks.
-    pub async fn put_blocks(
-        &self,
-        key: &Key,
-        id: &str,
-        numbers: impl Iterator<Item = u64>,
-        kept: Option<&Kept>,
-    ) -> Answer<()> {
-        let call = self.block_list(key, id, numbers);
-        let call = kept.map_or(call.clone(), |kept| self.with_kept(call, kept));
-        self.server.done(&call).await.map(drop)
-    }
-
     /// A request that makes a blob of blocks. Those that were sent last are meant, and after an answer
     /// that was lost, those that are in the blob already.
     fn block_list(&self, key: &Key, id: &str, numbers: impl Iterator<Item = u64>) -> Call {
@@ -98,40 +85,9 @@ impl Inner {
         call(Method::PUT, url).header(CHECKSUM, &checksum).body(body)
     }
 
-    /// Makes a blob a block, without its data passing through here.
-    async fn copy_block(&self, key: &Key, id: &str, number: u64, from: &Key) -> Answer<()> {
-        let (source, authorization) = self.link(from).await?;
-        let url = self.block_url(key, id, number);
-        let mut call = call(Method::PUT, url).secret("x-ms-copy-source", &source);
-        if let Some(token) = authorization.as_ref().and_then(|it| it.to_str().ok()) {
-            call = call.secret("x-ms-copy-source-authorization", token);
-        }
-        self.server.done(&call).await.map(drop)
-    }
-
     fn block_url(&self, key: &Key, id: &str, number: u64) -> String {
         let block = in_query(&block_id(id, number));
         format!("{}?comp=block&blockid={block}", self.url(key))
-    }
-
-    /// Removes an upload's blocks, if there are no others under the name.
-    pub async fn drop_blocks(&self, key: &Key, id: &str) -> Answer<()> {
-        let found = self.uncommitted(key).await?;
-        // Blocks go all at once or not at all, and those of others are not ours to remove.
-        if found.is_empty() || !found.keys().all(|block| is_block_of(block, id)) {
-            return Ok(());
-        }
-        // A blob of no blocks makes them go, if there is none that it would replace. Where there is one,
-        // the server forgets them by itself.
-        let call = self.block_list(key, id, std::iter::empty()).header("if-none-match", "*");
-        let response = self.server.client.send(&call).await?;
-        match response.status() {
-            StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED => return Ok(()),
-            status if status.is_success() => {}
-            _ => return Err(self.server.refusal(response).await),
-        }
-        let tag = response.headers().get(http::header::ETAG).and_then(|it| it.to_str().ok());
-        self.remove(key, tag).await
     }
 }
 
@@ -169,6 +125,16 @@ impl PartStore for Inner {
         Ok(Receipt::default())
     }
 
+    async fn copy_part(&self, key: &Key, id: &str, number: u64, from: &Key) -> Answer<Receipt> {
+        let (source, authorization) = self.link(from).await?;
+        let url = self.block_url(key, id, number);
+        let mut call = call(Method::PUT, url).secret("x-ms-copy-source", &source);
+        if let Some(token) = authorization.as_ref().and_then(|it| it.to_str().ok()) {
+            call = call.secret("x-ms-copy-source-authorization", token);
+        }
+        self.server.done(&call).await.map(|_| Receipt::default())
+    }
+
     async fn end_parts(
         &self,
         key: &Key,
@@ -176,7 +142,11 @@ impl PartStore for Inner {
         parts: Vec<(u64, Receipt)>,
         kept: Option<&Kept>,
     ) -> Answer<()> {
-        self.put_blocks(key, id, parts.iter().map(|(number, _)| *number), kept).await
+        let mut call = self.block_list(key, id, parts.iter().map(|(number, _)| *number));
+        if let Some(kept) = kept {
+            call = self.with_kept(call, kept);
+        }
+        self.server.done(&call).await.map(drop)
     }
 
     async fn parts_there(&self, key: &Key, id: &str) -> Answer<Option<HashMap<u64, String>>> {
@@ -187,17 +157,27 @@ impl PartStore for Inner {
     }
 
     async fn abort_parts(&self, key: &Key, id: &str) -> Answer<()> {
-        self.drop_blocks(key, id).await
+        let found = self.uncommitted(key).await?;
+        // Blocks go all at once or not at all, and those of others are not ours to remove.
+        if found.is_empty() || !found.keys().all(|block| is_block_of(block, id)) {
+            return Ok(());
+        }
+        // A blob of no blocks makes them go, if there is none that it would replace. Where there is one,
+        // the server forgets them by itself.
+        let call = self.block_list(key, id, std::iter::empty()).header("if-none-match", "*");
+        let response = self.server.client.send(&call).await?;
+        match response.status() {
+            StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED => return Ok(()),
+            status if status.is_success() => {}
+            _ => return Err(self.server.refusal(response).await),
+        }
+        let tag = response.headers().get(http::header::ETAG).and_then(|it| it.to_str().ok());
+        self.remove(key, tag).await
     }
 
-    async fn objects(&self, prefix: &str) -> Answer<Vec<(Vec<u8>, u64)>> {
-        let (mut found, mut pages) = (Vec::new(), Pages::default());
-        while !pages.is_over() {
-            let page = self.page(prefix, "", pages.marker()).await?;
-            pages.turn(page.next, page.all.iter().map(|blob| &blob.name))?;
-            found.extend(page.all.into_iter().map(|blob| (blob.name.into_bytes(), blob.size)));
-        }
-        Ok(found)
+    async fn objects(&self, prefix: &str, next: Option<&str>) -> Answer<Objects> {
+        let page = self.page(prefix, "", next).await?;
+        Ok((page.all.into_iter().map(|it| (it.name.into_bytes(), it.size)).collect(), page.next))
     }
 
     async fn begun(&self, prefix: &str) -> Answer<Vec<(Vec<u8>, String)>> {
@@ -210,23 +190,6 @@ impl PartStore for Inner {
         let found = all(looks.collect(), self.limits.requests).await;
         let found: Answer<Vec<Vec<_>>> = found.into_iter().collect();
         Ok(found?.concat())
-    }
-
-    async fn join(&self, to: &Key, from: Vec<Key>, kept: &Kept) -> Answer<()> {
-        let id = upload_id();
-        let joined = async {
-            let copies: Vec<_> = (0..)
-                .zip(&from)
-                .map(|(number, from)| self.copy_block(to, &id, number, from))
-                .collect();
-            all(copies, self.limits.requests).await.into_iter().collect::<Answer<()>>()?;
-            self.put_blocks(to, &id, 0..from.len() as u64, Some(kept)).await
-        };
-        let joined = joined.await;
-        if joined.is_err() {
-            let _ = self.drop_blocks(to, &id).await;
-        }
-        joined
     }
 
     async fn remove_all(&self, keys: Vec<Key>) -> Answer<()> {

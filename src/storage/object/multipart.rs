@@ -1,4 +1,4 @@
-//! Uploads in parts at S3, request by request. S3 counts parts from 1.
+//! Uploads in parts at S3, request by request. S3 counts parts from 1, and all others here from 0.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,35 +9,13 @@ use http::Method;
 use super::pages::Pages;
 use super::s3::{CHECKSUM, Inner, PART_OF_COPY, Version, check_late_error, check_result, checksum};
 use super::store::{MAX_PAGE_LEN, check_sum, in_path, in_query};
-use super::upload::{Limits, PartStore};
+use super::upload::{Limits, Objects, PartStore};
 use super::xml;
 use crate::storage::http::client::{Call, read_body};
 use crate::storage::remote::{Answer, Class, Fault, Kept, Key, all};
 use crate::storage::{Receipt, Token};
 
 impl Inner {
-    /// Begins an upload. What is kept of a file is said here; `None` of one that has nothing.
-    pub async fn begin_upload(&self, key: &Key, kept: Option<&Kept>) -> Answer<Arc<str>> {
-        let mut call = Call::new(Method::POST, format!("{}?uploads", self.url(key)))
-            .header("x-amz-checksum-algorithm", "CRC64NVME")
-            .header("x-amz-checksum-type", "FULL_OBJECT");
-        if let Some(kept) = kept {
-            call = self.with_kept(call, kept);
-        }
-        let body = self.server.body(&call).await?;
-        let id = xml::text_of(&body, "InitiateMultipartUploadResult/UploadId");
-        let id = id.filter(|id| !id.is_empty() && id.len() <= Token::MAX_LEN / 2);
-        let id = id.ok_or_else(|| Fault::new(Class::Violation, "the server gives no upload id"))?;
-        Ok(id.into())
-    }
-
-    /// Makes an object of the bucket a part, without its data passing through here.
-    pub async fn copy_part(&self, key: &Key, id: &str, number: u64, from: &Key) -> Answer<Receipt> {
-        let source = format!("/{}/{}", self.config.bucket, in_path(from));
-        let call = Call::new(Method::PUT, self.part_url(key, id, number));
-        self.copied_part(call.header("x-amz-copy-source", &source)).await
-    }
-
     async fn copied_part(&self, call: Call) -> Answer<Receipt> {
         let body = self.server.body(&call).await?;
         check_late_error(&body)?;
@@ -51,18 +29,18 @@ impl Inner {
         let copies: Vec<_> = (0..size.div_ceil(len))
             .map(async |number| {
                 let (first, end) = (number * len, size.min((number + 1) * len));
-                let call = Call::new(Method::PUT, self.part_url(to, id, number + 1));
+                let call = Call::new(Method::PUT, self.part_url(to, id, number));
                 let range = format!("bytes={first}-{}", end - 1);
                 let call = from.source_of(call).header("x-amz-copy-source-range", &range);
-                Ok((number + 1, self.copied_part(call).await?))
+                Ok((number, self.copied_part(call).await?))
             })
             .collect();
         let copied = all(copies, self.properties.requests).await;
-        self.complete(to, id, copied.into_iter().collect::<Answer<Vec<_>>>()?).await
+        self.end_parts(to, id, copied.into_iter().collect::<Answer<_>>()?, None).await
     }
 
     fn part_url(&self, key: &Key, id: &str, number: u64) -> String {
-        format!("{}?partNumber={number}&uploadId={}", self.url(key), in_query(id))
+        format!("{}?partNumber={}&uploadId={}", self.url(key), number + 1, in_query(id))
     }
 
     /// The parts of an upload; `None` if there is no such upload.
@@ -79,35 +57,6 @@ impl Inner {
             found.extend(parts);
         }
         Ok(Some(found))
-    }
-
-    /// Makes an object of parts.
-    pub async fn complete(
-        &self,
-        key: &Key,
-        id: &str,
-        parts: impl IntoIterator<Item = (u64, Receipt)>,
-    ) -> Answer<()> {
-        let mut body = String::from("<CompleteMultipartUpload>");
-        for (number, receipt) in parts {
-            let tag = String::from_utf8_lossy(receipt.as_bytes());
-            let tag = quick_xml::escape::escape(&*tag);
-            body.push_str("<Part><PartNumber>");
-            body.push_str(&number.to_string());
-            body.push_str("</PartNumber><ETag>");
-            body.push_str(&tag);
-            body.push_str("</ETag></Part>");
-        }
-        body.push_str("</CompleteMultipartUpload>");
-        let url = format!("{}?uploadId={}", self.url(key), in_query(id));
-        let call = Call::new(Method::POST, url).body(vec![body.into()]);
-        check_result(&self.server.body(&call).await?, "CompleteMultipartUploadResult")
-    }
-
-    /// Ends an upload and removes its parts. One that is not there is no error.
-    pub async fn abort(&self, key: &Key, id: &str) -> Answer<()> {
-        let url = format!("{}?uploadId={}", self.url(key), in_query(id));
-        self.server.maybe(&Call::new(Method::DELETE, url)).await.map(drop)
     }
 
     /// The page of the uploads to keys that begin with `prefix` that is due.
@@ -139,7 +88,17 @@ impl PartStore for Inner {
     }
 
     async fn begin_parts(&self, key: &Key, kept: Option<&Kept>) -> Answer<Arc<str>> {
-        self.begin_upload(key, kept).await
+        let mut call = Call::new(Method::POST, format!("{}?uploads", self.url(key)))
+            .header("x-amz-checksum-algorithm", "CRC64NVME")
+            .header("x-amz-checksum-type", "FULL_OBJECT");
+        if let Some(kept) = kept {
+            call = self.with_kept(call, kept);
+        }
+        let body = self.server.body(&call).await?;
+        let id = xml::text_of(&body, "InitiateMultipartUploadResult/UploadId");
+        let id = id.filter(|id| !id.is_empty() && id.len() <= Token::MAX_LEN / 2);
+        let id = id.ok_or_else(|| Fault::new(Class::Violation, "the server gives no upload id"))?;
+        Ok(id.into())
     }
 
     async fn write_part(
@@ -150,12 +109,18 @@ impl PartStore for Inner {
         data: Vec<Bytes>,
     ) -> Answer<Receipt> {
         let checksum = checksum(&data);
-        let call = Call::new(Method::PUT, self.part_url(key, id, number + 1));
+        let call = Call::new(Method::PUT, self.part_url(key, id, number));
         let call = call.header(CHECKSUM, &checksum).body(data);
         let response = self.server.done(&call).await?;
         check_sum(response.headers(), CHECKSUM, &checksum)?;
         let tag = response.headers().get(http::header::ETAG).and_then(|it| it.to_str().ok());
         receipt(tag)
+    }
+
+    async fn copy_part(&self, key: &Key, id: &str, number: u64, from: &Key) -> Answer<Receipt> {
+        let source = format!("/{}/{}", self.config.bucket, in_path(from));
+        let call = Call::new(Method::PUT, self.part_url(key, id, number));
+        self.copied_part(call.header("x-amz-copy-source", &source)).await
     }
 
     async fn end_parts(
@@ -166,8 +131,20 @@ impl PartStore for Inner {
         _: Option<&Kept>,
     ) -> Answer<()> {
         // What is kept was said when it was begun.
-        let parts = parts.into_iter().map(|(number, receipt)| (number + 1, receipt));
-        self.complete(key, id, parts).await
+        let mut body = String::from("<CompleteMultipartUpload>");
+        for (number, receipt) in parts {
+            let tag = String::from_utf8_lossy(receipt.as_bytes());
+            let tag = quick_xml::escape::escape(&*tag);
+            body.push_str("<Part><PartNumber>");
+            body.push_str(&(number + 1).to_string());
+            body.push_str("</PartNumber><ETag>");
+            body.push_str(&tag);
+            body.push_str("</ETag></Part>");
+        }
+        body.push_str("</CompleteMultipartUpload>");
+        let url = format!("{}?uploadId={}", self.url(key), in_query(id));
+        let call = Call::new(Method::POST, url).body(vec![body.into()]);
+        check_result(&self.server.body(&call).await?, "CompleteMultipartUploadResult")
     }
 
     async fn parts_there(&self, key: &Key, id: &str) -> Answer<Option<HashMap<u64, String>>> {
@@ -177,17 +154,13 @@ impl PartStore for Inner {
     }
 
     async fn abort_parts(&self, key: &Key, id: &str) -> Answer<()> {
-        self.abort(key, id).await
+        let url = format!("{}?uploadId={}", self.url(key), in_query(id));
+        self.server.maybe(&Call::new(Method::DELETE, url)).await.map(drop)
     }
 
-    async fn objects(&self, prefix: &str) -> Answer<Vec<(Vec<u8>, u64)>> {
-        let (mut found, mut pages) = (Vec::new(), Pages::default());
-        while !pages.is_over() {
-            let page = self.page(prefix, "", pages.marker()).await?;
-            pages.turn(page.next, page.objects.iter().map(|it| &it.key))?;
-            found.extend(page.objects.into_iter().map(|it| (it.key, it.size)));
-        }
-        Ok(found)
+    async fn objects(&self, prefix: &str, next: Option<&str>) -> Answer<Objects> {
+        let page = self.page(prefix, "", next).await?;
+        Ok((page.objects.into_iter().map(|it| (it.key, it.size)).collect(), page.next))
     }
 
     async fn begun(&self, prefix: &str) -> Answer<Vec<(Vec<u8>, String)>> {
@@ -197,26 +170,6 @@ impl PartStore for Inner {
             found.extend(uploads.into_iter().map(|it| (it.key, it.id)));
         }
         Ok(found)
-    }
-
-    async fn join(&self, to: &Key, from: Vec<Key>, kept: &Kept) -> Answer<()> {
-        let id = self.begin_upload(to, Some(kept)).await?;
-        let joined = async {
-            let copies: Vec<_> = (1..)
-                .zip(&from)
-                .map(async |(number, from)| {
-                    Ok((number, self.copy_part(to, &id, number, from).await?))
-                })
-                .collect();
-            let parts: Answer<Vec<_>> =
-                all(copies, self.limits.requests).await.into_iter().collect();
-            self.complete(to, &id, parts?).await
-        };
-        let joined = joined.await;
-        if joined.is_err() {
-            let _ = self.abort(to, &id).await;
-        }
-        joined
     }
 
     async fn remove_all(&self, keys: Vec<Key>) -> Answer<()> {

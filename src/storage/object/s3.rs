@@ -358,10 +358,10 @@ impl Endpoint for S3Endpoint {
             let call = Call::new(Method::PUT, self.inner.url(to));
             return self.inner.copy_object(from, self.inner.with_kept(call, kept)).await;
         }
-        let id = self.inner.begin_upload(to, Some(kept)).await?;
+        let id = self.inner.begin_parts(to, Some(kept)).await?;
         let copied = self.inner.copy_in_parts(from, to, &id).await;
         if copied.is_err() {
-            let _ = self.inner.abort(to, &id).await;
+            let _ = self.inner.abort_parts(to, &id).await;
         }
         copied
     }

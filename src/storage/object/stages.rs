@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
+use super::pages::Pages;
 use super::store::{begun, text, upload_id};
 use super::upload::{Limits, PartStore};
 use crate::protocol::chunk::{Digest, piece_len};
@@ -148,10 +149,28 @@ impl Stages {
             .collect();
         let ended = all(completions, store.limits().requests).await;
         ended.into_iter().collect::<Answer<()>>()?;
-        let stages = (0..self.count()).map(|stage| self.stage_key(stage)).collect::<Answer<_>>()?;
         // Until then they stay, for the next run.
-        store.join(&self.key, stages, kept).await?;
+        self.join(store, kept).await?;
         self.remove_objects(store).await
+    }
+
+    /// Makes the object of the stages, in their order.
+    async fn join<S: PartStore>(&self, store: &S, kept: &Kept) -> Answer<()> {
+        let id = store.begin_parts(&self.key, Some(kept)).await?;
+        let joined = async {
+            let copies = (0..self.count()).map(async |stage| {
+                let from = self.stage_key(stage)?;
+                Ok((stage, store.copy_part(&self.key, &id, stage, &from).await?))
+            });
+            let parts = all(copies.collect(), store.limits().requests).await;
+            let parts = parts.into_iter().collect::<Answer<_>>()?;
+            store.end_parts(&self.key, &id, parts, Some(kept)).await
+        };
+        let joined = joined.await;
+        if joined.is_err() {
+            let _ = store.abort_parts(&self.key, &id).await;
+        }
+        joined
     }
 
     /// Looks for what an earlier process has sent: which chunks of those that it noted are lost. `None`
@@ -232,8 +251,15 @@ impl Stages {
 
     /// The stages that are objects, and their lengths.
     async fn objects<S: PartStore>(&self, store: &S) -> Answer<Vec<(u64, u64)>> {
-        let found = store.objects(&self.prefix()?).await?.into_iter();
-        Ok(found.filter_map(|(key, size)| Some((self.number(&key)?, size))).collect())
+        let prefix = self.prefix()?;
+        let (mut found, mut pages) = (Vec::new(), Pages::default());
+        while !pages.is_over() {
+            let (objects, next) = store.objects(&prefix, pages.marker()).await?;
+            pages.turn(next, objects.iter().map(|(key, _)| key))?;
+            let objects = objects.into_iter();
+            found.extend(objects.filter_map(|(key, size)| Some((self.number(&key)?, size))));
+        }
+        Ok(found)
     }
 
     /// The stages that are coming, and under which identifiers.

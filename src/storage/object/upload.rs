@@ -41,6 +41,15 @@ pub trait PartStore {
         data: Vec<Bytes>,
     ) -> impl Future<Output = Answer<Receipt>> + Send;
 
+    /// Makes an object of the store a part, without its data passing through here.
+    fn copy_part(
+        &self,
+        key: &Key,
+        id: &str,
+        number: u64,
+        from: &Key,
+    ) -> impl Future<Output = Answer<Receipt>> + Send;
+
     /// Makes an object of parts.
     fn end_parts(
         &self,
@@ -61,22 +70,22 @@ pub trait PartStore {
     /// Removes what is there of an upload. What is not there is no error.
     fn abort_parts(&self, key: &Key, id: &str) -> impl Future<Output = Answer<()>> + Send;
 
-    /// The keys of all objects that begin with a prefix, and their lengths.
-    fn objects(&self, prefix: &str) -> impl Future<Output = Answer<Vec<(Vec<u8>, u64)>>> + Send;
+    /// A page of the objects whose keys begin with a prefix; `next` is how the one before said to ask
+    /// for it.
+    fn objects(
+        &self,
+        prefix: &str,
+        next: Option<&str>,
+    ) -> impl Future<Output = Answer<Objects>> + Send;
 
     /// The keys of all uploads that begin with a prefix, and their names.
     fn begun(&self, prefix: &str) -> impl Future<Output = Answer<Vec<(Vec<u8>, String)>>> + Send;
 
-    /// Makes an object of others, in their order.
-    fn join(
-        &self,
-        to: &Key,
-        from: Vec<Key>,
-        kept: &Kept,
-    ) -> impl Future<Output = Answer<()>> + Send;
-
     fn remove_all(&self, keys: Vec<Key>) -> impl Future<Output = Answer<()>> + Send;
 }
+
+/// The keys of objects and their lengths, and how to ask for the next page.
+pub type Objects = (Vec<(Vec<u8>, u64)>, Option<String>);
 
 /// What a store allows.
 #[derive(Clone, Copy, Debug)]
