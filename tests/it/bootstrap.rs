@@ -176,8 +176,7 @@ fn two_first_runs_at_once_both_end_well() {
 #[test]
 fn a_full_disk_is_told_and_stays_as_it_was() {
     let world = World::new();
-    let full =
-        "mount -t tmpfs -o size=1m none $HOME; mount -t tmpfs -o size=1m,mode=1777 none /tmp";
+    let full = "mount -t tmpfs -o size=1m none $HOME; mount -o remount,size=1m /tmp";
     let far = Far::with_mounts(&world, "full", full);
     let ran = far.push(&[], 42);
     ran.says("cannot start fastsync on testhost").says("it has no room: ").says("KiB are free");

@@ -42,7 +42,8 @@ impl<'a> Far<'a> {
                 "top='{}'; HOME='{}'; PATH=\"$top/bin:/usr/bin:/bin\"; export HOME PATH\n\
                  echo \"$SSH_ORIGINAL_COMMAND\" >>\"$top/logins\"\n{lines}\n\
                  {shell} -c \"$SSH_ORIGINAL_COMMAND\"\n\
-                 code=$?; find \"$HOME\" /tmp/fastsync* -type f >\"$top/files\" 2>/dev/null; exit $code",
+                 code=$?; find \"$HOME\" /tmp/fastsync* -xdev -type f >\"$top/files\" 2>/dev/null\n\
+                 exit $code",
                 top.display(),
                 home.display(),
             ),
@@ -54,7 +55,11 @@ impl<'a> Far<'a> {
     /// The same where file systems can be mounted that nobody else sees; `/tmp` is one of them.
     pub fn with_mounts(world: &'a World, name: &str, mounts: &str) -> Self {
         let again = "if [ -z \"$INSIDE\" ]; then INSIDE=1 exec unshare -m -- \"$0\"; fi";
-        let lines = format!("{again}\nmount -t tmpfs -o mode=1777 none /tmp\n{mounts}");
+        // The host itself may be below `/tmp`, and then has to be there again. The kernel knows the way
+        // to what is hidden, by the working directory; the path leads elsewhere by then.
+        let tmp = "(cd \"$top\" && mount -t tmpfs -o mode=1777 none /tmp && \
+                   mkdir -p \"$top\" && mount --no-canonicalize --bind . \"$top\") || exit 99";
+        let lines = format!("{again}\n{tmp}\n{mounts}");
         Self::new(world, name, "/bin/sh", &lines)
     }
 
