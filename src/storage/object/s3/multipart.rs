@@ -6,12 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::Method;
 
-use super::pages::Pages;
-use super::s3::{CHECKSUM, Inner, PART_OF_COPY, Version, check_late_error, check_result, checksum};
-use super::store::{MAX_PAGE_LEN, check_sum, in_path, in_query};
-use super::upload::{Limits, Objects, PartStore};
-use super::xml;
+use super::Inner;
+use super::answers::{check_late_error, check_result};
+use super::requests::{CHECKSUM, PART_OF_COPY, Version, checksum};
 use crate::storage::http::client::{Call, read_body};
+use crate::storage::object::pages::Pages;
+use crate::storage::object::store::{MAX_PAGE_LEN, check_sum, in_path, in_query};
+use crate::storage::object::upload::{Limits, Objects, PartStore};
+use crate::storage::object::xml;
 use crate::storage::remote::{Answer, Class, Fault, Kept, Key, all};
 use crate::storage::{Receipt, Token};
 

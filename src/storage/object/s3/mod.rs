@@ -2,24 +2,29 @@
 //!
 //! Objects are whole or not there: a large one goes up in parts, under an upload's identifier, and gets
 //! its key when all parts are there. What is kept beside it has to be known when the upload begins.
+//!
+//! - `requests`: about whole objects, `multipart`: about uploads in parts; `answers`: what they mean.
+
+mod answers;
+mod multipart;
+mod requests;
 
 use std::sync::Arc;
 
-use base64::Engine as _;
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method};
 
-use super::credentials;
-use super::fault::{Meaning, by_status, coded, text};
-use super::metadata;
+use answers::{refused, region_of, thing_of};
+use requests::{MAX_COPY_LEN, PART_OF_COPY, Version, with_found};
+
+use super::fault::text;
 use super::pages::Pages;
-use super::stages;
 use super::store::{
-    MAX_PAGE_LEN, Open, REQUESTS, Server, checked_url, if_tag, in_path, in_query, listed, pages,
-    prefix_of, properties, token, with_kept,
+    MAX_PAGE_LEN, Open, REQUESTS, Server, checked_url, if_tag, listed, pages, prefix_of,
+    properties, with_kept,
 };
 use super::upload::{Limits, PartStore as _, Upload};
-use super::xml;
+use super::{credentials, metadata, stages, xml};
 use crate::protocol::chunk::{ByteRange, ChunkData};
 use crate::protocol::message::Changes;
 use crate::storage::http::client::{Call, Client, read_body};
@@ -72,13 +77,13 @@ pub struct S3Endpoint {
 }
 
 #[derive(Debug)]
-pub(super) struct Inner {
-    pub server: Server,
-    pub config: S3Config,
+struct Inner {
+    server: Server,
+    config: S3Config,
     /// What the URLs of the bucket's objects begin with, without a slash at its end.
-    pub base: String,
-    pub limits: Limits,
-    pub properties: Properties,
+    base: String,
+    limits: Limits,
+    properties: Properties,
 }
 
 impl S3Endpoint {
@@ -134,61 +139,6 @@ impl S3Endpoint {
         };
         let server = Server { client, refused };
         Ok(Self { inner: Arc::new(Inner { server, config, base, limits, properties }) })
-    }
-}
-
-impl Inner {
-    pub fn url(&self, key: &Key) -> String {
-        format!("{}/{}", self.base, in_path(key))
-    }
-
-    async fn head(&self, key: &Key) -> Answer<Option<Thing>> {
-        let response = self.server.maybe(&Call::new(Method::HEAD, self.url(key))).await?;
-        let Some(response) = response else { return Ok(None) };
-        let thing = metadata::S3.thing(response.headers());
-        thing.map(Some).ok_or_else(|| {
-            Fault::new(Class::Violation, "the server does not tell the object's size")
-        })
-    }
-
-    pub async fn page(&self, prefix: &str, query: &str, next: Option<&str>) -> Answer<xml::Page> {
-        let prefix = in_query(prefix);
-        let more = next.map(|next| format!("&continuation-token={}", in_query(next)));
-        let more = more.unwrap_or_default();
-        let url =
-            format!("{}/?list-type=2&encoding-type=url&prefix={prefix}{query}{more}", self.base);
-        xml::page(&self.server.body(&Call::new(Method::GET, url)).await?)
-    }
-
-    pub fn with_kept(&self, call: Call, kept: &Kept) -> Call {
-        let call = with_kept(call, &metadata::S3, kept);
-        match &self.config.storage_class {
-            Some(class) => call.header("x-amz-storage-class", class),
-            None => call,
-        }
-    }
-
-    /// What there is of an upload.
-    async fn left(&self, upload: &xml::Upload) -> Answer<Option<Unfinished>> {
-        let Ok(key) = Key::new(&upload.key) else { return Ok(None) };
-        let parts = self.parts(&key, &upload.id).await?;
-        Ok(parts.map(|parts| Unfinished {
-            key,
-            token: Some(token(0, Some(&upload.id))),
-            size: parts.iter().map(|part| part.size).sum(),
-            since: parts.iter().map(|part| part.modified).max().flatten().max(upload.begun),
-        }))
-    }
-
-    /// Copies an object onto itself or elsewhere, with the metadata that a request to there has.
-    async fn copy_object(&self, from: Version<'_>, call: Call) -> Answer<()> {
-        if from.thing.size > MAX_COPY_LEN {
-            let text = "objects of more than 5 GiB cannot be copied at once";
-            return Err(Fault::new(Class::Unsupported, text));
-        }
-        let call = from.source_of(call.header("x-amz-metadata-directive", "REPLACE"));
-        let body = self.server.body(&call).await?;
-        check_result(&body, "CopyObjectResult")
     }
 }
 
@@ -367,44 +317,6 @@ impl Endpoint for S3Endpoint {
     }
 }
 
-impl Inner {
-    /// Removes up to 1,000 objects with one request.
-    pub async fn remove_group(&self, keys: &[&Key]) -> Vec<Answer<()>> {
-        let mut body = String::from("<Delete><Quiet>true</Quiet>");
-        for key in keys {
-            let name = String::from_utf8_lossy(key.as_bytes());
-            let name = quick_xml::escape::escape(&*name);
-            body.push_str("<Object><Key>");
-            body.push_str(&name);
-            body.push_str("</Key></Object>");
-        }
-        body.push_str("</Delete>");
-        let body = vec![Bytes::from(body)];
-        let checksum = checksum(&body);
-        let call = Call::new(Method::POST, format!("{}/?delete", self.base))
-            .header(CHECKSUM, &checksum)
-            .header("content-type", "application/xml")
-            .body(body);
-        let answer = async {
-            let body = self.server.body(&call).await?;
-            check_late_error(&body)?;
-            xml::not_removed(&body)
-        };
-        let left = match answer.await {
-            Ok(left) => left,
-            Err(fault) => return keys.iter().map(|_| Err(fault.clone())).collect(),
-        };
-        let is_left =
-            |key: &&&Key| left.iter().find(|(name, ..)| name.as_bytes() == key.as_bytes());
-        keys.iter()
-            .map(|key| match is_left(&key) {
-                None => Ok(()),
-                Some((_, code, message)) => Err(coded(MEANINGS, code, message)),
-            })
-            .collect()
-    }
-}
-
 /// What URLs of a bucket's objects begin with.
 fn base_url(config: &S3Config, region: &str) -> Answer<String> {
     let bucket = &config.bucket;
@@ -418,196 +330,4 @@ fn base_url(config: &S3Config, region: &str) -> Answer<String> {
     // Certificates for all buckets do not cover names with dots.
     let is_path = config.path_style.unwrap_or(config.endpoint.is_some() || bucket.contains('.'));
     Ok(if is_path { format!("{endpoint}/{bucket}") } else { format!("{scheme}://{bucket}.{rest}") })
-}
-
-fn region_of(headers: &HeaderMap) -> Option<String> {
-    let region = headers.get("x-amz-bucket-region")?.to_str().ok()?;
-    Some(region.to_owned())
-}
-
-/// An object as it was found.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Version<'a> {
-    pub bucket: &'a str,
-    pub key: &'a Key,
-    pub thing: &'a Thing,
-}
-
-impl Version<'_> {
-    /// Makes it the source of a copy, as long as it is still this version.
-    pub fn source_of(self, call: Call) -> Call {
-        let source = format!("/{}/{}", self.bucket, in_path(self.key));
-        let call = call.header("x-amz-copy-source", &source);
-        if_tag(call, "x-amz-copy-source-if-match", self.thing)
-    }
-}
-
-/// A request with what an answer says of an object, so that it stays so.
-fn with_found(mut call: Call, found: &HeaderMap) -> Call {
-    for (name, value) in found {
-        let is_kept = DESCRIBED_BY.contains(&name.as_str())
-            || name.as_str().starts_with(metadata::S3.header_prefix);
-        if let Some(value) = value.to_str().ok().filter(|_| is_kept) {
-            call = call.header(name.as_str(), value);
-        }
-    }
-    call
-}
-
-fn thing_of(object: &xml::Object) -> Thing {
-    Thing {
-        kind: ThingKind::File,
-        size: object.size,
-        modified: object.modified,
-        tag: (!object.tag.is_empty()).then(|| object.tag.as_bytes().into()),
-        ..implied()
-    }
-}
-
-/// The CRC-64/NVME of data, as headers have it.
-pub(super) fn checksum(data: &[Bytes]) -> String {
-    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
-    for piece in data {
-        digest.update(piece);
-    }
-    base64::engine::general_purpose::STANDARD.encode(digest.finalize().to_be_bytes())
-}
-
-/// An error in an answer that began well.
-pub(super) fn check_late_error(body: &[u8]) -> Answer<()> {
-    match xml::text_of(body, "Error/Code") {
-        None => Ok(()),
-        Some(code) => {
-            Err(coded(MEANINGS, &code, &xml::text_of(body, "Error/Message").unwrap_or_default()))
-        }
-    }
-}
-
-/// Whether an answer says that an object was made: a server may say yes first and no at the end.
-pub(super) fn check_result(body: &[u8], root: &str) -> Answer<()> {
-    check_late_error(body)?;
-    match xml::text_of(body, &format!("{root}/ETag")) {
-        Some(tag) if !tag.is_empty() => Ok(()),
-        _ => {
-            let text = "the server does not say that the object is there";
-            Err(Fault::new(Class::Violation, text))
-        }
-    }
-}
-
-/// Why a request failed, by its answer.
-fn refused(status: StatusCode, _: &HeaderMap, body: &[u8]) -> Fault {
-    match xml::text_of(body, "Error/Code") {
-        Some(code) => {
-            let message = xml::text_of(body, "Error/Message").unwrap_or_default();
-            coded(MEANINGS, &code, &message)
-        }
-        // An answer to HEAD has no text that could say more.
-        None => by_status(status),
-    }
-}
-
-const MEANINGS: &[Meaning] = &[
-    Meaning { codes: &["NoSuchBucket"], class: Class::Credentials, text: text::NO_BUCKET },
-    Meaning { codes: &["NoSuchKey"], class: Class::Missing, text: text::NO_OBJECT },
-    Meaning {
-        codes: &["InvalidAccessKeyId"],
-        class: Class::Credentials,
-        text: "the access key is not known to the server; check AWS_ACCESS_KEY_ID or --aws-profile",
-    },
-    Meaning {
-        codes: &["SignatureDoesNotMatch"],
-        class: Class::Credentials,
-        text: "the secret key is not that of the access key; check AWS_SECRET_ACCESS_KEY",
-    },
-    Meaning {
-        codes: &["ExpiredToken", "TokenRefreshRequired", "InvalidToken"],
-        class: Class::Credentials,
-        text: text::EXPIRED,
-    },
-    Meaning { codes: &["RequestTimeTooSkewed"], class: Class::Credentials, text: text::CLOCK },
-    Meaning {
-        codes: &["AccessDenied", "AllAccessDisabled", "Forbidden"],
-        class: Class::Denied,
-        text: text::DENIED,
-    },
-    Meaning {
-        codes: &["QuotaExceeded", "InsufficientStorage", "EntityTooLargeForQuota"],
-        class: Class::Full,
-        text: text::FULL,
-    },
-    Meaning {
-        codes: &["PermanentRedirect", "AuthorizationHeaderMalformed"],
-        class: Class::Credentials,
-        text: "the bucket is in another region; name it with --region",
-    },
-    Meaning {
-        codes: &["PreconditionFailed", "InvalidRange"],
-        class: Class::Changed,
-        text: text::OTHER_VERSION,
-    },
-    Meaning {
-        codes: &["BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch"],
-        class: Class::Busy,
-        text: text::DAMAGED,
-    },
-    Meaning {
-        codes: &["SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout"],
-        class: Class::Busy,
-        text: text::BUSY,
-    },
-    Meaning {
-        codes: &["NotImplemented"],
-        class: Class::Unsupported,
-        text: "the server cannot do this",
-    },
-];
-
-/// What is said of an object beside metadata of users' own.
-const DESCRIBED_BY: &[&str] = &[
-    "cache-control",
-    "content-disposition",
-    "content-encoding",
-    "content-language",
-    "content-type",
-    "expires",
-    "x-amz-storage-class",
-    "x-amz-website-redirect-location",
-];
-
-pub(super) const CHECKSUM: &str = "x-amz-checksum-crc64nvme";
-
-/// What is larger is copied in parts, many at a time, of at least this length, in bytes.
-pub(super) const PART_OF_COPY: u64 = 256 << 20;
-
-/// The longest object that can be copied with one request, in bytes.
-pub(super) const MAX_COPY_LEN: u64 = 5 << 30;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_result_says_that_an_object_is_there() {
-        let check = |body: &str| check_result(body.as_bytes(), "CopyObjectResult");
-        assert_eq!(check("<CopyObjectResult><ETag>\"x\"</ETag></CopyObjectResult>"), Ok(()));
-        for body in
-            ["", "<CopyObjectResult/>", "<x><ETag>x</ETag></x>", "<CopyObjectResult><ETag/>"]
-        {
-            assert_eq!(check(body).unwrap_err().class, Class::Violation, "{body}");
-        }
-        let error = "<Error><Code>InternalError</Code></Error>";
-        assert_eq!(check(error).unwrap_err().class, Class::Busy);
-    }
-
-    #[test]
-    fn what_others_said_of_an_object_stays() {
-        let names = ["content-type", "x-amz-storage-class", "x-amz-meta-other", "etag", "date"];
-        let found = names.iter().map(|name| (name.parse().unwrap(), "x".parse().unwrap()));
-        let found: HeaderMap = found.collect();
-        let call = Call::new(Method::PUT, "http://h/".to_owned());
-        let kept = with_found(call, &found).headers;
-        let is_kept = names.map(|name| kept.contains_key(name));
-        assert_eq!(is_kept, [true, true, true, false, false]);
-    }
 }

@@ -12,13 +12,14 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::{Method, StatusCode};
 
-use super::azure::{CHECKSUM, Inner, call, checksum};
-use super::pages::Pages;
-use super::store::{MAX_PAGE_LEN, begun, check_sum, in_query, token, upload_id};
-use super::upload::{Limits, Objects, PartStore};
-use super::xml;
+use super::Inner;
+use super::requests::{CHECKSUM, call, checksum};
 use crate::storage::Receipt;
 use crate::storage::http::client::{Call, read_body};
+use crate::storage::object::pages::Pages;
+use crate::storage::object::store::{MAX_PAGE_LEN, begun, check_sum, in_query, token, upload_id};
+use crate::storage::object::upload::{Limits, Objects, PartStore};
+use crate::storage::object::xml;
 use crate::storage::remote::{Answer, Kept, Key, Unfinished, all};
 
 impl Inner {

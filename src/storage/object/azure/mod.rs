@@ -1,29 +1,33 @@
 //! Azure Blob Storage, as an endpoint.
 //!
 //! Blobs are whole or not there: a large one goes up as blocks, which become a blob at the end.
+//!
+//! - `requests`: about whole blobs, `blocks`: about blocks; `answers`: what they mean.
+
+mod answers;
+mod blocks;
+mod requests;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::Method;
+
+use answers::{refused, thing_of};
+use requests::call;
 
 use super::credentials::{self, AzureAccount, AzureKeys};
-use super::fault::{Meaning, by_status, coded, text};
-use super::metadata;
-use super::stages;
+use super::fault::text;
 use super::store::{
-    Open, REQUESTS, Server, checked_url, if_tag, in_path, in_query, listed, pages, prefix_of,
-    properties, text as key_text, with_kept,
+    Open, REQUESTS, Server, checked_url, if_tag, listed, pages, prefix_of, properties,
+    text as key_text, with_kept,
 };
 use super::upload::{Limits, PartStore as _, Upload};
-use super::xml;
+use super::{metadata, stages};
 use crate::protocol::chunk::{ByteRange, ChunkData};
 use crate::protocol::message::Changes;
-use crate::storage::http::client::{Call, Client, Sign};
+use crate::storage::http::client::{Client, Sign};
 use crate::storage::remote::{
     Answer, Class, Endpoint, Fault, Kept, Key, Listed, Parts, Properties, Thing, ThingKind,
     Unfinished, all, implied, temporary_files,
@@ -56,8 +60,8 @@ pub struct AzureEndpoint {
     inner: Arc<Inner>,
 }
 
-pub(super) struct Inner {
-    pub server: Server,
+struct Inner {
+    server: Server,
     config: AzureConfig,
     /// The container's URL, without a slash at its end.
     base: String,
@@ -65,7 +69,7 @@ pub(super) struct Inner {
     account: Option<String>,
     /// What lets the service read a blob by itself.
     links: Option<Sign>,
-    pub limits: Limits,
+    limits: Limits,
     properties: Properties,
 }
 
@@ -130,75 +134,6 @@ impl AzureEndpoint {
         let account = account.name.clone();
         let inner = Inner { server, config, base, account, links, limits, properties };
         Ok(Self { inner: Arc::new(inner) })
-    }
-}
-
-impl Inner {
-    pub fn url(&self, key: &Key) -> String {
-        format!("{}/{}", self.base, in_path(key))
-    }
-
-    fn list_url(&self, prefix: &str, query: &str) -> String {
-        // The signer leaves out what is empty, and the service does not.
-        let prefix =
-            if prefix.is_empty() { prefix } else { &format!("&prefix={}", in_query(prefix)) };
-        format!("{}?restype=container&comp=list{prefix}{query}", self.base)
-    }
-
-    pub async fn page(&self, prefix: &str, query: &str, next: Option<&str>) -> Answer<xml::Blobs> {
-        let more = next.map(|next| format!("&marker={}", in_query(next))).unwrap_or_default();
-        let url = self.list_url(prefix, &format!("{query}{more}"));
-        xml::blobs(&self.server.body(&call(Method::GET, url)).await?)
-    }
-
-    async fn head(&self, key: &Key) -> Answer<Option<HeaderMap>> {
-        let response = self.server.maybe(&call(Method::HEAD, self.url(key))).await?;
-        Ok(response.map(|response| response.headers().clone()))
-    }
-
-    pub fn with_kept(&self, call: Call, kept: &Kept) -> Call {
-        let call = with_kept(call, &metadata::AZURE, kept);
-        match &self.config.storage_class {
-            Some(tier) => call.header("x-ms-access-tier", tier),
-            None => call,
-        }
-    }
-
-    /// A blob as the service itself gets to it: its URL, and what admits to that beside it.
-    pub async fn link(&self, key: &Key) -> Answer<(String, Option<HeaderValue>)> {
-        let url = self.url(key);
-        let Some(sign) = &self.links else { return Ok((url, None)) };
-        // What is signed is the blob's name at the service, whatever its URL is.
-        let (account, container) = (self.account.as_deref(), &self.config.container);
-        let host = format!("https://{}.blob.core.windows.net", account.unwrap_or("account"));
-        let named = http::Request::get(format!("{host}/{container}/{}", in_path(key))).body(());
-        let wrong = |_| Fault::new(Class::Name, "the blob's URL is none");
-        let (mut parts, ()) = named.map_err(wrong)?.into_parts();
-        sign(&mut parts).await?;
-        let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-        let authorization = parts.headers.remove(http::header::AUTHORIZATION);
-        Ok((format!("{url}{query}"), authorization))
-    }
-
-    /// Waits until the server has copied a blob, which it does at once within an account as a rule.
-    async fn wait_for_copy(&self, to: &Key, mut headers: HeaderMap) -> Answer<()> {
-        let (mut pauses, mut progress) = (0, None);
-        loop {
-            let status = headers.get("x-ms-copy-status").and_then(|it| it.to_str().ok());
-            match status {
-                Some("pending") if pauses < MAX_COPY_PAUSES => {
-                    tokio::time::sleep(COPY_PAUSE).await;
-                }
-                Some("pending") => return Err(Fault::new(Class::Busy, text::BUSY)),
-                Some("success") | None => return Ok(()),
-                Some(_) => return Err(Fault::new(Class::Other, "the server gave the copy up")),
-            }
-            let found = self.head(to).await?;
-            headers = found.ok_or_else(|| Fault::new(Class::Missing, text::NO_OBJECT))?;
-            let copied = copied(&headers);
-            pauses = if copied > progress { 0 } else { pauses + 1 };
-            progress = progress.max(copied);
-        }
     }
 }
 
@@ -384,34 +319,6 @@ impl Endpoint for AzureEndpoint {
     }
 }
 
-impl Inner {
-    /// Fails if a blob is not there: nothing is not the version that was meant, either.
-    async fn check_there(&self, file: &Open) -> Answer<()> {
-        let found = self.server.maybe(&call(Method::HEAD, file.url().to_owned())).await?;
-        found.map(drop).ok_or_else(|| Fault::new(Class::Missing, text::NO_OBJECT))
-    }
-
-    pub async fn remove(&self, key: &Key, tag: Option<&str>) -> Answer<()> {
-        let call = call(Method::DELETE, self.url(key));
-        let call = match tag {
-            Some(tag) => call.header("if-match", tag),
-            None => call,
-        };
-        self.server.maybe(&call).await.map(drop)
-    }
-}
-
-/// How much of a copy is there already, in bytes.
-fn copied(headers: &HeaderMap) -> Option<u64> {
-    let progress = headers.get("x-ms-copy-progress")?.to_str().ok()?;
-    progress.split_once('/')?.0.parse().ok()
-}
-
-/// A request to the service as it was at a time: what it answers depends on that.
-pub(super) fn call(method: Method, url: String) -> Call {
-    Call::new(method, url).header("x-ms-version", VERSION)
-}
-
 /// What the URLs of the container's blobs begin with.
 fn base_url(config: &AzureConfig, account: &AzureAccount) -> Answer<String> {
     let container = &config.container;
@@ -448,152 +355,8 @@ fn check_name(key: &Key) -> Answer<()> {
     Err(Fault::new(Class::Name, wrong))
 }
 
-fn thing_of(blob: &xml::Blob) -> Thing {
-    let metadata = |name: &str| {
-        let found = blob.metadata.iter().find(|(own, _)| own.eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.as_str())
-    };
-    // What stands for a directory where an account has them as things of their own.
-    if metadata("hdi_isfolder") == Some("true") {
-        return implied();
-    }
-    let tag = blob.tag.trim_matches('"');
-    let mut thing = Thing {
-        kind: ThingKind::File,
-        size: blob.size,
-        modified: metadata::http_date(&blob.modified),
-        tag: (!tag.is_empty()).then(|| format!("\"{tag}\"").into_bytes().into()),
-        ..implied()
-    };
-    metadata::AZURE.read(&mut thing, metadata);
-    thing
-}
-
-/// The MD5 of data, as headers have it.
-pub(super) fn checksum(data: &[Bytes]) -> String {
-    let mut context = md5::Context::new();
-    for piece in data {
-        context.consume(piece);
-    }
-    BASE64.encode(context.finalize().0)
-}
-
-/// Why a request failed, by its answer.
-fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Fault {
-    let code = headers.get("x-ms-error-code").and_then(|it| it.to_str().ok());
-    match code.map(str::to_owned).or_else(|| xml::text_of(body, "Error/Code")) {
-        Some(code) => {
-            let message = xml::text_of(body, "Error/Message").unwrap_or_default();
-            // Behind its first line it tells of the request, not of what is wrong.
-            coded(MEANINGS, &code, message.lines().next().unwrap_or_default())
-        }
-        None => by_status(status),
-    }
-}
-
-const MEANINGS: &[Meaning] = &[
-    Meaning {
-        codes: &["ContainerNotFound", "ContainerBeingDeleted"],
-        class: Class::Credentials,
-        text: "there is no such container; make it first, or check its name",
-    },
-    Meaning {
-        codes: &["BlobNotFound", "ResourceNotFound"],
-        class: Class::Missing,
-        text: text::NO_OBJECT,
-    },
-    Meaning {
-        codes: &["AuthenticationFailed", "InvalidAuthenticationInfo"],
-        class: Class::Credentials,
-        text: "the credentials are wrong or have expired; check AZURE_STORAGE_KEY or \
-               AZURE_STORAGE_SAS_TOKEN, and this host's clock",
-    },
-    Meaning {
-        codes: &["AuthorizationFailure"],
-        class: Class::Credentials,
-        text: "the credentials are wrong, or the account's firewall keeps this host out; check \
-               AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, or ask the owner",
-    },
-    Meaning {
-        codes: &["NoAuthenticationInformation", "PublicAccessNotPermitted"],
-        class: Class::Credentials,
-        text: "the container is not open to everybody; leave --anonymous out",
-    },
-    Meaning {
-        codes: &[
-            "AuthorizationPermissionMismatch",
-            "AuthorizationProtocolMismatch",
-            "AuthorizationResourceTypeMismatch",
-            "AuthorizationServiceMismatch",
-            "AuthorizationSourceIPMismatch",
-            "InsufficientAccountPermissions",
-            "UnauthorizedBlobOverwrite",
-        ],
-        class: Class::Denied,
-        text: text::DENIED,
-    },
-    Meaning {
-        codes: &["AccountIsDisabled"],
-        class: Class::Credentials,
-        text: "the storage account is disabled; ask its owner",
-    },
-    Meaning {
-        codes: &["ConditionNotMet", "SourceConditionNotMet", "TargetConditionNotMet"],
-        class: Class::Changed,
-        text: text::OTHER_VERSION,
-    },
-    Meaning { codes: &["Md5Mismatch"], class: Class::Busy, text: text::DAMAGED },
-    Meaning {
-        codes: &["ServerBusy", "InternalError", "OperationTimedOut"],
-        class: Class::Busy,
-        text: text::BUSY,
-    },
-    Meaning {
-        codes: &["InvalidBlockList"],
-        class: Class::Changed,
-        text: "somebody else has written this blob, and the server dropped what was sent; run it again",
-    },
-    Meaning {
-        codes: &["InvalidBlobOrBlock"],
-        class: Class::Exists,
-        text: "another program's unfinished upload to this name is in the way, for a week at most",
-    },
-    Meaning {
-        codes: &["CannotVerifyCopySource"],
-        class: Class::Denied,
-        text: "the service may not read what was sent to it with these credentials; they need the \
-               right to read",
-    },
-    Meaning {
-        codes: &["BlobArchived"],
-        class: Class::Denied,
-        text: "the blob is in the archive; have it brought back first",
-    },
-    Meaning {
-        codes: &["LeaseIdMissing", "BlobImmutableDueToPolicy", "SnapshotsPresent"],
-        class: Class::Denied,
-        text: "the blob is held by a lease, a policy or its snapshots",
-    },
-    Meaning {
-        codes: &["InvalidResourceName", "OutOfRangeInput"],
-        class: Class::Name,
-        text: "the service does not take this name",
-    },
-];
-
-/// Of 2021: names with characters that XML has not, and errors' codes in headers.
-const VERSION: &str = "2021-12-02";
-
-pub(super) const CHECKSUM: &str = "content-md5";
-
 /// The longest block, in bytes.
 const MAX_BLOCK_LEN: u64 = 4000 << 20;
-
-/// Between two looks at a copy that the server makes.
-const COPY_PAUSE: Duration = Duration::from_millis(500);
-
-/// How many times a copy may be found no further than before: half an hour.
-const MAX_COPY_PAUSES: u32 = 3600;
 
 #[cfg(test)]
 mod tests {
@@ -626,17 +389,5 @@ mod tests {
         let endpoint = Some("http://h:1/acc/".to_owned());
         let config = AzureConfig { endpoint, ..config };
         assert_eq!(base(&config, &AzureAccount::default()).unwrap(), "http://h:1/acc/con");
-    }
-
-    #[test]
-    fn refusals_say_what_to_do() {
-        let body = b"<?xml version=\"1.0\"?><Error><Code>Strange</Code><Message>It is so.\nRequestId:1</Message></Error>";
-        let fault = refused(StatusCode::BAD_REQUEST, &HeaderMap::new(), body);
-        assert_eq!(fault.text, "the server says Strange: It is so.");
-        let mut headers = HeaderMap::new();
-        headers.insert("x-ms-error-code", "AuthenticationFailed".parse().unwrap());
-        let fault = refused(StatusCode::FORBIDDEN, &headers, b"");
-        assert_eq!(fault.class, Class::Credentials);
-        assert!(fault.text.contains("AZURE_STORAGE_KEY"), "{fault}");
     }
 }
