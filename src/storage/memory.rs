@@ -94,6 +94,8 @@ struct Shared {
     state: Mutex<State>,
     /// The operations that wait until they are let go.
     held: watch::Sender<BTreeSet<Step>>,
+    /// Whose turn it is: requests wait for each other, as they do for a credential or a connection.
+    turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -177,8 +179,11 @@ pub struct MemoryUpload {
 
 impl Memory {
     pub fn new(properties: Properties) -> Self {
-        let shared =
-            Shared { state: Mutex::default(), held: watch::Sender::new(BTreeSet::default()) };
+        let shared = Shared {
+            state: Mutex::default(),
+            held: watch::Sender::new(BTreeSet::default()),
+            turn: tokio::sync::Mutex::default(),
+        };
         Self { properties, shared: Arc::new(shared) }
     }
 
@@ -266,6 +271,10 @@ impl Memory {
     /// Counts an operation, waits while it is held up, and fails if that is planned.
     async fn step(&self, step: Step, key: &Key) -> Answer<()> {
         *self.state().counts.entry(step).or_default() += 1;
+        {
+            let _turn = self.shared.turn.lock().await;
+            tokio::task::yield_now().await;
+        }
         let mut held = self.shared.held.subscribe();
         // The sender lives as long as this handle.
         let _ = held.wait_for(|held| !held.contains(&step)).await;

@@ -57,6 +57,21 @@ async fn a_listing_that_breaks_off_completes_nothing() {
     }
 }
 
+/// Requests wait for each other, and a listing that is under way is one of them.
+#[tokio::test]
+async fn a_listing_keeps_nobody_waiting() {
+    for properties in [FILES, OBJECTS, STORE] {
+        let subject = InMemory::new(properties);
+        subject.0.set_page(250);
+        for number in 0..800 {
+            subject.write(format!("from/{number}").as_bytes(), b"x").await;
+        }
+        let source = subject.source("from", &options()).await.unwrap();
+        let walked = tokio::time::timeout(Duration::from_mins(1), Walked::new(&source)).await;
+        assert_eq!(walked.expect("the walk stands still").entries.len(), 800);
+    }
+}
+
 /// Keys that lead elsewhere are never paths.
 #[tokio::test]
 async fn a_lying_listing_leads_nowhere() {

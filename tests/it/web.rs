@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
@@ -144,51 +144,122 @@ fn a_tagged_file_is_asked_about_once() {
     let world = World::new();
     let data = fs::read(world.write("src", 2_000_000)).unwrap();
     let tiny = Tiny::start(move |asked| match &*asked.path {
-        "/strong" => Answer::file(asked, &data).with("etag", "\"1\""),
         "/weak" => Answer::file(asked, &data).with("etag", "W/\"1\""),
         // The parts do not say of which version they are.
+        "/late" if asked.method == "HEAD" => Answer::file(asked, &data),
+        "/strong" | "/late" => Answer::file(asked, &data).with("etag", "\"1\""),
         "/silent" if asked.method == "HEAD" => Answer::file(asked, &data).with("etag", "\"1\""),
         _ => Answer::file(asked, &data),
     });
-    for (path, heads) in [("/strong", 1), ("/weak", 2), ("/silent", 2)] {
+    // Of a file without a tag one answer only is known to be of one version.
+    for (path, heads, count) in
+        [("/strong", 1, 8), ("/weak", 2, 8), ("/silent", 2, 8), ("/late", 2, 1)]
+    {
         let _ = fs::remove_file(world.path("back"));
         run(&world, ["cp", &tiny.at(path), "back", "-c", "256K"]).exits(0);
         assert_same_content(&world.path("src"), &world.path("back"));
         let asked = tiny.asked().into_iter().filter(|it| it.path == path);
         let (head, parts): (Vec<_>, Vec<_>) = asked.partition(|it| it.method == "HEAD");
-        assert_eq!((head.len(), parts.len()), (heads, 8), "{path}");
-        let is_strong = path != "/weak";
+        assert_eq!((head.len(), parts.len()), (heads, count), "{path}");
+        let is_strong = matches!(path, "/strong" | "/silent");
         assert!(parts.iter().all(|it| it.headers.contains_key("if-range") == is_strong), "{path}");
     }
 }
 
-/// A connection that stands still does not keep a file: what it was to bring comes over another.
+/// A connection that stands still does not keep a file: what it was to bring comes over another. Where
+/// the server does not want that, it is waited for.
 #[test]
 fn a_part_that_is_slow_to_come_is_shared() {
     let world = World::new();
     let data = fs::read(world.write("src", 16 << 20)).unwrap();
-    let (to_slow, again) = std::sync::mpsc::channel();
-    let again = Mutex::new(again);
-    let at_half: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
-        let _ = again.lock().unwrap().recv_timeout(PATIENCE);
-    });
+    for refusal in [None, Some(403), Some(404), Some(416), Some(503), Some(200)] {
+        let (to_slow, again) = std::sync::mpsc::channel();
+        let again = Mutex::new(again);
+        let at_half: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+            let _ = again.lock().unwrap().recv_timeout(PATIENCE);
+        });
+        let (data, is_first) = (data.clone(), AtomicBool::new(true));
+        let tiny = Tiny::start(move |asked| {
+            let answer = Answer::file(asked, &data).with("etag", "\"1\"");
+            match asked.range() {
+                Some((LAST_PART, 16_777_215)) => {
+                    Answer { at_half: Some(Arc::clone(&at_half)), ..answer }
+                }
+                Some((first, _)) if first > LAST_PART => {
+                    let _ = to_slow.send(());
+                    // What is left of it is asked for once more.
+                    match refusal.filter(|_| is_first.swap(false, Ordering::Relaxed)) {
+                        None => answer,
+                        Some(200) => Answer { body: data.clone(), ..Answer::status(200) },
+                        Some(status) => Answer::status(status),
+                    }
+                }
+                _ => answer,
+            }
+        });
+        let _ = fs::remove_file(world.path("back"));
+        let ran = run(&world, ["cp", &tiny.at("/x"), "back", "-c", "4M"]);
+        let asked = tiny.asked();
+        let helped = asked.iter().filter_map(Asked::range).filter(|(first, _)| *first > LAST_PART);
+        assert!(helped.count() > 0, "{refusal:?}: nobody has helped");
+        ran.exits(0);
+        assert_same_content(&world.path("src"), &world.path("back"));
+    }
+}
+
+/// Where the last part of 4 MiB begins.
+const LAST_PART: usize = 12 << 20;
+
+/// A server with few places for many requests is asked for less at a time, and nothing is given up.
+#[test]
+fn a_server_with_few_places_is_not_overrun() {
+    let world = World::new();
+    let data = fs::read(world.write("src", 32 << 20)).unwrap();
+    let (busy, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let refusals = Arc::clone(&refused);
     let tiny = Tiny::start(move |asked| {
-        let answer = Answer::file(asked, &data).with("etag", "\"1\"");
-        match asked.range() {
-            Some((12_582_912, 16_777_215)) => {
-                Answer { at_half: Some(Arc::clone(&at_half)), ..answer }
-            }
-            Some((first, _)) if first > 12_582_912 => {
-                let _ = to_slow.send(());
-                answer
-            }
-            _ => answer,
+        if asked.method == "HEAD" {
+            return Answer::file(asked, &data).with("etag", "\"1\"");
         }
+        if busy.fetch_add(1, Ordering::SeqCst) >= 2 {
+            busy.fetch_sub(1, Ordering::SeqCst);
+            refused.fetch_add(1, Ordering::SeqCst);
+            return Answer::status(503);
+        }
+        let busy = Arc::clone(&busy);
+        // It takes its time, as a server that is far away.
+        let at_half: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            busy.fetch_sub(1, Ordering::SeqCst);
+        });
+        Answer { at_half: Some(at_half), ..Answer::file(asked, &data).with("etag", "\"1\"") }
     });
-    run(&world, ["cp", &tiny.at("/x"), "back", "-c", "4M"]).exits(0);
+    run(&world, ["cp", &tiny.at("/x"), "back", "-c", "1M"]).exits(0);
     assert_same_content(&world.path("src"), &world.path("back"));
-    let within = |it: &Asked| it.range().is_some_and(|(first, _)| first > 12_582_912);
-    assert!(tiny.asked().iter().any(within), "nobody has helped");
+    assert!(refusals.load(Ordering::SeqCst) > 0, "it was never too much");
+}
+
+/// Where the way to a file leads to URLs that hold for a while only, all readers find the next one.
+#[test]
+fn ways_that_end_are_asked_for_again() {
+    let world = World::new();
+    let data = fs::read(world.write("src", 8 << 20)).unwrap();
+    let uses = Mutex::new(Vec::new());
+    let tiny = Tiny::start(move |asked| {
+        let mut uses = uses.lock().unwrap();
+        if asked.path == "/begin" {
+            uses.push(0);
+            return Answer::status(302).with("location", format!("/{}", uses.len() - 1));
+        }
+        // Each way is good for three requests.
+        let used: &mut u32 = &mut uses[asked.path[1..].parse::<usize>().unwrap()];
+        *used += 1;
+        let is_good = *used <= 3;
+        drop(uses);
+        if is_good { Answer::file(asked, &data).with("etag", "\"1\"") } else { Answer::status(403) }
+    });
+    run(&world, ["cp", &tiny.at("/begin"), "back", "-c", "256K"]).exits(0);
+    assert_same_content(&world.path("src"), &world.path("back"));
 }
 
 /// Parts of two versions never make one file.

@@ -12,8 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use tokio::sync::Semaphore;
 
+use super::lanes::Lanes;
 use super::share::Readers;
 use crate::storage::remote::{Class, Fault};
 
@@ -27,11 +27,19 @@ pub struct Call {
     pub body: Vec<Bytes>,
     /// How much the server has to move before it answers, in bytes, beside the body.
     pub effort: u64,
+    /// It is not sent again.
+    pub once: bool,
 }
 
 impl Call {
     pub fn new(method: Method, url: String) -> Self {
-        Self { method, url, headers: HeaderMap::new(), body: Vec::new(), effort: 0 }
+        Self { method, url, headers: HeaderMap::new(), body: Vec::new(), effort: 0, once: false }
+    }
+
+    /// The same for what may as well fail.
+    #[must_use]
+    pub fn once(self) -> Self {
+        Self { once: true, ..self }
     }
 
     /// The same for what keeps a server busy.
@@ -84,8 +92,8 @@ pub struct Client {
     /// For requests with bodies: no answer comes before all of one has gone.
     uploads: reqwest::Client,
     sign: Option<Sign>,
-    /// One permit for each request at a time.
-    permits: Arc<Semaphore>,
+    /// One for each request that has no answer yet.
+    lanes: Lanes,
     budget: Arc<Budget>,
     readers: Readers,
 }
@@ -124,9 +132,8 @@ impl Client {
         };
         let http = build(builder().read_timeout(SILENCE))?;
         let uploads = build(builder().tcp_user_timeout(SILENCE))?;
-        let permits = Arc::new(Semaphore::new(requests));
-        let readers = Readers::new(requests);
-        Ok(Self { http, uploads, sign: None, permits, budget: Arc::default(), readers })
+        let (lanes, readers) = (Lanes::new(requests), Readers::new(requests));
+        Ok(Self { http, uploads, sign: None, lanes, budget: Arc::default(), readers })
     }
 
     /// The same, with every request signed.
@@ -161,11 +168,14 @@ impl Client {
         for attempt in 1.. {
             self.budget.sent.fetch_add(1, Ordering::Relaxed);
             let answer = {
-                let permit = self.permits.acquire().await;
-                let _permit = permit.map_err(|_| Fault::new(Class::Other, "it is over"))?;
+                let _lane = self.lanes.enter().await;
                 self.attempt(call).await?
             };
-            let is_last = attempt >= ATTEMPTS || !self.budget.allows_another();
+            if answer.as_ref().is_ok_and(|response| is_too_many(response.status())) {
+                self.lanes.refused();
+                self.readers.refused();
+            }
+            let is_last = call.once || attempt >= ATTEMPTS || !self.budget.allows_another();
             match answer {
                 Ok(response) if is_last || !is_passing(response.status()) => return Ok(response),
                 Err(error) if is_last || error.is_builder() || is_mistrust(&error) => {
@@ -271,6 +281,11 @@ pub async fn fill(mut response: reqwest::Response, into: &mut [u8]) -> Result<us
 /// What is wrong with a body that is longer than what was asked for.
 pub const TOO_LONG: &str = "the server sends more than it was asked for";
 
+/// Whether the server has more requests than it wants.
+fn is_too_many(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 429 | 503)
+}
+
 /// Whether another attempt may well succeed.
 fn is_passing(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
@@ -329,6 +344,10 @@ const SLOWEST: u64 = 64 << 10;
 
 /// How many bytes a server moves by itself in a second at the least, likewise.
 const SLOWEST_MOVE: u64 = 8 << 20;
+
+/// How much an answer has to bring, so that it was worth it to begin again where another broke off, in
+/// bytes.
+pub const PROGRESS: usize = 64 << 10;
 
 /// How often a request is sent at the most.
 const ATTEMPTS: u32 = 8;

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, StatusCode, header};
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::client::{Call, fill, lost};
+use super::client::{Call, PROGRESS, fill, lost};
 use super::digest::{Check, Claim, claim_of, of_fields};
 use super::lock;
 use super::looks::Look;
@@ -211,25 +211,29 @@ impl Site {
 
     /// Reads exactly this much of a file.
     pub async fn read_file(&self, open: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
-        let _reader = self.readers().begin(into.len());
+        let _reader = self.readers().begin(into.len()).await;
         self.read_part(&open.file, offset, into).await?;
         open.file.take(offset, into);
         Ok(())
     }
 
     async fn read_part(&self, file: &File, offset: u64, into: &mut [u8]) -> Answer<()> {
-        let mut done = 0;
-        for _ in 0..READ_ATTEMPTS {
+        let (mut done, mut idle) = (0, 0);
+        while idle < READ_ATTEMPTS {
             let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) else {
                 return Ok(());
             };
             if file.is_sequential.load(Ordering::Relaxed) {
                 return self.read_in_order(file, offset + done as u64, rest).await;
             }
-            match self.range(file, offset + done as u64, rest).await? {
+            match self.range(file, offset + done as u64, rest, false).await? {
                 Ranged::All => return Ok(()),
-                Ranged::Some(filled) => done += filled,
+                Ranged::Some(filled) => {
+                    done += filled;
+                    idle = if filled >= PROGRESS { 0 } else { idle + 1 };
+                }
                 Ranged::Whole(response) => {
+                    idle += 1;
                     file.is_sequential.store(true, Ordering::Relaxed);
                     file.stream.lock().await.get_or_insert_with(|| Stream::new(response));
                 }
@@ -239,10 +243,10 @@ impl Site {
     }
 
     /// Asks for a range.
-    async fn range(&self, file: &File, first: u64, into: &mut [u8]) -> Answer<Ranged> {
+    async fn range(&self, file: &File, first: u64, into: &mut [u8], once: bool) -> Answer<Ranged> {
         let end = first + into.len() as u64;
         let is_whole = first == 0 && end == file.thing.size;
-        let mut call = Call::new(Method::GET, file.url());
+        let mut call = Call { once, ..Call::new(Method::GET, file.url()) };
         if !is_whole {
             call = call.header("range", &format!("bytes={first}-{}", end - 1));
             if let Some(tag) = file.strong_tag.get() {
@@ -250,8 +254,9 @@ impl Site {
             }
         }
         let mut reply = self.send(call.clone()).await?;
-        if !reply.status().is_success() && lock(&file.moved).take().is_some() {
+        if !reply.status().is_success() && call.url != file.url {
             // Where it was sent on to may have been for a while only.
+            lock(&file.moved).take_if(|moved| *moved == call.url);
             reply = self.send(Call { url: file.url.clone(), ..call }).await?;
         }
         let headers = reply.response.headers().clone();
@@ -400,8 +405,9 @@ struct Helper<'a> {
 }
 
 impl Help for Helper<'_> {
-    fn read<'a>(&'a self, first: u64, into: &'a mut [u8]) -> BoxFuture<'a, Answer<()>> {
-        Box::pin(self.site.read_part(self.file, first, into))
+    fn read<'a>(&'a self, first: u64, into: &'a mut [u8]) -> BoxFuture<'a, bool> {
+        let reading = self.site.range(self.file, first, into, true);
+        Box::pin(async move { matches!(reading.await, Ok(Ranged::All)) })
     }
 }
 
@@ -418,6 +424,8 @@ async fn read_through(response: &mut reqwest::Response) -> Answer<u64> {
 fn check_version(file: &File, headers: &HeaderMap, size: Option<u64>) -> Answer<()> {
     let told = file.strong_tag.get().map(String::as_bytes);
     let is_same = match (file.thing.tag.as_deref().or(told), tag_of(headers)) {
+        // What it has is of this process, and says nothing of the server's.
+        _ if is_of_this_run(&file.thing) => true,
         (Some(known), Some(found)) => *known == *found,
         _ => match (file.thing.modified, modified(headers)) {
             (Some(known), Some(found)) => known == found,

@@ -1,6 +1,7 @@
 //! What speaks HTTP.
 //!
 //! - `client`: requests that are sent again when that is worth it.
+//!   `lanes`: how many of them a server has at a time.
 //! - `site`: one web server, `auth` and `netrc`: who we are there.
 //! - `file`: files that are read, by ranges or, where there are none, by one `stream`; `looks`: what
 //!   was asked of them a moment ago; `share`: several requests for a part that is slow to come;
@@ -20,6 +21,7 @@ mod digest;
 mod feed;
 mod file;
 mod index;
+pub mod lanes;
 mod looks;
 mod multistatus;
 mod netrc;

@@ -13,6 +13,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
 use super::client::TOO_LONG;
+use super::lanes::{Lane, Lanes};
 use super::lock;
 use crate::storage::remote::{Answer, Class, Fault};
 
@@ -21,58 +22,76 @@ use crate::storage::remote::{Answer, Class, Fault};
 pub struct Readers {
     /// Since when each of those who have read something does not read any more.
     idle: Arc<Mutex<VecDeque<Instant>>>,
+    lanes: Lanes,
     limit: usize,
 }
 
 /// One who reads, until it is dropped.
 #[derive(Debug)]
-pub struct Reader(Readers);
+pub struct Reader {
+    readers: Readers,
+    _lane: Lane,
+}
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        let mut idle = lock(&self.0.idle);
-        if idle.len() < self.0.limit {
+        let mut idle = lock(&self.readers.idle);
+        if idle.len() < self.readers.limit {
             idle.push_back(Instant::now());
         }
     }
 }
 
 impl Readers {
-    /// Nobody yet, and never more than so many who have nothing to do.
+    /// Nobody yet, and never more than so many at a time.
     pub fn new(limit: usize) -> Self {
-        Self { idle: Arc::default(), limit }
+        Self { idle: Arc::default(), lanes: Lanes::new(limit), limit }
     }
 
-    /// Somebody begins to read a part of this length; short ones do not count.
-    pub fn begin(&self, len: usize) -> Option<Reader> {
+    /// Waits until somebody may read a part of this length; short ones do not count.
+    pub async fn begin(&self, len: usize) -> Option<Reader> {
         if len < 2 * LEAST {
             return None;
         }
+        let lane = self.lanes.enter().await;
         lock(&self.idle).pop_front();
-        Some(Reader(self.clone()))
+        Some(self.reader(lane))
+    }
+
+    /// The server has refused a request for having too many: there will be fewer readers, and no helpers
+    /// for a while.
+    pub fn refused(&self) {
+        self.lanes.refused();
+        lock(&self.idle).clear();
     }
 
     /// A helper, if somebody has nothing to do for a while: between two parts nobody is idle.
     fn help(&self) -> Option<Reader> {
         let mut idle = lock(&self.idle);
-        idle.pop_front_if(|since| since.elapsed() >= PATIENCE)?;
-        Some(Reader(self.clone()))
+        idle.front().filter(|since| since.elapsed() >= PATIENCE)?;
+        let lane = self.lanes.try_enter()?;
+        idle.pop_front();
+        Some(self.reader(lane))
+    }
+
+    fn reader(&self, lane: Lane) -> Reader {
+        Reader { readers: self.clone(), _lane: lane }
     }
 }
 
 /// Asks for parts of one file.
 pub trait Help: Sync {
-    /// Reads exactly this much, with another request.
-    fn read<'a>(&'a self, first: u64, into: &'a mut [u8]) -> BoxFuture<'a, Answer<()>>;
+    /// Tries once to read exactly this much, with another request. Whether that was done.
+    fn read<'a>(&'a self, first: u64, into: &'a mut [u8]) -> BoxFuture<'a, bool>;
 }
 
-/// Fills `into` with the body of an answer that begins at `first`, as [`super::client::fill`] does.
-/// Others help with the end of it; if the answer breaks off before that, what they have read does not
-/// count.
+/// Fills `into` with the body of an answer that begins at `first`, and returns how much of it was filled
+/// without a gap before it broke off. Others help with its end; what they could not read is for the
+/// caller to ask for.
 ///
 /// # Errors
 ///
-/// [`Class::Violation`] for a body that is longer; what stopped a helper.
+/// [`Class::Violation`] for a body that is longer.
 pub async fn fill(
     mut response: reqwest::Response,
     first: u64,
@@ -80,12 +99,13 @@ pub async fn fill(
     readers: &Readers,
     help: &impl Help,
 ) -> Answer<usize> {
-    let (mut filled, len) = (0, into.len());
-    let mut room = into;
+    let (mut filled, mut room) = (0, into);
     let mut helpers = FuturesUnordered::new();
+    // How much each helper reads, and whether it has; the last of them reads what comes first.
+    let mut helped: Vec<(usize, bool)> = Vec::new();
     let begun = Instant::now();
     loop {
-        let is_cut = filled + room.len() < len;
+        let is_cut = !helped.is_empty();
         if room.is_empty() && is_cut {
             break;
         }
@@ -96,10 +116,12 @@ pub async fn fill(
             let middle = room.len().div_ceil(2);
             let (near, far) = std::mem::take(&mut room).split_at_mut(middle);
             room = near;
-            let first = first + (filled + middle) as u64;
+            let (number, first) = (helped.len(), first + (filled + middle) as u64);
+            helped.push((far.len(), false));
             helpers.push(async move {
-                let _reader = reader;
-                help.read(first, far).await
+                let is_done = help.read(first, far).await;
+                drop(reader);
+                (number, is_done)
             });
             continue;
         }
@@ -115,17 +137,30 @@ pub async fn fill(
                 room = rest;
                 filled += taken;
             }
-            Some(helped) = helpers.next() => helped?,
+            Some((number, is_done)) = helpers.next() => note(&mut helped, number, is_done, readers),
             () = tokio::time::sleep(PATIENCE), if room.len() >= 2 * LEAST => {}
         }
     }
-    let is_near_done = room.is_empty();
-    // Nothing more is to come over this connection for what others read.
-    drop(response);
-    while let Some(helped) = helpers.next().await {
-        helped?;
+    if !room.is_empty() {
+        return Ok(filled);
     }
-    Ok(if is_near_done { len } else { filled })
+    // Nothing more is to come over this connection: others read it.
+    drop(response);
+    while let Some((number, is_done)) = helpers.next().await {
+        note(&mut helped, number, is_done, readers);
+    }
+    let done = helped.iter().rev().take_while(|(_, is_done)| *is_done);
+    Ok(filled + done.map(|(len, _)| len).sum::<usize>())
+}
+
+fn note(helped: &mut [(usize, bool)], number: usize, is_done: bool, readers: &Readers) {
+    if let Some(one) = helped.get_mut(number) {
+        one.1 = is_done;
+    }
+    if !is_done {
+        // Whatever it is, it is no help.
+        lock(&readers.idle).clear();
+    }
 }
 
 /// Whether what is left takes long, if it comes as what was filled came.
@@ -171,14 +206,11 @@ mod tests {
     }
 
     impl Help for Library {
-        fn read<'a>(&'a self, first: u64, into: &'a mut [u8]) -> BoxFuture<'a, Answer<()>> {
+        fn read<'a>(&'a self, first: u64, into: &'a mut [u8]) -> BoxFuture<'a, bool> {
             lock(&self.read).push((first, into.len()));
             into.copy_from_slice(&bytes(first, into.len()));
             self.readings.add_permits(1);
-            let fails = self.fails;
-            Box::pin(async move {
-                if fails { Err(Fault::new(Class::Changed, "it is another")) } else { Ok(()) }
-            })
+            Box::pin(std::future::ready(!self.fails))
         }
     }
 
@@ -206,17 +238,17 @@ mod tests {
     }
 
     /// One who read something, and has nothing to do now.
-    fn one_idle() -> Readers {
+    async fn one_idle() -> Readers {
         let readers = Readers::new(4);
-        drop(readers.begin(LEN));
+        drop(readers.begin(LEN).await);
         readers
     }
 
     #[tokio::test(start_paused = true)]
     async fn half_of_what_is_left_goes_to_who_is_idle() {
-        let (library, readers) = (Library::new(false), one_idle());
-        let reader = readers.begin(LEN);
-        drop(readers.begin(LEN));
+        let (library, readers) = (Library::new(false), one_idle().await);
+        let reader = readers.begin(LEN).await;
+        drop(readers.begin(LEN).await);
         let mut into = vec![0; LEN];
         let response = library.answer(2 * LEAST, 2 * LEAST);
         let filled = fill(response, FIRST, &mut into, &readers, &library).await.unwrap();
@@ -231,9 +263,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_reads_small_parts_or_goes_on_reading_does_not_help() {
         let (library, readers) = (Library::new(false), Readers::new(4));
-        assert!(readers.begin(2 * LEAST - 1).is_none());
-        drop(readers.begin(LEN));
-        let _reader = readers.begin(LEN);
+        assert!(readers.begin(2 * LEAST - 1).await.is_none());
+        drop(readers.begin(LEN).await);
+        let _reader = readers.begin(LEN).await;
         let mut into = vec![0; LEN];
         let filled = fill(library.answer(LEN, 0), FIRST, &mut into, &readers, &library);
         // It waits for help, and there is none.
@@ -248,7 +280,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_breaks_off_counts_to_there() {
-        let (library, readers) = (Library::new(false), one_idle());
+        let (library, readers) = (Library::new(false), one_idle().await);
         let mut into = vec![0; LEN];
         let response = library.answer(LEAST, LEAST / 2);
         let filled = fill(response, FIRST, &mut into, &readers, &library).await.unwrap();
@@ -257,12 +289,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_stops_a_helper_stops_the_reader() {
-        let (library, readers) = (Library::new(true), one_idle());
+    async fn what_a_helper_could_not_read_is_left() {
+        let (library, readers) = (Library::new(true), one_idle().await);
         let mut into = vec![0; LEN];
-        let response = library.answer(LEAST, LEN);
-        let fault = fill(response, FIRST, &mut into, &readers, &library).await.unwrap_err();
-        assert_eq!(fault.class, Class::Changed);
+        let response = library.answer(2 * LEAST, 2 * LEAST);
+        let filled = fill(response, FIRST, &mut into, &readers, &library).await.unwrap();
+        assert_eq!(filled, 3 * LEAST);
+        assert!(into[..filled] == bytes(FIRST, filled));
+        assert_eq!(lock(&library.read).len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_helps_where_the_server_refuses_requests() {
+        let (library, readers) = (Library::new(false), one_idle().await);
+        readers.refused();
+        library.readings.add_permits(1);
+        let mut into = vec![0; LEN];
+        let response = library.answer(LEAST, LEN - LEAST);
+        let filled = fill(response, FIRST, &mut into, &readers, &library).await;
+        assert_eq!(filled.unwrap(), LEN);
+        assert!(lock(&library.read).is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use super::fault::text::{DAMAGED, OTHER_VERSION};
 use super::metadata::Names;
 use super::pages::Pages;
 use crate::protocol::manifest::Timestamp;
-use crate::storage::http::client::{Call, Client, read_body};
+use crate::storage::http::client::{Call, Client, PROGRESS, read_body};
 use crate::storage::http::share::{self, Help};
 use crate::storage::remote::{
     Answer, Class, Fault, Keeps, KeepsRoot, Kept, Key, Listed, Parts, Properties, Replaces, Thing,
@@ -71,42 +71,48 @@ impl Server {
 
     /// Reads part of an object.
     pub async fn read(&self, file: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
-        let _reader = self.client.readers().begin(into.len());
+        let _reader = self.client.readers().begin(into.len()).await;
         self.read_part(file, offset, into).await
     }
 
     async fn read_part(&self, file: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
-        let mut done = 0;
-        for _ in 0..READ_ATTEMPTS {
+        let (mut done, mut idle) = (0, 0);
+        while idle < READ_ATTEMPTS {
             let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) else {
                 return Ok(());
             };
-            let first = offset + done as u64;
-            let last = first + rest.len() as u64 - 1;
-            if last >= file.size {
-                return Err(Fault::new(Class::Changed, "it has no such part"));
-            }
-            let call = Call::clone(&file.get).header("range", &format!("bytes={first}-{last}"));
-            let response = self.done(&call).await?;
-            if !file.is_version(response.headers()) {
-                return Err(Fault::new(Class::Changed, OTHER_VERSION));
-            }
-            let range = response.headers().get(http::header::CONTENT_RANGE);
-            let is_ours = match range.and_then(|it| it.to_str().ok()) {
-                Some(range) => file.is_part(range, first, last)?,
-                None => first == 0 && response.content_length() == Some(rest.len() as u64),
-            };
-            if !is_ours {
-                let text = "the server sends another part than it was asked for";
-                return Err(Fault::new(Class::Violation, text));
-            }
-            let help = Helper { server: self, file };
-            done += share::fill(response, first, rest, self.client.readers(), &help).await?;
+            let filled = self.range(file, offset + done as u64, rest, false).await?;
+            done += filled;
+            idle = if filled >= PROGRESS { 0 } else { idle + 1 };
         }
         if done == into.len() {
             return Ok(());
         }
         Err(Fault::new(Class::Disconnected, "the connection broke off again and again"))
+    }
+
+    /// Asks for part of an object, and returns how much of it came.
+    async fn range(&self, file: &Open, first: u64, into: &mut [u8], once: bool) -> Answer<usize> {
+        let last = (first + into.len() as u64).saturating_sub(1);
+        if last >= file.size {
+            return Err(Fault::new(Class::Changed, "it has no such part"));
+        }
+        let call = Call { once, ..Call::clone(&file.get) };
+        let response = self.done(&call.header("range", &format!("bytes={first}-{last}"))).await?;
+        if !file.is_version(response.headers()) {
+            return Err(Fault::new(Class::Changed, OTHER_VERSION));
+        }
+        let range = response.headers().get(http::header::CONTENT_RANGE);
+        let is_ours = match range.and_then(|it| it.to_str().ok()) {
+            Some(range) => file.is_part(range, first, last)?,
+            None => first == 0 && response.content_length() == Some(into.len() as u64),
+        };
+        if !is_ours {
+            let text = "the server sends another part than it was asked for";
+            return Err(Fault::new(Class::Violation, text));
+        }
+        let help = Helper { server: self, file };
+        share::fill(response, first, into, self.client.readers(), &help).await
     }
 
     /// Whether an object is still the version that was opened. Each part of it that was read is; it may
@@ -130,8 +136,10 @@ struct Helper<'a> {
 }
 
 impl Help for Helper<'_> {
-    fn read<'a>(&'a self, first: u64, into: &'a mut [u8]) -> BoxFuture<'a, Answer<()>> {
-        Box::pin(self.server.read_part(self.file, first, into))
+    fn read<'a>(&'a self, first: u64, into: &'a mut [u8]) -> BoxFuture<'a, bool> {
+        let len = into.len();
+        let reading = self.server.range(self.file, first, into, true);
+        Box::pin(async move { reading.await.is_ok_and(|filled| filled == len) })
     }
 }
 
@@ -363,7 +371,7 @@ pub const REQUESTS: usize = 64;
 /// The longest answer that is no object, in bytes.
 pub const MAX_PAGE_LEN: usize = 16 << 20;
 
-/// How often reading one part, or a page, is begun again where it broke off.
+/// How often in a row reading one part, or a page, is begun again where it broke off.
 const READ_ATTEMPTS: u32 = 5;
 
 #[cfg(test)]

@@ -236,24 +236,22 @@ impl<E: Endpoint> Walk<'_, E> {
     async fn list_deep(&mut self, start: Directory) -> Result<(), Gone> {
         let inner = self.inner;
         let (found, finds) = flume::bounded::<Vec<Listed>>(16);
-        let mut listing = std::pin::pin!(inner.endpoint.list(&start.key, true, found));
         let mut deep = Deep::new(start.id);
         deep.known.insert(Vec::new(), Some(start.clone()));
-        let mut answer = None;
-        loop {
-            let group = tokio::select! {
-                ended = &mut listing, if answer.is_none() => {
-                    answer = Some(ended);
-                    continue;
+        let take = async {
+            // Dropped at the end, so that a listing that nobody listens to ends too.
+            let finds = finds;
+            while let Ok(group) = finds.recv_async().await {
+                for listed in group {
+                    self.take_deep(&mut deep, &start, listed).await?;
                 }
-                group = finds.recv_async() => group,
-            };
-            let Ok(group) = group else { break };
-            for listed in group {
-                self.take_deep(&mut deep, &start, listed).await?;
             }
-        }
-        if let Some(Err(fault)) = answer {
+            Ok(())
+        };
+        // At the same time: a listing that waits for its turn must not keep others from having theirs.
+        let (answer, taken) = tokio::join!(inner.endpoint.list(&start.key, true, found), take);
+        taken?;
+        if let Err(fault) = answer {
             return self.note(&start, fault).await;
         }
         for id in deep.ids.into_iter().filter(|_| deep.is_complete) {
