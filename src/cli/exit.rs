@@ -45,6 +45,9 @@ impl Exit {
                 AGENT_NOT_STARTABLE,
                 "fastsync must be on the other host, in its search path or where --agent-path says",
             ),
+            EngineError::Unreachable { .. } => {
+                Self::with_hint(DISCONNECTED, "check the name, the port and the way there")
+            }
             EngineError::Disconnected { .. } => Self::with_hint(DISCONNECTED, GO_ON),
             EngineError::Session(failure) => Self::of_failure(failure.code),
             EngineError::Interrupted => Self::with_hint(SIGNAL, GO_ON),
@@ -141,6 +144,7 @@ mod tests {
         assert_eq!(code(EngineError::Usage("x".into())), 1);
         assert_eq!(code(EngineError::Authentication { host: host(), cause: cause() }), 44);
         assert_eq!(code(EngineError::AgentNotStartable { host: host(), cause: cause() }), 42);
+        assert_eq!(code(EngineError::Unreachable { place: host(), cause: cause() }), 30);
         assert_eq!(code(EngineError::Disconnected { host: host(), cause: cause() }), 30);
         assert_eq!(code(EngineError::Interrupted), 20);
         let missing = std::io::Error::from(std::io::ErrorKind::NotFound);

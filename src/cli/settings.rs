@@ -133,7 +133,7 @@ pub struct Settings {
     /// The storage class of new objects
     #[arg(long, value_name = "NAME", help_heading = "Object stores")]
     pub storage_class: Option<String>,
-    /// How many requests at a time [default: 64; web servers: 32]
+    /// How many requests at a time [default: 256; web servers: 32]
     #[arg(long, value_name = "N", help_heading = "Object stores")]
     pub requests: Option<Requests>,
     /// Headers that web servers are sent, one a line: Authorization, and others that tell who asks

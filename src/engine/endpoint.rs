@@ -400,7 +400,8 @@ async fn no_sftp(host: &str, fault: &Fault, process: Option<Arc<Mutex<Process>>>
         }
         _ => String::new(),
     };
-    let said = Escaped(complaints.trim().as_bytes()).to_string();
+    let said: Vec<_> = complaints.lines().map(str::trim).filter(|it| !it.is_empty()).collect();
+    let said = Escaped(said.join("; ").as_bytes()).to_string();
     let host = host.to_owned();
     if launch::is_refused(&complaints) {
         return EngineError::Authentication { host, cause: said };
@@ -410,7 +411,7 @@ async fn no_sftp(host: &str, fault: &Fault, process: Option<Arc<Mutex<Process>>>
         return EngineError::Session(Failure::new(FailureCode::Startup, text));
     }
     let cause = if said.is_empty() { fault.to_string() } else { said };
-    EngineError::Disconnected { host, cause }
+    EngineError::Unreachable { place: host, cause }
 }
 
 /// Whether a path was written as that of a directory, or of what is in it.
@@ -431,7 +432,7 @@ fn explain(error: StorageError) -> EngineError {
             let host = Escaped(path).to_string();
             match fault.class {
                 Class::Disconnected | Class::Gone => {
-                    EngineError::Disconnected { host, cause: fault.to_string() }
+                    EngineError::Unreachable { place: host, cause: fault.to_string() }
                 }
                 Class::Credentials => {
                     EngineError::Credentials { place: host, cause: fault.to_string() }
@@ -465,7 +466,7 @@ pub fn name_of_site(site: &Site) -> Vec<u8> {
 }
 
 /// How the data travels, for reports.
-pub fn connection(source: &AnySource, destination: &AnyDestination) -> Connection {
+pub fn connection(source: &AnySource, destination: &AnyDestination, channels: u16) -> Connection {
     let endpoint = match (source, destination) {
         (_, AnyDestination::Remote(to)) => Some(&to.endpoint),
         (AnySource::Remote(from), AnyDestination::Local(_)) => Some(from.endpoint()),
@@ -475,7 +476,7 @@ pub fn connection(source: &AnySource, destination: &AnyDestination) -> Connectio
         Some(endpoint) => {
             let peer = Escaped(&endpoint.shown(&Key::default())).to_string();
             let properties = endpoint.properties();
-            (properties.name, peer, endpoint.streams(), properties.encrypts)
+            (properties.name, peer, endpoint.streams(channels), properties.encrypts)
         }
         None => (inside::TRANSPORT, "this machine".to_owned(), 1, false),
     };

@@ -93,7 +93,7 @@ async fn carry(
     let destination = AnyDestination::open(destination, job, observer).await.map_err(early)?;
     source.fit(&mut options);
     destination.fit(&mut options);
-    observer.connected(endpoint::connection(&source, &destination));
+    observer.connected(endpoint::connection(&source, &destination, options.streams));
     let receiving = options.clone();
     let near = match &source {
         AnySource::Remote(near) if !job.config.verify => Some(near.clone()),

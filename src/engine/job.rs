@@ -207,7 +207,7 @@ pub struct ObjectStores {
     /// Buckets are part of the path and not of the host's name; as it is usual there if `None`.
     pub path_style: Option<bool>,
     pub storage_class: Option<String>,
-    /// How many requests at a time; 64 at object stores and 32 at web servers if `None`.
+    /// How many requests at a time; 256 at object stores and 32 at web servers if `None`.
     pub requests: Option<u16>,
     /// A file of headers that web servers are sent.
     pub header_file: Option<PathBuf>,

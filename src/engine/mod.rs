@@ -58,6 +58,9 @@ pub enum EngineError {
     /// The agent could not be started, or is no fastsync.
     #[error("cannot start fastsync on {host}: {cause}")]
     AgentNotStartable { host: String, cause: String },
+    /// No connection to an endpoint could be made.
+    #[error("cannot reach {place}: {cause}")]
+    Unreachable { place: String, cause: String },
     /// The session ended before its end: the connection was lost, or the peer fell silent.
     #[error("the connection to {host} was lost: {cause}")]
     Disconnected { host: String, cause: String },
@@ -133,7 +136,8 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
             // ssh hears the same Ctrl-C, and may be the first to go.
             return Err(EngineError::Interrupted);
         }
-        let is_worth_it = matches!(failed.error, EngineError::Disconnected { .. })
+        use EngineError::{Disconnected, Unreachable};
+        let is_worth_it = matches!(failed.error, Disconnected { .. } | Unreachable { .. })
             && (failed.established || reconnects > 0)
             && tries_left > 0;
         if !is_worth_it {

@@ -66,9 +66,9 @@ macro_rules! any_endpoint {
                 }
             }
 
-            fn streams(&self) -> u16 {
+            fn streams(&self, channels: u16) -> u16 {
                 match self {
-                    $(Self::$which(it) => it.streams(),)*
+                    $(Self::$which(it) => it.streams(channels),)*
                 }
             }
 

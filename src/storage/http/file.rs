@@ -387,7 +387,7 @@ impl Site {
             None => Ok(()),
             Some(hash) => {
                 let whose = if self.config().expected.sha256.is_some() {
-                    "expected"
+                    "the expected one"
                 } else {
                     "the server's"
                 };

@@ -46,7 +46,8 @@ pub fn broken_off() -> Fault {
 pub mod text {
     pub const NO_BUCKET: &str = "there is no such bucket; make it first, or check its name";
     pub const NO_OBJECT: &str = "there is no such object";
-    pub const DENIED: &str = "these credentials do not allow it; ask the owner";
+    pub const DENIED: &str =
+        "these credentials do not allow it, or the secret key is wrong; ask the owner";
     pub const EXPIRED: &str = "the credentials have expired; log in again";
     pub const OTHER_VERSION: &str = "it is another version by now";
     pub const DAMAGED: &str = "the data was damaged on its way";

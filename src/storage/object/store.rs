@@ -365,8 +365,9 @@ const IN_PATH: &AsciiSet =
 /// What stands for itself in a query.
 const IN_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// How many requests at a time unless somebody says otherwise.
-pub const REQUESTS: usize = 64;
+/// How many requests at a time unless somebody says otherwise. Small objects take round trips and
+/// little else; a store that has too many of them says so.
+pub const REQUESTS: usize = 256;
 
 /// The longest answer that is no object, in bytes.
 pub const MAX_PAGE_LEN: usize = 16 << 20;

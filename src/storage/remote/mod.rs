@@ -48,9 +48,10 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
     /// A key for people, as they would write it: `s3://bucket/key`. Never with a secret.
     fn shown(&self, key: &Key) -> Vec<u8>;
 
-    /// How many connections or requests at a time carry data, for reports.
-    fn streams(&self) -> u16 {
-        u16::try_from(self.properties().requests).unwrap_or(u16::MAX)
+    /// How many connections or requests at a time carry large files, for reports, where a session has so
+    /// many channels.
+    fn streams(&self, channels: u16) -> u16 {
+        u16::try_from(self.properties().requests).map_or(channels, |most| most.min(channels))
     }
 
     /// What a path of the user's means, whether or not there is anything. One that was written as a

@@ -483,7 +483,7 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
         self.inner.clear_room(key, &entry).await?;
         self.inner.touch(entry.parent);
         let finished = self.inner.endpoint.finish(upload, key, receipts, &kept).await;
-        finished.map_err(self.inner.error(Operation::Rename, &entry))?;
+        finished.map_err(self.inner.error(Operation::Write, &entry))?;
         self.inner.forget(key);
         Ok(())
     }

@@ -389,7 +389,7 @@ impl<E: Endpoint> Source for RemoteSource<E> {
 
     async fn confirm(&self, file: RemoteFile<E>) -> Result<(), StorageError> {
         let confirmed = self.inner.endpoint.confirm(&file.open).await;
-        if confirmed.map_err(self.inner.error(Operation::Stat, &file.entry))? {
+        if confirmed.map_err(self.inner.error(Operation::Read, &file.entry))? {
             Ok(())
         } else {
             Err(StorageError::Changed { path: self.inner.path(&file.entry) })

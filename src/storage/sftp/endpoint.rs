@@ -84,7 +84,7 @@ impl Endpoint for SftpEndpoint {
     type Open = Open;
     type Upload = Upload;
 
-    fn streams(&self) -> u16 {
+    fn streams(&self, _: u16) -> u16 {
         u16::try_from(self.inner.pool.wanted()).unwrap_or(u16::MAX)
     }
 
