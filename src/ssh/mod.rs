@@ -173,7 +173,6 @@ impl Login {
         }
         if setting("serveraliveinterval ").is_some_and(|it| it.trim() == "0") {
             options.push(format!("ServerAliveInterval={}", ALIVE_INTERVAL.as_secs()));
-            options.push(format!("ServerAliveCountMax={ALIVE_COUNT}"));
         }
         // One that has stopped may still be connected to, and never say who it is.
         if setting("connecttimeout ").is_some_and(|it| matches!(it.trim(), "none" | "0")) {
@@ -228,9 +227,6 @@ impl Login {
 
 /// After how long a silent server is asked whether it is there, where ssh's configuration does not say.
 pub const ALIVE_INTERVAL: Duration = Duration::from_secs(15);
-
-/// How often it is asked then before it counts as lost.
-const ALIVE_COUNT: u32 = 4;
 
 /// How long a server may take to introduce itself, where ssh's configuration does not say.
 const CONNECT_TIMEOUT: Duration = Duration::from_mins(1);
@@ -400,7 +396,8 @@ mod tests {
             };
             login.carrying_files().await.arguments.split_off(2)
         };
-        let alive = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"];
+        // How often it is asked is left to ssh, whose default is also the built-in client's.
+        let alive = ["-o", "ServerAliveInterval=15"];
         let connects = ["-o", "ConnectTimeout=60"];
         assert_eq!(arguments("0", "none").await, [&alive[..], &connects].concat());
         assert_eq!(arguments("300", "none").await, connects, "what somebody has said holds");

@@ -298,6 +298,7 @@ mod tests {
         assert_eq!(command, "nc host.example 2222 me alias %");
         assert!(settings.is_yes("identitiesonly", false) && settings.is_yes("nothing", true));
         assert_eq!((settings.alive_interval(), settings.agent().unwrap()), (None, None));
+        assert_eq!(settings.alive_count(), 3, "as ssh has it");
         assert!(settings.file("/%Z").is_err() && settings.file("/%").is_err());
     }
 
