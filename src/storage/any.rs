@@ -230,6 +230,12 @@ macro_rules! any_endpoint {
                 }
             }
 
+            async fn give_up(&self) {
+                match self {
+                    $(Self::$which(it) => it.give_up().await,)*
+                }
+            }
+
             async fn unfinished(
                 &self,
                 directory: &Key,

@@ -274,6 +274,11 @@ pub trait Sink: Clone + Send + Sync + 'static {
     /// announced. `path` is as [`Self::path`] gave it.
     fn discard_left_over(&self, path: Vec<u8>, identity: Token) -> impl Future<Output = ()> + Send;
 
+    /// Waits until nothing is left there of small files that were being written when the session was given up.
+    fn give_up(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
     /// Writes whole small files, with their metadata. The answers are in their order.
     fn prepare_files(
         &self,

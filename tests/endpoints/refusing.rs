@@ -159,6 +159,40 @@ async fn a_file_that_cannot_be_replaced_is_not_lost() {
     }
 }
 
+/// Of small files that nobody waits for any more, nothing is left there: neither files nor handles.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_given_up_leaves_nothing() {
+    let (seen, sees) = flume::unbounded();
+    let counts: Arc<Mutex<[u32; 2]>> = Arc::default();
+    let counted = Arc::clone(&counts);
+    let endpoint = connect(move |request| {
+        let mut counts = counted.lock().unwrap();
+        counts[0] += u32::from(request[0] == OPEN);
+        counts[1] += u32::from(request[0] == CLOSE);
+        if request[0] == WRITE {
+            // A file is there by now, and has no data yet.
+            let _ = seen.send(());
+        }
+        None
+    });
+    let endpoint = endpoint.await;
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path().to_str().unwrap().trim_start_matches('/').to_owned();
+    let mut puts = JoinSet::new();
+    for n in 0..100 {
+        let (endpoint, key) = (endpoint.clone(), key(format!("{at}/{n}").as_bytes()));
+        puts.spawn(async move { endpoint.put(&key, "data".into(), &Kept::default()).await });
+    }
+    sees.recv_async().await.unwrap();
+    puts.shutdown().await;
+    tokio::time::timeout(PATIENCE, endpoint.give_up()).await.unwrap();
+    let left = contents(directory.path());
+    let temporary = left.iter().find(|(name, _)| name.starts_with(".fastsync-"));
+    assert_eq!(temporary, None);
+    let [opened, closed] = *counts.lock().unwrap();
+    assert!(opened > 0 && opened == closed, "{opened} and {closed}");
+}
+
 /// A server that hashes, or says so: what it says unclearly is read back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_what_a_server_says_clearly_counts() {
@@ -229,6 +263,9 @@ fn named(hashes: &[u8]) -> Vec<u8> {
     [b"\0\0\0\x06sha256", hashes].concat()
 }
 
+const OPEN: u8 = 3;
+const CLOSE: u8 = 4;
+const WRITE: u8 = 6;
 const READ: u8 = 5;
 const RENAME: u8 = 18;
 const EXTENDED_REPLY: u8 = 201;

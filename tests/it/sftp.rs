@@ -263,6 +263,84 @@ fn lost_connections_lose_no_file() {
     }
 }
 
+/// What nobody would come back for goes, whatever ends a run; what can be taken up stays.
+#[test]
+fn an_upload_that_ends_early_leaves_no_small_files_under_way() {
+    let world = World::new();
+    for n in 0..6000 {
+        world.text(format!("src/{n}"), format!("small {n}").repeat(100));
+    }
+    world.dir("there");
+    let mut command = world.fastsync();
+    command.args(["cp", "src/"]).arg(at_server(&world, "there")).arg("-F");
+    command.arg(sftp_server().config()).arg("--ssh-connections=4");
+    let running = Running::start(command.env("XDG_STATE_HOME", world.path("home/state")));
+    let names = || fs::read_dir(world.path("there")).unwrap().map(|it| it.unwrap().file_name());
+    let is_temporary = |name: &OsString| name.to_string_lossy().starts_with(".fastsync-");
+    assert!(until(PATIENCE, || names().count() > 500));
+    running.signal(Signal::INT);
+    running.wait().exits(20);
+    assert_eq!(names().find(is_temporary), None);
+    assert!(names().count() < 6000, "it was stopped on the way");
+}
+
+/// The same where the disk is full, which ends a run by itself.
+#[test]
+fn a_full_disk_there_holds_no_small_files_under_way() {
+    let world = World::new();
+    for n in 0..300 {
+        world.write(format!("src/{n}"), 150_000);
+    }
+    let (there, left) = (world.dir("there"), world.path("left"));
+    // One connection has the disk for itself, and tells of it at its end.
+    let line = format!(
+        "exec unshare -m sh -c 'mount -t tmpfs -o size=8m none {there}; \
+         /usr/lib/openssh/sftp-server; ls -A {there} > {left}.new; mv {left}.new {left}'",
+        there = there.display(),
+        left = left.display(),
+    );
+    let shell = world.script("shell", &line);
+    let config = sftp_server().allow(&world.path("key"), shell.to_str().unwrap());
+    let mut command = world.fastsync();
+    command.args(["cp", "src/"]).arg(at_server(&world, "there")).arg("-F").arg(config);
+    command.arg("--ssh-connections=1").env("XDG_STATE_HOME", world.path("home/state"));
+    Running::start(&mut command).wait().exits(41);
+    assert!(until(PATIENCE, || left.exists()), "mounting needs root");
+    let names = fs::read_to_string(&left).unwrap();
+    assert!(names.lines().count() > 10, "{names}");
+    assert_eq!(names.lines().find(|name| name.starts_with(".fastsync-")), None);
+}
+
+/// OpenSSH's server has as many handles as it may have files open, less five.
+#[test]
+fn few_handles_are_enough() {
+    let world = World::new();
+    for n in 0..3000 {
+        world.text(format!("src/{}/{}/{n}", n % 20, n % 60), format!("small {n}"));
+    }
+    for n in 0..4 {
+        world.write(format!("src/large/{n}"), 3 << 20);
+        world.write(format!("src/middle/{n}"), 700_000);
+    }
+    with_whole_seconds(&world.path("src"));
+    for most in [12, 20] {
+        let line = format!("ulimit -n {}; exec /usr/lib/openssh/sftp-server", most + 5);
+        let shell = world.script(&format!("{most}.sh"), &line);
+        let config = sftp_server().allow(&world.path(most.to_string()), shell.to_str().unwrap());
+        let copy = |from: OsString, to: OsString| {
+            let mut command = world.fastsync();
+            command.arg("cp").args([from, to]).arg("-F").arg(&config).arg("--ssh-connections=1");
+            command.env("XDG_STATE_HOME", world.path("home/state"));
+            Running::start(&mut command).wait().exits(0);
+        };
+        let (back, there) = (format!("back-{most}"), format!("there-{most}"));
+        copy(at_server(&world, "src/"), (&back).into());
+        assert_same(world.path("src"), world.path(back));
+        copy("src/".into(), at_server(&world, &there));
+        assert_same(world.path("src"), world.path(there));
+    }
+}
+
 /// JRN-12: a server that hashes says whether it still has what was written. What somebody has altered
 /// there is sent again.
 #[test]

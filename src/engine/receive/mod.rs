@@ -191,8 +191,10 @@ pub async fn run<K: Sink, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     let ended = receive_all(&receiver, inbox, channels, &mut tasks).await;
     tasks.shutdown().await;
     if ended.is_err() {
-        // Whatever happened: what has come holds across a reboot too, if the disk is quick.
-        let _ = tokio::time::timeout(CHECKPOINT_PATIENCE, receiver.checkpoint()).await;
+        // Whatever happened: what has come holds across a reboot too, if the disk is quick, and of what has
+        // not, nothing is left that no later run takes up.
+        let last = async { tokio::join!(receiver.checkpoint(), receiver.sink.give_up()) };
+        let _ = tokio::time::timeout(CHECKPOINT_PATIENCE, last).await;
     }
     ended
 }

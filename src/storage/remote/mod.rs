@@ -196,6 +196,12 @@ pub trait Endpoint: Clone + Send + Sync + 'static {
     /// Removes what is there of an upload that will not be finished. What is not there is no error.
     fn abandon(&self, key: &Key, token: &Token) -> impl Future<Output = Answer<()>> + Send;
 
+    /// Waits until nothing is left there of what was being made when nobody waited for it any more: of
+    /// small files and symlinks, as [`Self::token`] is there for large ones.
+    fn give_up(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
     /// Tells what is left of uploads in a directory, and below it, in groups and in any order: of all that
     /// were begun and neither finished nor abandoned, those that are still under way among them.
     ///

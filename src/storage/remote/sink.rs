@@ -503,6 +503,10 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
         }
     }
 
+    async fn give_up(&self) {
+        self.inner.endpoint.give_up().await;
+    }
+
     async fn prepare_files(
         &self,
         files: Vec<(VerifiedFile, Arc<Entry>)>,

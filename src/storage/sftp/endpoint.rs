@@ -6,12 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use super::answer::{attributes, check_target, done, handle, nonsense, refused};
+use super::answer::{attributes, check_target, done, nonsense, refused};
 use super::check::{Able, Checks};
 use super::packet::{self, Answer as Said, Attributes, Request};
 use super::pool::{Handles, Pool};
 use super::server::{LARGE, Open, Server, Upload, nonce_of, parent_of, path_of, temporary_path};
-use super::session::Dial;
+use super::session::{Dial, permit};
 use crate::protocol::chunk::{ByteRange, ChunkData, ChunkSize};
 use crate::protocol::message::Changes;
 use crate::storage::remote::{
@@ -64,10 +64,18 @@ impl SftpEndpoint {
             copies: false,
             encrypts: true,
         };
-        let small = Semaphore::new(small_at_once(offers.max_handles));
-        Ok(Self {
-            inner: Arc::new(Server { pool, prefix, properties, checks: Checks::default(), small }),
-        })
+        let semaphore = |most: u32| Arc::new(Semaphore::new(most as usize));
+        let most_small = share_of(2, offers.max_handles, SMALL_AT_ONCE);
+        let inner = Server {
+            pool,
+            prefix,
+            properties,
+            checks: Checks::default(),
+            small: semaphore(most_small),
+            most_small,
+            listings: semaphore(share_of(4, offers.max_handles, LISTINGS_AT_ONCE)),
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     async fn real_path(&self, path: &[u8]) -> Answer<Vec<u8>> {
@@ -146,11 +154,9 @@ impl Endpoint for SftpEndpoint {
     }
 
     async fn read(&self, file: &Open, offset: u64, into: &mut [u8]) -> Answer<()> {
-        let _permit = if file.thing.size < SMALL {
-            Some(self.inner.small.acquire().await.map_err(|_| nonsense())?)
-        } else {
-            None
-        };
+        if file.thing.size < SMALL {
+            file.handles.admit(&self.inner.small).await?;
+        }
         self.inner.read_part(file, offset, into).await
     }
 
@@ -178,20 +184,26 @@ impl Endpoint for SftpEndpoint {
     }
 
     async fn put(&self, key: &Key, data: Bytes, kept: &Kept) -> Answer<()> {
-        let _permit = self.inner.small.acquire().await.map_err(|_| nonsense())?;
+        // Given back last, also if nobody waits any more.
+        let counted = permit(&self.inner.small).await?;
         let path = path_of(key);
         loop {
             let session = self.inner.pool.pick()?;
             // Another one each time: whoever served a connection that is lost may still be writing.
             let temporary = temporary_path(key, nonce());
-            let written = self.inner.write_whole(&session, &temporary, data.clone(), kept).await;
+            let removing = self.inner.removing(&session, &temporary);
+            let (data, handles) = (data.clone(), Handles::of(Arc::clone(&counted)));
+            let written = self.inner.write_whole(&session, &temporary, data, kept, handles).await;
             let is_lost = written.is_err() && session.is_lost();
             let put = match written {
                 Ok(()) => self.inner.put_in_place(&temporary, key).await,
                 Err(fault) => Err(fault),
             };
-            let Err(fault) = put else { return Ok(()) };
-            self.inner.discard(&temporary);
+            let Err(fault) = put else {
+                removing.forget();
+                return Ok(());
+            };
+            drop(removing);
             if !is_lost {
                 return Err(self.inner.explain(fault, &path).await);
             }
@@ -204,17 +216,17 @@ impl Endpoint for SftpEndpoint {
         }
         let path = path_of(key);
         self.inner.check_room(parent_of(&path), size).await?;
+        let _counted = permit(&self.inner.small).await?;
         let nonce = nonce();
         let temporary = temporary_path(key, nonce);
         let session = self.inner.pool.pick()?;
-        let made = self.inner.create(&session, &temporary, Some(size)).await;
-        let handle = match made {
-            Ok(handle) => handle,
-            Err(fault) => return Err(self.inner.explain(fault, &path).await),
-        };
+        let removing = self.inner.removing(&session, &temporary);
         let handles = Handles::default();
-        handles.keep(&session, handle);
+        if let Err(fault) = self.inner.create(&session, &temporary, size, &handles).await {
+            return Err(self.inner.explain(fault, &path).await);
+        }
         let has_receipts = self.inner.can_check(&temporary, size).await != Able::Nothing;
+        removing.forget();
         let (path, handles) = (temporary.into(), Arc::new(handles));
         let is_fresh = true;
         Ok(Upload { path, nonce, size, is_fresh, has_receipts, handles })
@@ -274,13 +286,11 @@ impl Endpoint for SftpEndpoint {
     }
 
     async fn reread(&self, upload: &Upload, offset: u64, into: &mut [u8]) -> Answer<()> {
+        let handles = Handles::of(permit(&self.inner.listings).await?);
         let session = self.inner.pool.pick()?;
         // Its own handles are for writing alone.
-        let path: &[u8] = &upload.path;
-        let said = session.call(Request::open(path, packet::FOR_READING, &Attributes::default()));
-        let handle = handle(said.await?)?;
-        let handles = Handles::default();
-        handles.keep(&session, handle.clone());
+        let open = Request::open(&upload.path, packet::FOR_READING, &Attributes::default());
+        let handle = handles.on(&session, open).await?;
         self.inner.read_handle(&session, &handle, offset, into).await
     }
 
@@ -303,9 +313,10 @@ impl Endpoint for SftpEndpoint {
         let path = path_of(key);
         let finished = async {
             // A write that is still under way somewhere would change the time again.
-            for (session, handle) in upload.handles.take() {
-                if !session.is_lost() {
-                    done(session.call(Request::close(&handle)).await?)?;
+            for closed in upload.handles.close() {
+                // On a connection that is lost it is closed by the server.
+                if let Ok(said) = closed.await {
+                    done(said)?;
                 }
             }
             let named = upload.path.as_ref();
@@ -345,9 +356,12 @@ impl Endpoint for SftpEndpoint {
     }
 
     async fn make_symlink(&self, key: &Key, target: &[u8], kept: &Kept) -> Answer<()> {
+        let _counted = permit(&self.inner.small).await?;
         let temporary = temporary_path(key, nonce());
         let requests = vec![Request::symlink(target, &temporary), Request::readlink(&temporary)];
-        let answers = self.inner.pool.pick()?.call_all(requests).await?;
+        let session = self.inner.pool.pick()?;
+        let removing = self.inner.removing(&session, &temporary);
+        let answers = session.call_all(requests).await?;
         let mut answers = answers.into_iter();
         answers.next().map_or_else(|| Err(nonsense()), done)?;
         let named = async {
@@ -359,11 +373,15 @@ impl Endpoint for SftpEndpoint {
             }
             self.inner.put_in_place(&temporary, key).await
         };
-        let named = named.await;
-        if named.is_err() {
-            let _ = self.inner.call(Request::remove(&temporary)).await;
-        }
-        named
+        named.await?;
+        removing.forget();
+        Ok(())
+    }
+
+    async fn give_up(&self) {
+        // Whoever was counted has ended, and asked for what is to be taken back.
+        let _ = self.inner.small.acquire_many(self.inner.most_small).await;
+        self.inner.pool.settle().await;
     }
 
     async fn set(&self, key: &Key, _: &Thing, kept: &Kept, changes: Changes) -> Answer<()> {
@@ -404,15 +422,18 @@ const MAX_CONNECTIONS: usize = 16;
 /// A file below this size, in bytes, is read in one go.
 const SMALL: u64 = 1 << 20;
 
-/// How many small files may have handles at the same time: half of those that there are, as all of them may
-/// be at one connection, and the others are for large files and for directories.
-fn small_at_once(max_handles: u64) -> usize {
-    let half = usize::try_from(max_handles / 2).unwrap_or(SMALL_AT_ONCE);
-    if max_handles == 0 { SMALL_AT_ONCE } else { half.clamp(1, SMALL_AT_ONCE) }
+/// How many handles may be taken for one purpose at the same time: a share of those that there are, as all of
+/// them may be at one connection, and others are for large files.
+fn share_of(part: u64, max_handles: u64, most: u32) -> u32 {
+    let share = u32::try_from(max_handles / part).unwrap_or(most);
+    if max_handles == 0 { most } else { share.clamp(1, most) }
 }
 
-/// The same where the server has enough.
-const SMALL_AT_ONCE: usize = 256;
+/// How many small files may have handles where the server has enough.
+const SMALL_AT_ONCE: u32 = 256;
+
+/// How many listings may be under way where the server has enough.
+const LISTINGS_AT_ONCE: u32 = 64;
 
 #[cfg(test)]
 mod tests {
@@ -420,7 +441,10 @@ mod tests {
 
     #[test]
     fn a_server_of_few_handles_has_some_left_for_others() {
-        let counts = [0, 1, 2, 15, 1019, u64::MAX].map(small_at_once);
-        assert_eq!(counts, [256, 1, 1, 7, 256, 256]);
+        let handles = [0, 1, 2, 15, 1019, u64::MAX];
+        let small = handles.map(|handles| share_of(2, handles, SMALL_AT_ONCE));
+        assert_eq!(small, [256, 1, 1, 7, 256, 256]);
+        let listings = handles.map(|handles| share_of(4, handles, LISTINGS_AT_ONCE));
+        assert_eq!(listings, [64, 1, 1, 3, 64, 64]);
     }
 }

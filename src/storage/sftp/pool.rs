@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OnceCell, Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use super::answer::handle;
-use super::packet::Request;
-use super::session::{Dial, Offers, Session, Which, gone};
+use super::packet::{Answer, Request};
+use super::session::{Dial, Offers, Permit, Session, Which, gone, permit};
 use crate::storage::remote::{Class, Fault};
 
 /// Connections to one server.
@@ -151,6 +151,14 @@ impl Pool {
         }
     }
 
+    /// Waits until everything is answered that was asked on any connection that is left.
+    pub async fn settle(&self) {
+        let sessions = lock(&self.inner.sessions).clone();
+        for session in sessions {
+            session.settle().await;
+        }
+    }
+
     /// How many connections there are to be when there is enough to do.
     pub fn wanted(&self) -> usize {
         self.inner.wanted
@@ -185,41 +193,54 @@ impl Drop for Share {
 
 /// The handles of one file, on the connections that were used for it. They are closed with it.
 #[derive(Debug, Default)]
-pub struct Handles(Mutex<HashMap<usize, Opened>>);
+pub struct Handles {
+    opened: Mutex<HashMap<usize, Opened>>,
+    /// That there may be any, where they are counted: until the server has closed all of them.
+    permit: OnceCell<Permit>,
+}
 
-type Opened = Arc<tokio::sync::OnceCell<(Arc<Session>, Bytes)>>;
+type Opened = Arc<OnceCell<(Arc<Session>, Bytes)>>;
 
 impl Handles {
+    /// Handles that are counted.
+    pub fn of(permit: Permit) -> Self {
+        Self { opened: Mutex::default(), permit: OnceCell::new_with(Some(permit)) }
+    }
+
+    /// Waits until they may be among `few`, if they are not yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Class::Gone`] if none are handed out any more.
+    pub async fn admit(&self, few: &Arc<Semaphore>) -> Result<(), Fault> {
+        self.permit.get_or_try_init(async || permit(few).await).await.map(drop)
+    }
+
     /// The handle on a connection, which `open` gets if there is none yet.
     pub async fn on(&self, session: &Arc<Session>, open: Request) -> Result<Bytes, Fault> {
-        let cell = Arc::clone(lock(&self.0).entry(session.number).or_default());
+        let cell = Arc::clone(lock(&self.opened).entry(session.number).or_default());
         let get = async || Ok((Arc::clone(session), handle(session.call(open).await?)?));
         cell.get_or_try_init(get).await.map(|(_, handle)| handle.clone())
     }
 
-    /// Takes note of a handle.
-    pub fn keep(&self, session: &Arc<Session>, handle: Bytes) {
-        let cell = Arc::new(tokio::sync::OnceCell::new_with(Some((Arc::clone(session), handle))));
-        lock(&self.0).insert(session.number, cell);
-    }
-
-    /// All handles, which are not closed by this any more.
-    pub fn take(&self) -> Vec<(Arc<Session>, Bytes)> {
-        let all = std::mem::take(&mut *lock(&self.0));
-        all.into_values().filter_map(|cell| cell.get().cloned()).collect()
+    /// Closes all handles. The answers are worth waiting for where a failure to write shows so late.
+    pub fn close(&self) -> Vec<oneshot::Receiver<Answer>> {
+        let all = std::mem::take(&mut *lock(&self.opened));
+        let all = all.into_values().filter_map(|cell| cell.get().cloned());
+        let permit = self.permit.get();
+        all.map(|(session, handle)| session.tell(Request::close(&handle), permit.cloned()))
+            .collect()
     }
 
     /// All handles, those on connections that were lost too.
     pub fn all(&self) -> Vec<(Arc<Session>, Bytes)> {
-        lock(&self.0).values().filter_map(|cell| cell.get().cloned()).collect()
+        lock(&self.opened).values().filter_map(|cell| cell.get().cloned()).collect()
     }
 }
 
 impl Drop for Handles {
     fn drop(&mut self) {
-        for (session, handle) in self.take() {
-            session.tell(Request::close(&handle));
-        }
+        self.close();
     }
 }
 
@@ -238,7 +259,6 @@ const UNDER_WAY: usize = 8 << 20;
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncWriteExt as _;
-    use tokio::sync::Semaphore;
 
     use super::*;
     use crate::storage::sftp::session::Wire;

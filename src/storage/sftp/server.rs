@@ -7,11 +7,11 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::Semaphore;
 
-use super::answer::{attributes, done, full, handle, nonsense, refused};
+use super::answer::{attributes, done, full, nonsense, refused};
 use super::check::{self, Able, Checks};
 use super::packet::{self, Answer as Said, Attributes, Request};
 use super::pool::{Handles, Pool};
-use super::session::Session;
+use super::session::{Session, answers, permit};
 use crate::protocol::chunk::{ByteRange, ChunkSize};
 use crate::protocol::manifest::{Escaped, Name};
 use crate::storage::remote::{
@@ -28,7 +28,38 @@ pub struct Server {
     pub properties: Properties,
     pub checks: Checks,
     /// One permit for each small file that is being read or written: a server has few handles.
-    pub small: Semaphore,
+    pub small: Arc<Semaphore>,
+    /// How many permits of this sort there are.
+    pub most_small: u32,
+    /// The same for what takes a handle without waiting for anything else that does: listings.
+    pub listings: Arc<Semaphore>,
+}
+
+/// A request that takes back what was done, made unless all goes well: also when nobody waits for it any more.
+#[derive(Debug)]
+pub struct Undo<'a> {
+    server: &'a Server,
+    session: Arc<Session>,
+    request: Option<Request>,
+}
+
+impl Undo<'_> {
+    /// All went well.
+    pub fn forget(mut self) {
+        self.request = None;
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        let Some(request) = self.request.take() else { return };
+        // On the same connection it comes after what it takes back.
+        if !self.session.is_lost() {
+            self.session.tell(request, None);
+        } else if let Ok(session) = self.server.pool.pick() {
+            session.tell(request, None);
+        }
+    }
 }
 
 /// A file that is being read.
@@ -200,11 +231,27 @@ impl Server {
         }
     }
 
-    pub async fn create(&self, session: &Session, path: &[u8], size: Option<u64>) -> Answer<Bytes> {
+    /// Removes a temporary file unless all goes well. What cannot be removed is found by whoever cleans up.
+    pub fn removing(&self, session: &Arc<Session>, path: &[u8]) -> Undo<'_> {
+        self.undoing(session, Request::remove(path))
+    }
+
+    fn undoing(&self, session: &Arc<Session>, request: Request) -> Undo<'_> {
+        Undo { server: self, session: Arc::clone(session), request: Some(request) }
+    }
+
+    /// Makes a temporary file of this size.
+    pub async fn create(
+        &self,
+        session: &Arc<Session>,
+        path: &[u8],
+        size: u64,
+        handles: &Handles,
+    ) -> Answer<Bytes> {
         let mode = Attributes { permissions: Some(0o600), ..Attributes::default() };
         let flags = packet::FOR_WRITING | packet::CREATE | packet::EXCLUSIVE;
-        let handle = handle(session.call(Request::open(path, flags, &mode)).await?)?;
-        if let Some(size) = size.filter(|size| *size > 0) {
+        let handle = handles.on(session, Request::open(path, flags, &mode)).await?;
+        if size > 0 {
             let size = Attributes { size: Some(size), ..Attributes::default() };
             done(session.call(Request::fsetstat(&handle, &size)).await?)?;
         }
@@ -218,10 +265,9 @@ impl Server {
         path: &[u8],
         data: Bytes,
         kept: &Kept,
+        handles: Handles,
     ) -> Answer<()> {
-        let handle = self.create(session, path, None).await?;
-        let handles = Handles::default();
-        handles.keep(session, handle.clone());
+        let handle = self.create(session, path, 0, &handles).await?;
         let parts = cut(0, vec![data], session.offers.max_write).into_iter();
         let mut requests: Vec<_> =
             parts.map(|(at, part)| Request::write(&handle, at, part)).collect();
@@ -229,16 +275,9 @@ impl Server {
         if self.properties.lasts {
             requests.push(Request::fsync(&handle));
         }
-        requests.push(Request::close(&handle));
-        handles.take();
-        session.call_all(requests).await?.into_iter().try_for_each(done)
-    }
-
-    /// Removes what is of no use any more. What cannot be removed is found by whoever cleans up.
-    pub fn discard(&self, path: &[u8]) {
-        if let Ok(session) = self.pool.pick() {
-            session.tell(Request::remove(path));
-        }
+        let mut waiting = session.send_all(requests).await?;
+        waiting.extend(handles.close());
+        answers(waiting).await?.into_iter().try_for_each(done)
     }
 
     /// Gives a complete file its name.
@@ -277,6 +316,8 @@ impl Server {
     /// in its place.
     pub async fn replace(&self, temporary: &[u8], key: &Key) -> Answer<()> {
         let (path, aside) = (path_of(key), temporary_path(key, nonce()));
+        let session = self.pool.pick()?;
+        let undo = self.undoing(&session, Request::rename(&aside, &path));
         let rename = async |from: &[u8], to: &[u8]| {
             self.call(Request::rename(from, to)).await.and_then(done)
         };
@@ -284,11 +325,18 @@ impl Server {
             let text = format!("the server replaces no files by itself, and {fault}; {text}");
             Err(Fault::new(fault.class, text))
         };
-        if let Err(fault) = rename(&path, &aside).await {
+        let stepped_aside = session.call(Request::rename(&path, &aside)).await;
+        if let Err(fault) = stepped_aside.and_then(done) {
+            if !session.is_lost() {
+                undo.forget();
+            }
             return failed(fault, "the old file is as it was: remove it, or choose another name");
         }
-        if let Err(fault) = rename(temporary, &path).await {
-            if rename(&aside, &path).await.is_ok() {
+        let renamed = rename(temporary, &path).await;
+        let is_back = renamed.is_err() && rename(&aside, &path).await.is_ok();
+        undo.forget();
+        if let Err(fault) = renamed {
+            if is_back {
                 return failed(fault, "the old file is back in its place");
             }
             let name = Escaped(&aside);
@@ -340,10 +388,9 @@ impl Server {
         below: &mut Vec<Key>,
     ) -> Answer<bool> {
         let path = path_of(directory);
+        let handles = Handles::of(permit(&self.listings).await?);
         let session = self.pool.pick()?;
-        let handle = handle(session.call(Request::opendir(&path)).await?)?;
-        let handles = Handles::default();
-        handles.keep(&session, handle.clone());
+        let handle = handles.on(&session, Request::opendir(&path)).await?;
         let mut asked = FuturesOrdered::new();
         loop {
             while asked.len() < READDIRS {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use super::packet::{self, Answer, MAX_PACKET_LEN, Request};
@@ -44,9 +44,7 @@ pub enum Which {
 pub struct Session {
     /// Tells it from others.
     pub number: usize,
-    outgoing: flume::Sender<(Request, u32)>,
-    pending: Arc<Mutex<Pending>>,
-    next: AtomicU32,
+    asked: Arc<Asked>,
     /// One permit for each request that may be under way.
     window: Arc<Semaphore>,
     /// How much it has to do, as those who use it count that.
@@ -74,11 +72,70 @@ pub struct Offers {
     pub max_handles: u64,
 }
 
-/// Who waits for what. `None` once the connection is lost.
+/// One of few, which is given back when the last of those who share it is done.
+pub type Permit = Arc<OwnedSemaphorePermit>;
+
+/// Waits for one of few.
+///
+/// # Errors
+///
+/// [`Class::Gone`] if none are handed out any more.
+pub async fn permit(few: &Arc<Semaphore>) -> Result<Permit, Fault> {
+    Arc::clone(few).acquire_owned().await.map(Arc::new).map_err(|_| gone())
+}
+
+/// What was asked and is not answered.
+#[derive(Debug)]
+struct Asked {
+    outgoing: flume::Sender<(Request, u32)>,
+    pending: Mutex<Pending>,
+    next: AtomicU32,
+    /// Everything is answered, or nothing more will be.
+    settled: Notify,
+}
+
+/// Who waits for what.
 #[derive(Debug, Default)]
 struct Pending {
-    waiting: HashMap<u32, (oneshot::Sender<Answer>, Option<OwnedSemaphorePermit>)>,
+    /// With what is given back when the answer has come.
+    waiting: HashMap<u32, (oneshot::Sender<Answer>, Option<Permit>)>,
     is_lost: bool,
+}
+
+impl Asked {
+    /// Sends a request. `permit` is held until its answer is there.
+    fn ask(&self, request: Request, permit: Option<Permit>) -> oneshot::Receiver<Answer> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        let mut pending = lock(&self.pending);
+        if !pending.is_lost && self.outgoing.send((request, number)).is_ok() {
+            pending.waiting.insert(number, (answer, permit));
+        }
+        answered
+    }
+
+    /// Hands an answer to whoever waits for it.
+    fn answer(&self, number: u32, answer: Answer) -> io::Result<()> {
+        let waiting = lock(&self.pending).waiting.remove(&number);
+        // An answer to nothing: no other from this server can be believed.
+        let (waiting, permit) = waiting.ok_or(io::ErrorKind::InvalidData)?;
+        // Whoever asked may have gone, and a server has few handles.
+        if let Err(Answer::Handle(handle)) = waiting.send(answer) {
+            self.ask(Request::close(&handle), permit);
+        }
+        if lock(&self.pending).waiting.is_empty() {
+            self.settled.notify_waiters();
+        }
+        Ok(())
+    }
+
+    /// Everybody who waits hears that nothing will come.
+    fn lose(&self) {
+        let mut pending = lock(&self.pending);
+        pending.is_lost = true;
+        pending.waiting.clear();
+        self.settled.notify_waiters();
+    }
 }
 
 impl Session {
@@ -98,10 +155,15 @@ impl Session {
             Ok(packet) => packet::version(&packet).ok_or_else(|| lost("it is no SFTP server"))?,
             Err(error) => return Err(lost(&format!("the server ended the connection ({error})"))),
         };
-        let pending: Arc<Mutex<Pending>> = Arc::default();
         let (outgoing, requests) = flume::unbounded();
+        let asked = Arc::new(Asked {
+            outgoing,
+            pending: Mutex::default(),
+            next: AtomicU32::new(0),
+            settled: Notify::new(),
+        });
         let mut tasks = JoinSet::new();
-        let shared = Arc::clone(&pending);
+        let shared = Arc::clone(&asked);
         tasks.spawn(async move {
             let _keeper = keeper;
             let _ = tokio::join!(write_all(requests, output, &shared), read_all(input, &shared));
@@ -119,9 +181,7 @@ impl Session {
         };
         let mut session = Self {
             number,
-            outgoing,
-            pending,
-            next: AtomicU32::new(0),
+            asked,
             window: Arc::new(Semaphore::new(WINDOW)),
             load: AtomicUsize::new(0),
             long: AtomicUsize::new(0),
@@ -159,54 +219,70 @@ impl Session {
     ///
     /// [`Class::Gone`] if the connection is lost.
     pub async fn call_all(&self, requests: Vec<Request>) -> Result<Vec<Answer>, Fault> {
+        answers(self.send_all(requests).await?).await
+    }
+
+    /// The same without waiting, for [`answers`].
+    ///
+    /// # Errors
+    ///
+    /// [`Class::Gone`] if the connection is lost.
+    pub async fn send_all(
+        &self,
+        requests: Vec<Request>,
+    ) -> Result<Vec<oneshot::Receiver<Answer>>, Fault> {
         let mut waiting = Vec::with_capacity(requests.len());
         for request in requests {
             waiting.push(self.send(request).await?);
         }
-        let mut answers = Vec::with_capacity(waiting.len());
-        for answered in waiting {
-            answers.push(answered.await.map_err(|_| gone())?);
-        }
-        Ok(answers)
+        Ok(waiting)
     }
 
     async fn send(&self, request: Request) -> Result<oneshot::Receiver<Answer>, Fault> {
         let permit = Arc::clone(&self.window).acquire_owned().await.map_err(|_| gone())?;
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (answer, answered) = oneshot::channel();
-        {
-            let mut pending = lock(&self.pending);
-            if pending.is_lost {
-                return Err(gone());
-            }
-            pending.waiting.insert(number, (answer, Some(permit)));
-        }
-        if self.outgoing.send((request, number)).is_err() {
-            return Err(gone());
-        }
-        Ok(answered)
+        Ok(self.asked.ask(request, Some(Arc::new(permit))))
     }
 
-    /// Sends a request whose answer nobody wants to know.
-    pub fn tell(&self, request: Request) {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (answer, _) = oneshot::channel();
-        let mut pending = lock(&self.pending);
-        if !pending.is_lost {
-            pending.waiting.insert(number, (answer, None));
-            let _ = self.outgoing.send((request, number));
+    /// Sends a request at once, whose answer is there for whoever wants to know. `permit` is held until it is.
+    pub fn tell(&self, request: Request, permit: Option<Permit>) -> oneshot::Receiver<Answer> {
+        self.asked.ask(request, permit)
+    }
+
+    /// Waits until everything is answered that was asked, or the connection is lost.
+    pub async fn settle(&self) {
+        loop {
+            let settled = self.asked.settled.notified();
+            let mut settled = std::pin::pin!(settled);
+            settled.as_mut().enable();
+            if lock(&self.asked.pending).waiting.is_empty() {
+                return;
+            }
+            settled.await;
         }
     }
 
     pub fn is_lost(&self) -> bool {
-        lock(&self.pending).is_lost
+        lock(&self.asked.pending).is_lost
     }
+}
+
+/// Waits for what was asked.
+///
+/// # Errors
+///
+/// [`Class::Gone`] if the connection is lost.
+pub async fn answers(waiting: Vec<oneshot::Receiver<Answer>>) -> Result<Vec<Answer>, Fault> {
+    let mut answers = Vec::with_capacity(waiting.len());
+    for answered in waiting {
+        answers.push(answered.await.map_err(|_| gone())?);
+    }
+    Ok(answers)
 }
 
 async fn write_all(
     requests: flume::Receiver<(Request, u32)>,
     mut output: Box<dyn AsyncWrite + Send + Unpin>,
-    pending: &Mutex<Pending>,
+    asked: &Asked,
 ) -> io::Result<()> {
     let written = async {
         while let Ok((request, number)) = requests.recv_async().await {
@@ -223,15 +299,12 @@ async fn write_all(
     };
     let result = written.await;
     if result.is_err() {
-        lose(pending);
+        asked.lose();
     }
     result
 }
 
-async fn read_all(
-    input: Box<dyn AsyncRead + Send + Unpin>,
-    pending: &Mutex<Pending>,
-) -> io::Result<()> {
+async fn read_all(input: Box<dyn AsyncRead + Send + Unpin>, asked: &Asked) -> io::Result<()> {
     // Many small answers come at a time; what is longer than this goes past the buffer.
     let mut input = BufReader::with_capacity(SMALL_ANSWERS, input);
     let read = async {
@@ -239,24 +312,12 @@ async fn read_all(
             let packet = next_packet(&mut input).await?;
             let parsed = Answer::parse(packet);
             let (number, answer) = parsed.ok_or(io::ErrorKind::InvalidData)?;
-            let waiting = lock(pending).waiting.remove(&number);
-            // An answer to nothing: no other from this server can be believed.
-            let (waiting, permit) = waiting.ok_or(io::ErrorKind::InvalidData)?;
-            drop(permit);
-            // Whoever asked may have gone.
-            let _ = waiting.send(answer);
+            asked.answer(number, answer)?;
         }
     };
     let result: io::Result<()> = read.await;
-    lose(pending);
+    asked.lose();
     result
-}
-
-/// Everybody who waits hears that nothing will come.
-fn lose(pending: &Mutex<Pending>) {
-    let mut pending = lock(pending);
-    pending.is_lost = true;
-    pending.waiting.clear();
 }
 
 async fn next_packet(input: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
