@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, OnceCell, Semaphore, oneshot};
@@ -34,6 +35,8 @@ struct Inner {
     /// How many long requests a connection has at a time.
     room: usize,
     dialling: Mutex<JoinSet<()>>,
+    /// How many more attempts there are to replace connections that were lost.
+    redials: AtomicUsize,
 }
 
 impl std::fmt::Debug for Inner {
@@ -64,6 +67,7 @@ impl Pool {
             freed: Notify::new(),
             room: room.max(BUSY),
             dialling: Mutex::default(),
+            redials: AtomicUsize::new(REDIALS),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -108,7 +112,12 @@ impl Pool {
     /// The connection that has least to do; for a long request, if it has not as many already as it has room for.
     fn choose(&self, room: Option<usize>) -> Result<Share, Option<Fault>> {
         let mut sessions = lock(&self.inner.sessions);
+        let before = sessions.len();
         sessions.retain(|session| !session.is_lost());
+        // While another is left, so further logins work, and without a prompt.
+        if !sessions.is_empty() {
+            (sessions.len()..before).for_each(|_| self.redial());
+        }
         let load = |session: &Arc<Session>| session.load.load(Ordering::Relaxed);
         let best = sessions.iter().min_by_key(|session| load(session)).cloned();
         let best = best.ok_or_else(|| Some(gone()))?;
@@ -134,21 +143,29 @@ impl Pool {
         let mut dialling = lock(&self.inner.dialling);
         for _ in 1..self.inner.wanted {
             let inner = Arc::downgrade(&self.inner);
-            let dial = Arc::clone(&self.inner.dial);
             dialling.spawn(async move {
-                let Ok(wire) = dial(Which::Further).await else { return };
-                let Some(number) =
-                    inner.upgrade().map(|inner| inner.next.fetch_add(1, Ordering::Relaxed))
-                else {
-                    return;
-                };
-                let Ok(session) = Session::begin(wire, number).await else { return };
-                if let Some(inner) = inner.upgrade() {
-                    lock(&inner.sessions).push(Arc::new(session));
-                    inner.freed.notify_waiters();
-                }
+                dial_further(&inner).await;
             });
         }
+    }
+
+    /// Makes a connection in place of one that was lost, with pauses between attempts.
+    fn redial(&self) {
+        let inner = Arc::downgrade(&self.inner);
+        lock(&self.inner.dialling).spawn(async move {
+            let mut pause = REDIAL_PAUSE;
+            loop {
+                tokio::time::sleep(pause).await;
+                let take = |left: usize| left.checked_sub(1);
+                let may = inner.upgrade().is_some_and(|inner| {
+                    inner.redials.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+                });
+                if !may || dial_further(&inner).await.is_some() {
+                    return;
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        });
     }
 
     /// Waits until everything is answered that was asked on any connection that is left.
@@ -163,6 +180,18 @@ impl Pool {
     pub fn wanted(&self) -> usize {
         self.inner.wanted
     }
+}
+
+/// Makes one more connection, without asking anybody anything; `None` if there is none.
+async fn dial_further(inner: &Weak<Inner>) -> Option<()> {
+    let dial = Arc::clone(&inner.upgrade()?.dial);
+    let wire = dial(Which::Further).await.ok()?;
+    let number = inner.upgrade()?.next.fetch_add(1, Ordering::Relaxed);
+    let session = Session::begin(wire, number).await.ok()?;
+    let inner = inner.upgrade()?;
+    lock(&inner.sessions).push(Arc::new(session));
+    inner.freed.notify_waiters();
+    Some(())
 }
 
 /// A connection that has one more thing to do for as long as this lives.
@@ -249,6 +278,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How many attempts there are to replace connections that were lost.
+const REDIALS: usize = 64;
+
+/// The pause before the first attempt, which doubles with each that fails.
+const REDIAL_PAUSE: Duration = Duration::from_secs(2);
+
+/// The longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+
 /// With so much to do, a connection has enough.
 const BUSY: usize = 16;
 
@@ -307,6 +345,43 @@ mod tests {
         let mut numbers: Vec<_> = kept.iter().chain([&share]).map(|share| share.number).collect();
         numbers.sort_unstable();
         assert_eq!(numbers, [1, 1, 2, 2, 3, 3], "each sees the others");
+    }
+
+    /// As long as another is left, and not for ever.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_lost_is_dialled_again() {
+        let dials = Arc::new(AtomicUsize::new(0));
+        let fails = Arc::new(AtomicBool::new(false));
+        let (counted, failing) = (Arc::clone(&dials), Arc::clone(&fails));
+        let dial: Dial = Arc::new(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let fails = failing.load(Ordering::Relaxed);
+            Box::pin(async move {
+                if fails {
+                    Err(std::io::ErrorKind::ConnectionRefused.into())
+                } else {
+                    Ok(silent().await)
+                }
+            })
+        });
+        let pool = Pool::connect(dial, 2).await.unwrap();
+        let sessions = || lock(&pool.inner.sessions).clone();
+        pool.expect_much();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(sessions().len(), 2);
+        sessions()[0].lose();
+        assert_eq!(pool.pick().unwrap().number, 1);
+        assert_eq!(sessions().len(), 1, "not at once");
+        tokio::time::sleep(REDIAL_PAUSE * 2).await;
+        assert_eq!((sessions().len(), dials.load(Ordering::Relaxed)), (2, 3));
+        fails.store(true, Ordering::Relaxed);
+        sessions()[1].lose();
+        drop(pool.pick().unwrap());
+        tokio::time::sleep(Duration::from_hours(24)).await;
+        assert_eq!((sessions().len(), dials.load(Ordering::Relaxed)), (1, 2 + REDIALS));
+        // Nobody is asked for a first login again.
+        sessions()[0].lose();
+        assert!(pool.pick().is_err());
     }
 
     /// Who waits for room gets it from whoever is done.

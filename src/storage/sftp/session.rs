@@ -261,6 +261,11 @@ impl Session {
         }
     }
 
+    #[cfg(test)]
+    pub fn lose(&self) {
+        self.asked.lose();
+    }
+
     pub fn is_lost(&self) -> bool {
         lock(&self.asked.pending).is_lost
     }
