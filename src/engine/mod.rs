@@ -136,10 +136,12 @@ pub async fn run(mut job: Job, watch: Watch) -> Result<Report, EngineError> {
             // ssh hears the same Ctrl-C, and may be the first to go.
             return Err(EngineError::Interrupted);
         }
-        use EngineError::{Disconnected, Unreachable};
-        let is_worth_it = matches!(failed.error, Disconnected { .. } | Unreachable { .. })
-            && (failed.established || reconnects > 0)
-            && tries_left > 0;
+        let is_about_the_way = matches!(
+            failed.error,
+            EngineError::Disconnected { .. } | EngineError::Unreachable { .. }
+        );
+        let is_worth_it =
+            is_about_the_way && (failed.established || reconnects > 0) && tries_left > 0;
         if !is_worth_it {
             return Err(failed.error);
         }

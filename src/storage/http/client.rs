@@ -108,13 +108,16 @@ impl std::fmt::Debug for Client {
 /// answer everything many times.
 #[derive(Debug, Default)]
 struct Budget {
+    /// How many may be sent again whatever was sent: all that are sent at once may be refused at once,
+    /// and once more before they are fewer.
+    free: u64,
     sent: AtomicU64,
     again: AtomicU64,
 }
 
 impl Budget {
     fn allows_another(&self) -> bool {
-        let allowed = FREE_RETRIES + self.sent.load(Ordering::Relaxed) / 10;
+        let allowed = self.free + self.sent.load(Ordering::Relaxed) / 10;
         self.again.fetch_add(1, Ordering::Relaxed) < allowed
     }
 }
@@ -133,7 +136,9 @@ impl Client {
         let http = build(builder().read_timeout(SILENCE))?;
         let uploads = build(builder().tcp_user_timeout(SILENCE))?;
         let (lanes, readers) = (Lanes::new(requests), Readers::new(requests));
-        Ok(Self { http, uploads, sign: None, lanes, budget: Arc::default(), readers })
+        let free = FREE_RETRIES.max(4 * requests as u64);
+        let budget = Arc::new(Budget { free, ..Budget::default() });
+        Ok(Self { http, uploads, sign: None, lanes, budget, readers })
     }
 
     /// The same, with every request signed.
@@ -352,7 +357,7 @@ pub const PROGRESS: usize = 64 << 10;
 /// How often a request is sent at the most.
 const ATTEMPTS: u32 = 8;
 
-/// How many requests may be sent again whatever was sent.
+/// How many requests may be sent again at the least, whatever was sent.
 const FREE_RETRIES: u64 = 100;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
