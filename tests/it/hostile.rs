@@ -420,12 +420,13 @@ fn throttling_is_waited_for_and_not_for_ever() {
         world.text(format!("src/well-{n:02}"), "x");
     }
     let before = server.asked().len();
-    let ran = bucket.run(&world, ["cp", "src/", "s3://bucket/", "--json"]).exits(23);
+    let arguments = ["cp", "src/", "s3://bucket/", "--json", "--requests=25"];
+    let ran = bucket.run(&world, arguments).exits(23);
     ran.says("too much to do (SlowDown)");
     let summary = ran.summary();
     assert_eq!((number(&summary, "done"), number(&summary, "failed")), (80, 80), "{summary}");
     assert!(store.keys().iter().all(|key| !key.contains("never")));
-    // Each once, and what may be sent again: a hundred, and a tenth of all.
+    // Each once, and what may be sent again: four for each request at a time, and a tenth of all.
     let asked = server.asked()[before..].iter().filter(|it| it.method == "PUT").count();
     assert!((200..=160 + 100 + 40).contains(&asked), "{asked}");
 }
