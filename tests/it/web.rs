@@ -210,6 +210,27 @@ fn a_part_that_is_slow_to_come_is_shared() {
 /// Where the last part of 4 MiB begins.
 const LAST_PART: usize = 12 << 20;
 
+/// What went well before does not count against what is busy for once.
+#[test]
+fn one_refusal_after_many_answers_is_nothing() {
+    let world = World::new();
+    let is_first = AtomicBool::new(true);
+    let tiny = Tiny::start(move |asked| match &*asked.path {
+        "/d" => Answer::status(301).with("location", "/d/"),
+        "/d/" => {
+            let links: String = (0..300).map(|n| format!("<a href=\"{n}\">{n}</a>\n")).collect();
+            let page = format!("<title>Index of /d</title>{links}");
+            Answer { body: page.into(), ..Answer::status(200) }.with("content-type", "text/html")
+        }
+        "/d/299" if asked.method == "GET" && is_first.swap(false, Ordering::Relaxed) => {
+            Answer::status(503)
+        }
+        path => Answer::file(asked, path.as_bytes()).with("etag", "\"1\""),
+    });
+    run(&world, ["cp", &tiny.at("/d/"), "back"]).exits(0);
+    assert_eq!(fs::read(world.path("back/299")).unwrap(), b"/d/299");
+}
+
 /// A server with few places for many requests is asked for less at a time, and nothing is given up.
 #[test]
 fn a_server_with_few_places_is_not_overrun() {

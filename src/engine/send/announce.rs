@@ -28,6 +28,8 @@ impl<S: Source> Sender<S> {
         let source = self.source.clone();
         let walk = async move { source.walk(found).await };
         let announce = async {
+            // Dropped with an error, so that the walk does not wait for anybody to take what it finds.
+            let finds = finds;
             let mut batch = Batch::default();
             loop {
                 // What waits is told before anything is waited for.

@@ -174,26 +174,28 @@ impl Client {
             self.budget.sent.fetch_add(1, Ordering::Relaxed);
             let answer = {
                 let _lane = self.lanes.enter().await;
-                self.attempt(call).await?
+                let answer = self.attempt(call).await?;
+                if answer.as_ref().is_ok_and(|response| is_too_many(response.status())) {
+                    self.lanes.refused();
+                    self.readers.refused();
+                }
+                answer
             };
-            if answer.as_ref().is_ok_and(|response| is_too_many(response.status())) {
-                self.lanes.refused();
-                self.readers.refused();
+            let is_passing = match &answer {
+                Ok(response) => is_passing(response.status()),
+                Err(error) => !error.is_builder() && !is_mistrust(error),
+            };
+            // The budget is for what would be sent again, and for nothing else.
+            let is_over = !is_passing || call.once || attempt >= ATTEMPTS;
+            if is_over || !self.budget.allows_another() {
+                return answer.map_err(|error| lost(&error));
             }
-            let is_last = call.once || attempt >= ATTEMPTS || !self.budget.allows_another();
-            match answer {
-                Ok(response) if is_last || !is_passing(response.status()) => return Ok(response),
-                Err(error) if is_last || error.is_builder() || is_mistrust(&error) => {
-                    return Err(lost(&error));
-                }
-                Ok(response) => {
-                    let asked = response.headers().get(http::header::RETRY_AFTER);
-                    let asked = asked.and_then(|it| it.to_str().ok()?.parse().ok());
-                    let asked = asked.map_or(Duration::ZERO, Duration::from_secs);
-                    tokio::time::sleep(jitter(pause).max(asked.min(LONGEST_PAUSE))).await;
-                }
-                Err(_) => tokio::time::sleep(jitter(pause)).await,
-            }
+            let asked = answer.ok().and_then(|response| {
+                let asked = response.headers().get(http::header::RETRY_AFTER)?;
+                asked.to_str().ok()?.parse().ok().map(Duration::from_secs)
+            });
+            let asked = asked.unwrap_or_default().min(LONGEST_PAUSE);
+            tokio::time::sleep(jitter(pause).max(asked)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Err(Fault::new(Class::Busy, "the server does not answer"))

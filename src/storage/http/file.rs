@@ -254,7 +254,7 @@ impl Site {
             }
         }
         let mut reply = self.send(call.clone()).await?;
-        if !reply.status().is_success() && call.url != file.url {
+        if !reply.status().is_success() && call.url != file.url && !once {
             // Where it was sent on to may have been for a while only.
             lock(&file.moved).take_if(|moved| *moved == call.url);
             reply = self.send(Call { url: file.url.clone(), ..call }).await?;
@@ -280,7 +280,6 @@ impl Site {
                 if !is_whole {
                     return Ok(Ranged::Whole(reply.response));
                 }
-                file.is_whole.store(true, Ordering::Relaxed);
             }
             StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => {
                 return Err(changed());
@@ -290,7 +289,8 @@ impl Site {
         lock(&file.moved).get_or_insert_with(|| reply.url.to_string());
         let claim =
             headers.get("content-digest").and_then(|it| it.to_str().ok()).and_then(of_fields);
-        let filled = if claim.is_some() || reply.status() != StatusCode::PARTIAL_CONTENT {
+        let is_part = reply.status() == StatusCode::PARTIAL_CONTENT;
+        let filled = if claim.is_some() || !is_part {
             fill(reply.response, into).await?
         } else {
             let help = Helper { site: self, file };
@@ -301,7 +301,10 @@ impl Site {
         }
         match claim {
             Some(claim) if !claim.holds_for(into) => Ok(Ranged::Some(0)),
-            _ => Ok(Ranged::All),
+            _ => {
+                file.is_whole.fetch_or(!is_part, Ordering::Relaxed);
+                Ok(Ranged::All)
+            }
         }
     }
 

@@ -25,6 +25,8 @@ struct State {
     allowed: usize,
     /// How many of those under way are too many.
     excess: usize,
+    /// How many there were at the most, or are allowed since there were too many.
+    peak: usize,
     changed: Option<Instant>,
 }
 
@@ -60,7 +62,7 @@ impl Lanes {
     /// So many places, until the server refuses some.
     pub fn new(most: usize) -> Self {
         let most = most.clamp(1, Semaphore::MAX_PERMITS);
-        let state = State { allowed: most, excess: 0, changed: None };
+        let state = State { allowed: most, excess: 0, peak: 0, changed: None };
         Self { permits: Arc::new(Semaphore::new(most)), state: Arc::new(Mutex::new(state)), most }
     }
 
@@ -68,26 +70,34 @@ impl Lanes {
     pub async fn enter(&self) -> Lane {
         // Nobody closes the semaphore.
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
-        Lane { permit, lanes: self.clone() }
+        self.lane(permit)
     }
 
     /// A place, if one is free.
     pub fn try_enter(&self) -> Option<Lane> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
-        Some(Lane { permit: Some(permit), lanes: self.clone() })
+        Some(self.lane(Some(permit)))
+    }
+
+    fn lane(&self, permit: Option<OwnedSemaphorePermit>) -> Lane {
+        let mut state = lock(&self.state);
+        let under_way = state.allowed + state.excess;
+        let under_way = under_way.saturating_sub(self.permits.available_permits());
+        state.peak = state.peak.max(under_way.min(state.allowed));
+        Lane { permit, lanes: self.clone() }
     }
 
     /// The server has refused one for having too many. Those that are refused together count once.
     pub fn refused(&self) {
         let mut state = lock(&self.state);
-        if state.changed.is_some_and(|changed| changed.elapsed() < TOGETHER) {
+        let is_told = state.changed.is_some_and(|changed| changed.elapsed() < TOGETHER);
+        if is_told || state.peak == 0 {
             return;
         }
-        let free = self.permits.available_permits();
-        let busy = (state.allowed + state.excess).saturating_sub(free);
-        let allowed = (busy.min(state.allowed) * 3 / 4).max(1);
+        let allowed = (state.peak.min(state.allowed) * 3 / 4).max(1);
         let fewer = state.allowed - allowed;
-        state.allowed = allowed;
+        // Those that wait before they come again count too, though they are not under way.
+        (state.allowed, state.peak) = (allowed, allowed);
         state.excess += fewer - self.permits.forget_permits(fewer);
         state.changed = Some(Instant::now());
     }
@@ -141,6 +151,19 @@ mod tests {
         tokio::time::advance(CALM).await;
         drop(lanes.enter().await);
         assert_eq!(count(&lanes), 16, "never more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_come_again_are_not_all_there_are() {
+        let lanes = Lanes::new(64);
+        lanes.refused();
+        assert_eq!(count(&lanes), 64, "nobody was under way");
+        lanes.refused();
+        assert_eq!(count(&lanes), 48);
+        tokio::time::advance(TOGETHER).await;
+        let _first = lanes.enter().await;
+        lanes.refused();
+        assert_eq!(count(&lanes), 35);
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use super::fault::text::{DAMAGED, OTHER_VERSION};
 use super::metadata::Names;
 use super::pages::Pages;
 use crate::protocol::manifest::Timestamp;
-use crate::storage::http::client::{Call, Client, PROGRESS, read_body};
+use crate::storage::http::client::{Call, Client, PROGRESS, fill, read_body};
 use crate::storage::http::share::{self, Help};
 use crate::storage::remote::{
     Answer, Class, Fault, Keeps, KeepsRoot, Kept, Key, Listed, Parts, Properties, Replaces, Thing,
@@ -103,13 +103,18 @@ impl Server {
             return Err(Fault::new(Class::Changed, OTHER_VERSION));
         }
         let range = response.headers().get(http::header::CONTENT_RANGE);
-        let is_ours = match range.and_then(|it| it.to_str().ok()) {
+        let range = range.and_then(|it| it.to_str().ok());
+        let has_ranges = range.is_some();
+        let is_ours = match range {
             Some(range) => file.is_part(range, first, last)?,
             None => first == 0 && response.content_length() == Some(into.len() as u64),
         };
         if !is_ours {
             let text = "the server sends another part than it was asked for";
             return Err(Fault::new(Class::Violation, text));
+        }
+        if !has_ranges {
+            return fill(response, into).await;
         }
         let help = Helper { server: self, file };
         share::fill(response, first, into, self.client.readers(), &help).await

@@ -225,7 +225,7 @@ impl Drop for Share {
 pub struct Handles {
     opened: Mutex<HashMap<usize, Opened>>,
     /// That there may be any, where they are counted: until the server has closed all of them.
-    permit: OnceCell<Permit>,
+    permit: Mutex<Option<Permit>>,
 }
 
 type Opened = Arc<OnceCell<(Arc<Session>, Bytes)>>;
@@ -233,7 +233,7 @@ type Opened = Arc<OnceCell<(Arc<Session>, Bytes)>>;
 impl Handles {
     /// Handles that are counted.
     pub fn of(permit: Permit) -> Self {
-        Self { opened: Mutex::default(), permit: OnceCell::new_with(Some(permit)) }
+        Self { opened: Mutex::default(), permit: Mutex::new(Some(permit)) }
     }
 
     /// Waits until they may be among `few`, if they are not yet.
@@ -242,7 +242,11 @@ impl Handles {
     ///
     /// [`Class::Gone`] if none are handed out any more.
     pub async fn admit(&self, few: &Arc<Semaphore>) -> Result<(), Fault> {
-        self.permit.get_or_try_init(async || permit(few).await).await.map(drop)
+        if lock(&self.permit).is_none() {
+            let permit = permit(few).await?;
+            lock(&self.permit).get_or_insert(permit);
+        }
+        Ok(())
     }
 
     /// The handle on a connection, which `open` gets if there is none yet.
@@ -252,13 +256,12 @@ impl Handles {
         cell.get_or_try_init(get).await.map(|(_, handle)| handle.clone())
     }
 
-    /// Closes all handles. The answers are worth waiting for where a failure to write shows so late.
+    /// Closes all handles; what is read afterwards opens anew. The answers are worth waiting for where a failure to write shows so late.
     pub fn close(&self) -> Vec<oneshot::Receiver<Answer>> {
         let all = std::mem::take(&mut *lock(&self.opened));
         let all = all.into_values().filter_map(|cell| cell.get().cloned());
-        let permit = self.permit.get();
-        all.map(|(session, handle)| session.tell(Request::close(&handle), permit.cloned()))
-            .collect()
+        let permit = lock(&self.permit).take();
+        all.map(|(session, handle)| session.tell(Request::close(&handle), permit.clone())).collect()
     }
 
     /// All handles, those on connections that were lost too.
