@@ -224,9 +224,12 @@ impl Monitor {
                 "destination" => ", dialled by it",
                 _ => "",
             };
-            let reason = super::text::shown(reason);
+            let reason = match super::text::shown(reason) {
+                reason if reason.is_empty() => String::new(),
+                reason => format!(" ({reason})"),
+            };
             self.screen.note(&format!(
-                "connected to {peer}: {streams} over {transport}{by}{open} ({reason})"
+                "connected to {peer}: {streams} over {transport}{by}{open}{reason}"
             ));
         }
         self.tally.connection = Some(connection);

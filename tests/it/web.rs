@@ -218,8 +218,8 @@ fn one_refusal_after_many_answers_is_nothing() {
     let tiny = Tiny::start(move |asked| match &*asked.path {
         "/d" => Answer::status(301).with("location", "/d/"),
         "/d/" => {
-            let links: String = (0..300).map(|n| format!("<a href=\"{n}\">{n}</a>\n")).collect();
-            let page = format!("<title>Index of /d</title>{links}");
+            let links: Vec<_> = (0..300).map(|n| format!("<a href=\"{n}\">{n}</a>\n")).collect();
+            let page = format!("<title>Index of /d</title>{}", links.concat());
             Answer { body: page.into(), ..Answer::status(200) }.with("content-type", "text/html")
         }
         "/d/299" if asked.method == "GET" && is_first.swap(false, Ordering::Relaxed) => {
