@@ -36,12 +36,6 @@ impl Call {
         Self { method, url, headers: HeaderMap::new(), body: Vec::new(), effort: 0, once: false }
     }
 
-    /// The same for what may as well fail.
-    #[must_use]
-    pub fn once(self) -> Self {
-        Self { once: true, ..self }
-    }
-
     /// The same for what keeps a server busy.
     #[must_use]
     pub fn effort(self, bytes: u64) -> Self {
