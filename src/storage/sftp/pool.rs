@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, OnceCell, Semaphore, oneshot};
+use tokio::sync::{Notify, OnceCell, Semaphore};
 use tokio::task::JoinSet;
 
 use super::answer::handle;
-use super::packet::{Answer, Request};
-use super::session::{Dial, Offers, Permit, Session, Which, gone, permit};
+use super::packet::Request;
+use super::session::{Awaited, Dial, Offers, Permit, Session, Which, gone, permit};
 use crate::storage::remote::{Class, Fault};
 
 /// Connections to one server.
@@ -257,7 +257,7 @@ impl Handles {
     }
 
     /// Closes all handles; what is read afterwards opens anew. The answers are worth waiting for where a failure to write shows so late.
-    pub fn close(&self) -> Vec<oneshot::Receiver<Answer>> {
+    pub fn close(&self) -> Vec<Awaited> {
         let all = std::mem::take(&mut *lock(&self.opened));
         let all = all.into_values().filter_map(|cell| cell.get().cloned());
         let permit = lock(&self.permit).take();

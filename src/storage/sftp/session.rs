@@ -6,6 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
@@ -114,14 +115,20 @@ impl Asked {
         answered
     }
 
+    /// Closes what nobody knows of any more: whoever asked has gone, and a server has few handles.
+    fn disown(&self, answer: Answer, permit: Option<Permit>) {
+        if let Answer::Handle(handle) = answer {
+            self.ask(Request::close(&handle), permit);
+        }
+    }
+
     /// Hands an answer to whoever waits for it.
     fn answer(&self, number: u32, answer: Answer) -> io::Result<()> {
         let waiting = lock(&self.pending).waiting.remove(&number);
         // An answer to nothing: no other from this server can be believed.
         let (waiting, permit) = waiting.ok_or(io::ErrorKind::InvalidData)?;
-        // Whoever asked may have gone, and a server has few handles.
-        if let Err(Answer::Handle(handle)) = waiting.send(answer) {
-            self.ask(Request::close(&handle), permit);
+        if let Err(answer) = waiting.send(answer) {
+            self.disown(answer, permit);
         }
         if lock(&self.pending).waiting.is_empty() {
             self.settled.notify_waiters();
@@ -135,6 +142,32 @@ impl Asked {
         pending.is_lost = true;
         pending.waiting.clear();
         self.settled.notify_waiters();
+    }
+}
+
+/// An answer that will come.
+#[derive(Debug)]
+pub struct Awaited {
+    answered: oneshot::Receiver<Answer>,
+    asked: Arc<Asked>,
+}
+
+impl Future for Awaited {
+    /// [`Class::Gone`] if the connection is lost.
+    type Output = Result<Answer, Fault>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.answered).poll(context).map_err(|_| gone())
+    }
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        // From here on whoever brings the answer sees that nobody waits. It may be there already.
+        self.answered.close();
+        if let Ok(answer) = self.answered.try_recv() {
+            self.asked.disown(answer, None);
+        }
     }
 }
 
@@ -209,7 +242,7 @@ impl Session {
     ///
     /// [`Class::Gone`] if the connection is lost.
     pub async fn call(&self, request: Request) -> Result<Answer, Fault> {
-        self.send(request).await?.await.map_err(|_| gone())
+        self.send(request).await?.await
     }
 
     /// Sends requests one directly after the other, which the server carries out in this order, and waits
@@ -227,10 +260,7 @@ impl Session {
     /// # Errors
     ///
     /// [`Class::Gone`] if the connection is lost.
-    pub async fn send_all(
-        &self,
-        requests: Vec<Request>,
-    ) -> Result<Vec<oneshot::Receiver<Answer>>, Fault> {
+    pub async fn send_all(&self, requests: Vec<Request>) -> Result<Vec<Awaited>, Fault> {
         let mut waiting = Vec::with_capacity(requests.len());
         for request in requests {
             waiting.push(self.send(request).await?);
@@ -238,14 +268,15 @@ impl Session {
         Ok(waiting)
     }
 
-    async fn send(&self, request: Request) -> Result<oneshot::Receiver<Answer>, Fault> {
-        let permit = Arc::clone(&self.window).acquire_owned().await.map_err(|_| gone())?;
-        Ok(self.asked.ask(request, Some(Arc::new(permit))))
+    async fn send(&self, request: Request) -> Result<Awaited, Fault> {
+        let permit = permit(&self.window).await?;
+        Ok(self.tell(request, Some(permit)))
     }
 
     /// Sends a request at once, whose answer is there for whoever wants to know. `permit` is held until it is.
-    pub fn tell(&self, request: Request, permit: Option<Permit>) -> oneshot::Receiver<Answer> {
-        self.asked.ask(request, permit)
+    pub fn tell(&self, request: Request, permit: Option<Permit>) -> Awaited {
+        let answered = self.asked.ask(request, permit);
+        Awaited { answered, asked: Arc::clone(&self.asked) }
     }
 
     /// Waits until everything is answered that was asked, or the connection is lost.
@@ -276,10 +307,10 @@ impl Session {
 /// # Errors
 ///
 /// [`Class::Gone`] if the connection is lost.
-pub async fn answers(waiting: Vec<oneshot::Receiver<Answer>>) -> Result<Vec<Answer>, Fault> {
+pub async fn answers(waiting: Vec<Awaited>) -> Result<Vec<Answer>, Fault> {
     let mut answers = Vec::with_capacity(waiting.len());
     for answered in waiting {
-        answers.push(answered.await.map_err(|_| gone())?);
+        answers.push(answered.await?);
     }
     Ok(answers)
 }
