@@ -624,6 +624,7 @@ fn unusual(options: Options) -> Options {
     let update = Update {
         compare: Compare::Checksum,
         modify_window: 2,
+        time_step: 1_000_000_000,
         keep_newer: true,
         ignore_existing: false,
         existing_only: true,

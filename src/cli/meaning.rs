@@ -131,6 +131,7 @@ fn update(
     Ok(Update {
         compare,
         modify_window: comparing.modify_window.map_or(0, |window| window.0),
+        time_step: 0,
         keep_newer: flags.update,
         ignore_existing: flags.ignore_existing,
         existing_only: flags.existing,

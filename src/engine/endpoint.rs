@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::AsyncRead;
 
@@ -26,7 +27,7 @@ use super::session::{Channels, Observer, SessionError};
 use super::{EngineError, inside};
 use crate::protocol::chunk::ChunkSize;
 use crate::protocol::manifest::Escaped;
-use crate::protocol::message::{Durability, Failure, FailureCode, Keep, Options};
+use crate::protocol::message::{Durability, Failure, FailureCode, Keep, MAX_TIME_STEP, Options};
 use crate::ssh::{Process, Started};
 use crate::storage::http::{DavEndpoint, Login, WebConfig, WebEndpoint};
 use crate::storage::local::{LocalSource, StateDir};
@@ -94,13 +95,16 @@ impl AnySource {
         }
     }
 
-    /// Leaves the times of directories alone where those of the source are not known.
+    /// Says how finely the source tells times, and leaves those of directories alone where it tells none.
     pub fn fit(&self, options: &mut Options) {
-        if let Self::Remote(from) = self
-            && !from.endpoint().properties().keeps.directory_times
-        {
-            options.preserve.directory_times = false;
+        let Self::Remote(from) = self else { return };
+        let keeps = from.endpoint().properties().keeps;
+        // Who keeps none has its own only, which HTTP tells in whole seconds.
+        let step = keeps.times.unwrap_or(Duration::from_secs(1));
+        if step > Duration::from_nanos(1) {
+            options.update.time_step = u32::try_from(step.as_nanos()).unwrap_or(MAX_TIME_STEP);
         }
+        options.preserve.directory_times &= keeps.directory_times;
     }
 
     /// Sends all of it, to the very end of the session.

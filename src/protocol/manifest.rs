@@ -99,6 +99,19 @@ impl Timestamp {
     pub fn nanoseconds(self) -> u32 {
         self.nanoseconds
     }
+
+    /// How many steps of this length, in nanoseconds, there are from 1970 until then, rounded down. There
+    /// is no step shorter than a nanosecond.
+    pub fn steps(self, step: u64) -> i128 {
+        let whole = i128::from(self.seconds) * 1_000_000_000 + i128::from(self.nanoseconds);
+        whole.div_euclid(i128::from(step.max(1)))
+    }
+
+    /// Whether this is all that is left of a time where times are kept in steps of this length, in
+    /// nanoseconds.
+    pub fn is_left_of(self, other: Self, step: u64) -> bool {
+        self.steps(1) == other.steps(step) * i128::from(step.max(1))
+    }
 }
 
 /// What became of an entry, as both ends count it.
@@ -207,6 +220,24 @@ mod tests {
     fn nothing_that_a_terminal_obeys_is_shown() {
         let shown = Escaped(b"a\x1b[2J\n\\\xff\xc3\xa9\xe2\x80\xaeb").to_string();
         assert_eq!(shown, "a\\u{1b}[2J\\n\\\\\\xffé\\u{202e}b");
+    }
+
+    #[test]
+    fn times_are_rounded_down() {
+        let time = |seconds, nanoseconds| Timestamp::new(seconds, nanoseconds).unwrap();
+        let second = 1_000_000_000;
+        assert_eq!(time(-1, 999_999_999).steps(second), -1);
+        assert!(time(-1, 0).is_left_of(time(-1, 1), second));
+        assert!(!time(0, 0).is_left_of(time(-1, 1), second));
+        assert!(time(7, 0).is_left_of(time(7, 999_999_999), second));
+        assert!(!time(7, 1).is_left_of(time(7, 2), second), "this one is told as it is");
+        assert!(time(6, 0).is_left_of(time(7, 5), 2 * second));
+        for step in [0, 1] {
+            assert!(time(7, 5).is_left_of(time(7, 5), step));
+            assert!(!time(7, 4).is_left_of(time(7, 5), step));
+        }
+        assert!(time(i64::MIN, 0).is_left_of(time(i64::MIN, 0), 1));
+        assert!(!time(0, 0).is_left_of(time(i64::MAX, 0), u64::MAX));
     }
 
     /// END-3.

@@ -378,6 +378,8 @@ pub struct Update {
     pub compare: Compare,
     /// By how many seconds modification times may differ and still count as equal.
     pub modify_window: u32,
+    /// In which steps, in nanoseconds, the sender is told its times; 0 if as they are.
+    pub time_step: u32,
     /// Leave alone what is newer at the destination.
     pub keep_newer: bool,
     /// Leave alone what exists at the destination.
@@ -394,7 +396,20 @@ pub struct Update {
 }
 
 impl Update {
+    /// Whether the modification time of what is at the destination counts as one that the sender tells
+    /// (UPD-1), if the destination keeps times as they are.
+    pub fn is_same_time(&self, found: Timestamp, wanted: Timestamp) -> bool {
+        let apart = found.seconds.abs_diff(wanted.seconds);
+        let window = u64::from(self.modify_window);
+        found == wanted
+            || (window > 0 && apart <= window)
+            || wanted.is_left_of(found, self.time_step.into())
+    }
+
     fn check(&self) -> Result<(), &'static str> {
+        if self.time_step > MAX_TIME_STEP {
+            return Err("times in steps of more than two seconds");
+        }
         if self.link_dest.len() > MAX_LINK_DEST {
             return Err("there are more than 20 directories to link from");
         }
@@ -1014,6 +1029,9 @@ const ATTRIBUTE_OVERHEAD: usize = 128;
 
 /// The longest path in [`Options`], in bytes, and the longest changes of permission bits.
 pub const MAX_PATH_LEN: usize = 4096;
+
+/// The longest [`Update::time_step`], in nanoseconds.
+pub const MAX_TIME_STEP: u32 = 2_000_000_000;
 
 /// The most directories of [`Update::link_dest`].
 pub const MAX_LINK_DEST: usize = 20;

@@ -402,12 +402,15 @@ fn update() -> BoxedStrategy<Update> {
     let backup = (prop::option::of(bytes(20)), bytes(20))
         .prop_map(|(directory, suffix)| Backup { directory, suffix });
     let lists = (prop::option::of(backup), vec(bytes(20), 0..3));
-    (one_of(&compare), any::<u32>(), any::<[bool; 4]>(), one_of(&room), lists)
-        .prop_map(|(compare, modify_window, flags, make_room, (backup, link_dest))| {
+    let times = (any::<u32>(), 0..=MAX_TIME_STEP);
+    (one_of(&compare), times, any::<[bool; 4]>(), one_of(&room), lists)
+        .prop_map(|(compare, times, flags, make_room, (backup, link_dest))| {
+            let (modify_window, time_step) = times;
             let [keep_newer, ignore_existing, existing_only, in_place] = flags;
             Update {
                 compare,
                 modify_window,
+                time_step,
                 keep_newer,
                 ignore_existing,
                 existing_only,
@@ -604,7 +607,7 @@ const DIRECTORY: [u8; 11] = [1, 0, 1, b'a', 0, 0, 0, 0, 0, 0, 0];
 
 /// The encoding of options that have no lists, texts and flags, with this chunk size.
 fn plain_options(chunk_log2: u8) -> Vec<u8> {
-    let mut bytes = vec![0; 53];
+    let mut bytes = vec![0; 54];
     bytes[..2].copy_from_slice(&[chunk_log2, 1]);
     bytes
 }
@@ -694,7 +697,7 @@ fn the_longest_lists_of_the_shortest_elements_are_accepted() {
     let back = [&[0; 48], &plain_options(16)[..]].concat();
     assert!(matches!(full(&[1, 1], &[0], &back).0, Message::Open(_)), "sources without a byte");
     let [before, after] =
-        [[&[1, 0, 0][..], &[0; 48], &plain_options(16)[..26]].concat(), vec![0; 26]];
+        [[&[1, 0, 0][..], &[0; 48], &plain_options(16)[..26]].concat(), vec![0; 27]];
     let (Message::Open(open), count) = full(&before, &[0], &after) else { panic!() };
     assert_eq!(open.options.select.filters.len(), count, "filters without a byte");
     let entry = [&DIRECTORY[..], &[0]].concat();
@@ -938,6 +941,8 @@ fn options_are_limited() {
     assert!(backup(None, b"~") && backup(None, &[b'x'; 255]) && backup(Some(b"old"), b""));
     assert!(!backup(None, b"") && !backup(None, &[b'x'; 256]) && !backup(Some(b"old"), b"/x"));
     assert!(!backup(None, b"a/b") && !backup(None, b"a\0"));
+    assert!(is_ok(&|it| it.update.time_step = MAX_TIME_STEP));
+    assert!(!is_ok(&|it| it.update.time_step = MAX_TIME_STEP + 1));
     assert!(is_ok(&|it| it.preserve.chmod = path(4096)));
     assert!(!is_ok(&|it| it.preserve.chmod = path(4097)));
     assert!(is_ok(&|it| it.preserve.chown = (Some(path(255)), Some(b"0".to_vec()))));

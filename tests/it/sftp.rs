@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
@@ -10,7 +11,7 @@ use super::proftpd::{plain_proftpd, proftpd};
 use super::sshd::{free_port, sftp_server, user};
 use super::support::{
     PATIENCE, Ran, Running, World, assert_same, assert_same_content, number, overwrite, set_mode,
-    tree, until,
+    set_mtime, tree, until,
 };
 
 /// `sftp://testhost` and a path of this world.
@@ -50,6 +51,38 @@ fn plant(world: &World) {
     set_mode(&world.path("src/sizes/1"), 0o640);
     set_mode(&world.path("src/empty"), 0o750);
     with_whole_seconds(&world.path("src"));
+}
+
+/// What the server tells of times is only whole seconds, of what has its times from here too.
+#[test]
+fn parts_of_seconds_are_no_change_in_either_direction() {
+    let world = World::new();
+    world.text("src/d/one", "one");
+    world.write("src/two", 300_000);
+    for (n, path) in ["src/d/one", "src/two", "src/d", "src"].into_iter().enumerate() {
+        set_mtime(&world.path(path), 1_000_000_000 + i64::try_from(n).unwrap(), 999_999_999);
+    }
+    let mut there = at_server(&world, "there");
+    there.push("/");
+    run(&world, ["sync".into(), "src/".into(), there.clone()]).exits(0);
+    run(&world, ["check".into(), "src/".into(), there.clone()]).exits(0);
+    run(&world, ["check".into(), there.clone(), "src/".into()]).exits(0);
+    let back = ["sync".into(), there.clone(), "src/".into(), "--json".into()];
+    let summary = run(&world, back.clone()).exits(0).summary();
+    assert_eq!((number(&summary, "done"), number(&summary, "bytes_sent")), (0, 0));
+    let times = |path: &str| {
+        let about = fs::symlink_metadata(world.path(path)).unwrap();
+        (about.mtime(), about.mtime_nsec())
+    };
+    assert_eq!(times("src/d/one"), (1_000_000_000, 999_999_999), "better than the server knows");
+    assert_eq!(times("src/d"), (1_000_000_002, 999_999_999));
+    // A second is a change, also where the size is the same.
+    overwrite(&world.path("there/d/one"), 0, b"ONE");
+    set_mtime(&world.path("there/d/one"), 1_000_000_001, 0);
+    run(&world, ["check".into(), there.clone(), "src/".into()]).exits(40);
+    run(&world, back).exits(0);
+    assert_eq!(fs::read(world.path("src/d/one")).unwrap(), b"ONE");
+    assert_eq!(times("src/d/one"), (1_000_000_001, 0));
 }
 
 #[test]

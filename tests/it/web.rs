@@ -100,6 +100,25 @@ fn a_tree_comes_by_index_pages() {
     assert!(String::from_utf8_lossy(&listed.out).contains("many/299\n"));
 }
 
+/// HTTP tells times in whole seconds, those of what was not made that way too.
+#[test]
+fn parts_of_seconds_are_no_change() {
+    let world = World::new();
+    let server = nginx();
+    let name = place(&world, server, "");
+    world.text("src/one", "one");
+    set_mtime(&world.path("src/one"), 1_000_000_000, 999_999_999);
+    let at_server = server.root.join(&name);
+    let copied = Command::new("cp").arg("-a").arg(world.path("src/.")).arg(&at_server).status();
+    assert!(copied.unwrap().success());
+    let there = format!("{}/{name}/", server.at("http"));
+    run(&world, ["check", &there, "src"]).exits(0);
+    let summary = run(&world, ["sync", &there, "src", "--json"]).exits(0).summary();
+    assert_eq!((number(&summary, "done"), number(&summary, "bytes_sent")), (0, 0));
+    set_mtime(&at_server.join("one"), 1_000_000_001, 0);
+    run(&world, ["check", &there, "src"]).exits(40);
+}
+
 /// A server without ranges gives each file in one stream, however many channels ask for its chunks.
 #[test]
 fn a_server_without_ranges_gives_one_stream() {

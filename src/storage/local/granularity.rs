@@ -45,12 +45,7 @@ impl Granularity {
 
     /// Whether two times may be the same one as this file system keeps it.
     pub fn is_same(self, one: Timestamp, other: Timestamp) -> bool {
-        self.truncate(one) == self.truncate(other)
-    }
-
-    fn truncate(self, time: Timestamp) -> i128 {
-        let whole = i128::from(time.seconds) * i128::from(SECOND) + i128::from(time.nanoseconds());
-        whole.div_euclid(i128::from(self.0.max(1)))
+        one.steps(self.0) == other.steps(self.0)
     }
 
     /// Sets a time that needs every digit, and looks what is left of it.
@@ -64,11 +59,8 @@ impl Granularity {
             rustix::fs::unlinkat(root, temp, AtFlags::empty())?;
         }
         let kept = kept?;
-        let step = STEPS
-            .into_iter()
-            .map(Self)
-            .find(|step| step.truncate(time) * i128::from(step.0) == Self(1).truncate(kept));
-        step.ok_or(Errno::INVAL)
+        let step = STEPS.into_iter().find(|step| kept.is_left_of(time, *step));
+        step.map(Self).ok_or(Errno::INVAL)
     }
 
     fn look_up(root: BorrowedFd<'_>) -> Self {

@@ -162,13 +162,11 @@ impl Inner {
         Ok(existing.unwrap_or_else(new))
     }
 
-    /// Whether two modification times count as equal at the destination.
-    pub fn is_same_time(&self, one: Timestamp, other: Timestamp) -> bool {
-        let apart = one.seconds.abs_diff(other.seconds);
-        let window = u64::from(self.update.modify_window);
-        one == other
-            || (window > 0 && apart <= window)
-            || (apart <= MAX_SECONDS && self.granularity().is_same(one, other))
+    /// Whether a modification time counts as equal at the destination.
+    pub fn is_same_time(&self, found: Timestamp, wanted: Timestamp) -> bool {
+        self.update.is_same_time(found, wanted)
+            || (found.seconds.abs_diff(wanted.seconds) <= MAX_SECONDS
+                && self.granularity().is_same(found, wanted))
     }
 
     fn granularity(&self) -> Granularity {

@@ -482,15 +482,10 @@ impl<E: Endpoint> Inner<E> {
         }
     }
 
-    fn is_same_time(&self, one: Timestamp, other: Timestamp) -> bool {
-        let apart = one.seconds.abs_diff(other.seconds);
-        let window = u64::from(self.update.modify_window);
+    fn is_same_time(&self, found: Timestamp, wanted: Timestamp) -> bool {
         let step = self.endpoint.properties().keeps.times.map_or(1, |step| step.as_nanos());
-        let steps = |time: Timestamp| {
-            let whole = i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds());
-            whole.div_euclid(i128::try_from(step).unwrap_or(1).max(1))
-        };
-        one == other || (window > 0 && apart <= window) || steps(one) == steps(other)
+        let step = u64::try_from(step).unwrap_or(u64::MAX);
+        self.update.is_same_time(found, wanted) || found.steps(step) == wanted.steps(step)
     }
 
     fn state_of(&self, directory: EntryId) -> State {
