@@ -2,6 +2,7 @@
 //!
 //! - `packet`: bytes to requests and answers.
 //! - `session`: one connection, with many requests under way.
+//! - `quota`: how many handles it may have.
 //! - `pool`: several connections, and the handles of files on each.
 //! - `answer`: what answers mean.
 //! - `check`: what the server says of files' contents without sending them.
@@ -13,6 +14,7 @@ mod check;
 mod endpoint;
 mod packet;
 mod pool;
+mod quota;
 mod server;
 mod session;
 

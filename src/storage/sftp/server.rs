@@ -1,10 +1,10 @@
 //! What takes several requests, and connections that may be lost on the way.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use futures_util::stream::FuturesOrdered;
 use tokio::sync::Semaphore;
 
 use super::answer::{attributes, done, full, nonsense, refused};
@@ -391,13 +391,14 @@ impl Server {
         let handles = Handles::of(permit(&self.listings).await?);
         let session = self.pool.pick()?;
         let handle = handles.on(&session, Request::opendir(&path)).await?;
-        let mut asked = FuturesOrdered::new();
+        let mut asked = VecDeque::new();
         loop {
+            // Each is sent before anything else is waited for, as the last part may be handed over for long.
             while asked.len() < READDIRS {
-                asked.push_back(session.call(Request::readdir(&handle)));
+                asked.push_back(session.send(Request::readdir(&handle)).await?);
             }
-            let names = match asked.next().await {
-                Some(said) => match said? {
+            let names = match asked.pop_front() {
+                Some(said) => match said.await? {
                     // A directory ends with EOF, and not with a packet of nothing.
                     Said::Names(names) if !names.is_empty() => names,
                     Said::Names(_) => return Err(nonsense()),
