@@ -114,6 +114,9 @@ impl Login {
         let mut command = self.complete(command);
         // A jump host is another ssh process, which does not know of BatchMode: whom it asks says nothing.
         command.env("SSH_ASKPASS_REQUIRE", "force").env("SSH_ASKPASS", "/bin/false");
+        // What ends a run at a terminal, Ctrl-C, is for us alone: there is something to put in order first. The
+        // first login may ask somebody, and has to be in the foreground.
+        command.process_group(0);
         Self::finish(command, &self.host, started)
     }
 

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
@@ -303,18 +304,23 @@ fn an_upload_that_ends_early_leaves_no_small_files_under_way() {
     for n in 0..6000 {
         world.text(format!("src/{n}"), format!("small {n}").repeat(100));
     }
-    world.dir("there");
-    let mut command = world.fastsync();
-    command.args(["cp", "src/"]).arg(at_server(&world, "there")).arg("-F");
-    command.arg(sftp_server().config()).arg("--ssh-connections=4");
-    let running = Running::start(command.env("XDG_STATE_HOME", world.path("home/state")));
-    let names = || fs::read_dir(world.path("there")).unwrap().map(|it| it.unwrap().file_name());
-    let is_temporary = |name: &OsString| name.to_string_lossy().starts_with(".fastsync-");
-    assert!(until(PATIENCE, || names().count() > 500));
-    running.signal(Signal::INT);
-    running.wait().exits(20);
-    assert_eq!(names().find(is_temporary), None);
-    assert!(names().count() < 6000, "it was stopped on the way");
+    // At a terminal, Ctrl-C is for the ssh programs too.
+    for (connections, is_for_all) in [(4, false), (4, true), (1, true)] {
+        let there = world.dir(format!("there-{connections}-{is_for_all}"));
+        let mut command = world.fastsync();
+        command.args(["cp", "src/"]).arg(at_server(&world, &there)).arg("-F");
+        command.arg(sftp_server().config()).arg(format!("--ssh-connections={connections}"));
+        command.env("XDG_STATE_HOME", world.path("home/state")).process_group(0);
+        let running = Running::start(&mut command);
+        let names = || fs::read_dir(&there).unwrap().map(|it| it.unwrap().file_name());
+        let is_temporary = |name: &OsString| name.to_string_lossy().starts_with(".fastsync-");
+        assert!(until(PATIENCE, || names().count() > 500));
+        let signal = if is_for_all { Running::signal_group } else { Running::signal };
+        signal(&running, Signal::INT);
+        running.wait().exits(20);
+        assert_eq!(names().find(is_temporary), None, "{connections} {is_for_all}");
+        assert!(names().count() < 6000, "it was stopped on the way");
+    }
 }
 
 /// The same where the disk is full, which ends a run by itself.

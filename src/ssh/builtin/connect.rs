@@ -117,6 +117,9 @@ async fn reach(
         let mut shell = Command::new("/bin/sh");
         shell.arg("-c").arg(format!("exec {command}")).kill_on_drop(true);
         shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if is_batch {
+            shell.process_group(0);
+        }
         let mut child = shell.spawn().map_err(failed)?;
         let streams = child.stdin.take().zip(child.stdout.take());
         let (input, output) = streams.ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;

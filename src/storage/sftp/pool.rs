@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, OnceCell, Semaphore};
 use tokio::task::JoinSet;
 
-use super::packet::Request;
+use super::packet::{self, Answer, Request};
 use super::session::{Awaited, Dial, Offers, Permit, Session, Which, gone, permit};
 use crate::storage::remote::{Class, Fault};
 
@@ -36,6 +36,16 @@ struct Inner {
     dialling: Mutex<JoinSet<()>>,
     /// How many more attempts there are to replace connections that were lost.
     redials: AtomicUsize,
+    /// What was asked for and has to be done, unless it is answered.
+    owed: Mutex<Vec<Owed>>,
+}
+
+#[derive(Debug)]
+struct Owed {
+    request: Request,
+    answered: Awaited,
+    /// It went another way than what it takes back, and may be there earlier.
+    is_elsewhere: bool,
 }
 
 impl std::fmt::Debug for Inner {
@@ -67,6 +77,7 @@ impl Pool {
             room: room.max(BUSY),
             dialling: Mutex::default(),
             redials: AtomicUsize::new(REDIALS),
+            owed: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -167,8 +178,49 @@ impl Pool {
         });
     }
 
-    /// Waits until everything is answered that was asked on any connection that is left.
+    /// Asks for what takes something back, without waiting. On the same connection it comes after that.
+    pub fn owe(&self, session: &Arc<Session>, request: Request) {
+        let other = if session.is_lost() { self.pick().ok() } else { None };
+        let is_elsewhere = other.is_some();
+        let answered = other.as_deref().unwrap_or(session).tell(request.clone(), None);
+        let mut owed = lock(&self.inner.owed);
+        owed.retain(|owed| !owed.answered.has_come());
+        owed.push(Owed { request, answered, is_elsewhere });
+    }
+
+    /// Waits until everything is answered that was asked on any connection that is left. What takes something
+    /// back is asked for again where the connection was lost, for which another one is made if there is none.
     pub async fn settle(&self) {
+        for round in 0..SETTLING {
+            let mut left = Vec::new();
+            let all = std::mem::take(&mut *lock(&self.inner.owed));
+            for owed in all {
+                let is_done = match owed.answered.await {
+                    Ok(Answer::Status { code: packet::NO_SUCH_FILE, .. }) => !owed.is_elsewhere,
+                    Ok(_) => true,
+                    Err(_) => false,
+                };
+                if !is_done {
+                    left.push(owed.request);
+                }
+            }
+            if left.is_empty() {
+                break;
+            }
+            // What is not there may yet come by a connection that was lost.
+            tokio::time::sleep(SETTLING_PAUSE * round).await;
+            if self.pick().is_err() {
+                dial_further(&Arc::downgrade(&self.inner)).await;
+            }
+            let Ok(session) = self.pick() else { break };
+            *lock(&self.inner.owed) = left
+                .into_iter()
+                .map(|request| {
+                    let answered = session.tell(request.clone(), None);
+                    Owed { request, answered, is_elsewhere: true }
+                })
+                .collect();
+        }
         let sessions = lock(&self.inner.sessions).clone();
         for session in sessions {
             session.settle().await;
@@ -288,6 +340,12 @@ const REDIAL_PAUSE: Duration = Duration::from_secs(2);
 
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+
+/// How often what takes something back is asked for again.
+const SETTLING: u32 = 3;
+
+/// How much longer each time is waited before that.
+const SETTLING_PAUSE: Duration = Duration::from_millis(200);
 
 /// With so much to do, a connection has enough.
 const BUSY: usize = 16;

@@ -52,12 +52,8 @@ impl Undo<'_> {
 
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
-        let Some(request) = self.request.take() else { return };
-        // On the same connection it comes after what it takes back.
-        if !self.session.is_lost() {
-            self.session.tell(request, None);
-        } else if let Ok(session) = self.server.pool.pick() {
-            session.tell(request, None);
+        if let Some(request) = self.request.take() {
+            self.server.pool.owe(&self.session, request);
         }
     }
 }

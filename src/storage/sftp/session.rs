@@ -174,6 +174,12 @@ pub struct Awaited {
     asked: Arc<Asked>,
 }
 
+impl Awaited {
+    pub fn has_come(&self) -> bool {
+        !self.answered.is_empty()
+    }
+}
+
 impl Future for Awaited {
     /// [`Class::Gone`] if the connection is lost.
     type Output = Result<Answer, Fault>;
