@@ -1,10 +1,12 @@
 //! Web servers that take what they do not keep, give what they do not have, or say what is not so.
 
 use std::fs;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 
-use super::support::{World, assert_same_content};
+use rustix::process::Signal;
+
+use super::support::{PATIENCE, Running, World, assert_same_content, until};
 use super::webdav::{Cloud, cloud, run};
 use super::webserver::{Answer, Asked, Tiny};
 
@@ -37,8 +39,8 @@ fn a_server_that_writes_no_parts_gets_whole_files() {
     for offers in [true, false] {
         let (world, files) = (World::new(), Mutex::new(Cloud::new()));
         let data = fs::read(world.write("src/big", 1_000_000)).unwrap();
-        let files = std::sync::Arc::new(files);
-        let kept = std::sync::Arc::clone(&files);
+        let files = Arc::new(files);
+        let kept = Arc::clone(&files);
         let tiny = Tiny::start(move |asked| patched(&kept, asked, |_| offers));
         let there = tiny.at("/d").replace("http", "webdav");
         run(&world, ["cp", "src/", &there, "-c", "64K"]).exits(0);
@@ -51,10 +53,10 @@ fn a_server_that_writes_no_parts_gets_whole_files() {
 /// It has proved to write parts, and then says so without doing it.
 #[test]
 fn a_part_that_was_not_written_is_missed() {
-    let (world, files) = (World::new(), std::sync::Arc::new(Mutex::new(Cloud::new())));
+    let (world, files) = (World::new(), Arc::new(Mutex::new(Cloud::new())));
     world.write("src/big", 1_000_000);
     files.lock().unwrap().insert("/d/big".to_owned(), (b"as it was".to_vec(), 1_000_000_000));
-    let kept = std::sync::Arc::clone(&files);
+    let kept = Arc::clone(&files);
     let tiny = Tiny::start(move |asked| patched(&kept, asked, |first| first != 3 << 16));
     let there = tiny.at("/d").replace("http", "webdav");
     run(&world, ["cp", "src/", &there, "-c", "64K"]).exits(40).says("has written what it has not");
@@ -90,10 +92,45 @@ fn a_directory_is_not_moved_over() {
     assert_eq!(moves.count(), 1, "and never with leave to replace it");
 }
 
+/// What has come when a run ends, and has no name of its own yet, is removed.
+#[test]
+fn an_upload_that_ends_early_leaves_no_small_files() {
+    let (world, files) = (World::new(), Arc::new(Mutex::new(Cloud::new())));
+    for n in 0..50 {
+        world.text(format!("src/{n}"), "small");
+    }
+    let (moving, moves) = mpsc::channel();
+    let (moving, there) = (Mutex::new(moving), Arc::clone(&files));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = Arc::clone(&is_over);
+    let tiny = Tiny::start(move |asked| {
+        if asked.method == "MOVE" && gets_its_name(asked) {
+            let _ = moving.lock().unwrap().send(());
+            until(PATIENCE, || over.load(Ordering::Relaxed));
+            return Answer::status(404);
+        }
+        cloud(&there, asked)
+    });
+    let mut command = world.fastsync();
+    command.args(["cp", "src/", &tiny.at("/d").replace("http", "webdav")]);
+    let running = Running::start(&mut command);
+    moves.recv().unwrap();
+    running.signal(Signal::INT);
+    running.wait().exits(20);
+    let left: Vec<String> = files.lock().unwrap().keys().cloned().collect();
+    is_over.store(true, Ordering::Relaxed);
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// Whether a file of this test gets its name, and not one with which something is tried out.
+fn gets_its_name(asked: &Asked) -> bool {
+    asked.headers["destination"].rsplit('/').next().is_some_and(|name| name.parse::<u32>().is_ok())
+}
+
 /// What is written goes nowhere else, and what is read is what was listed.
 #[test]
 fn webdav_is_no_way_around() {
-    let (world, files) = (World::new(), std::sync::Arc::new(Mutex::new(Cloud::new())));
+    let (world, files) = (World::new(), Arc::new(Mutex::new(Cloud::new())));
     world.text("src/name", "x");
     let data = fs::read(world.write("large", 3_000_000)).unwrap();
     for name in ["packed", "version", "fine"] {

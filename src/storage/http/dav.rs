@@ -4,6 +4,7 @@
 //! whether their times can be kept, differs from server to server: it is tried out at the destination.
 
 use std::str::FromStr as _;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -16,7 +17,7 @@ use super::file::{Open, directory_thing};
 use super::multistatus::{Member, Members, WANTED, is_all_done, set_last_modified, set_own};
 use super::site::{Lists, Site, WebConfig};
 use super::trial::{Can, Times, properties};
-use super::upload::Upload;
+use super::upload::{GivenUp, Upload};
 use crate::protocol::chunk::{ByteRange, ChunkData};
 use crate::protocol::manifest::{Escaped, Timestamp};
 use crate::protocol::message::Changes;
@@ -34,6 +35,7 @@ pub struct DavEndpoint {
     properties: Properties,
     pub can: Can,
     pub feeds: Feeds,
+    pub given_up: Arc<GivenUp>,
     note: Option<String>,
 }
 
@@ -50,6 +52,7 @@ impl DavEndpoint {
             site,
             can: Can::default(),
             feeds: Feeds::default(),
+            given_up: Arc::default(),
             note: None,
         };
         if let Some(key) = destination {
@@ -323,6 +326,10 @@ impl Endpoint for DavEndpoint {
 
     async fn abandon(&self, key: &Key, token: &Token) -> Answer<()> {
         self.abandon_file(key, token).await
+    }
+
+    async fn give_up(&self) {
+        self.remove_given_up().await;
     }
 
     async fn unfinished(

@@ -2,22 +2,25 @@
 //!
 //! Large ones go in one request, or part by part, in one of the [`Way`]s that the server has.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use tokio::sync::{RwLock, RwLockReadGuard};
 
 use super::chunks::{Folder, LEAST_LEN};
 use super::client::{Call, fill};
 use super::dav::{DavEndpoint, method};
 use super::feed::Feed;
 use super::file::http_time;
+use super::lock;
 use super::multistatus::{Sent, set_last_modified};
 use super::sample::Sample;
 use super::trial::Times;
 use crate::protocol::chunk::ByteRange;
 use crate::protocol::manifest::Timestamp;
-use crate::storage::remote::{Answer, Class, Fault, Kept, Key, OWN_PREFIX, nonce};
+use crate::storage::remote::{Answer, Class, Fault, Kept, Key, OWN_PREFIX, all, nonce};
 use crate::storage::{Left, Receipt, Token};
 
 /// How a server takes a large file.
@@ -54,11 +57,38 @@ enum How {
     InFolder(Arc<Folder>),
 }
 
+/// What was begun and has not ended, as nobody waited for it any more.
+#[derive(Debug, Default)]
+pub struct GivenUp {
+    left: Mutex<Vec<(Key, Token)>>,
+    /// Read by all that has not ended yet.
+    under_way: RwLock<()>,
+}
+
+/// What was begun at the server: unless it ends, it was given up.
+struct Begun<'a> {
+    given_up: &'a GivenUp,
+    what: Option<(Key, Token)>,
+    _under_way: RwLockReadGuard<'a, ()>,
+}
+
+impl Begun<'_> {
+    fn end(mut self) {
+        self.what = None;
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        lock(&self.given_up.left).extend(self.what.take());
+    }
+}
+
 impl DavEndpoint {
     pub async fn put_file(&self, key: &Key, data: Bytes, kept: &Kept) -> Answer<()> {
-        let temporary = temporary(key, nonce())?;
+        let (number, size) = (nonce(), data.len() as u64);
+        let temporary = temporary(key, number)?;
         let put = async {
-            let size = data.len() as u64;
             let mut call = Call::new(Method::PUT, self.site.url(&temporary)).body(vec![data]);
             call.headers = self.headers(kept);
             let reply = self.site.written(call).await?;
@@ -68,8 +98,11 @@ impl DavEndpoint {
             };
             self.put_in_place(&temporary, key, Sent { size, since }, kept).await
         };
+        let begun = self.begun(key, token(number, size, size)).await;
         let done = put.await;
-        self.or_remove(&temporary, done).await
+        let done = self.or_remove(&temporary, done).await;
+        begun.end();
+        done
     }
 
     pub async fn begin_file(
@@ -86,6 +119,7 @@ impl DavEndpoint {
         let temporary = temporary(key, number)?;
         let url = self.site.url(&temporary);
         let upload = Upload { number, temporary, size, part_len, headers, how: How::InPlace };
+        let begun = self.begun(key, upload.token()).await;
         let how = match self.can.way {
             Way::Whole => {
                 let feed = Feed::begin(&self.site, &url, size, parts, upload.headers.clone())?;
@@ -104,6 +138,8 @@ impl DavEndpoint {
                 How::InPlace
             }
         };
+        // From here on whoever has its token decides.
+        begun.end();
         Ok(Upload { how, ..upload })
     }
 
@@ -263,7 +299,8 @@ impl DavEndpoint {
         to: &Key,
         kept: &Kept,
     ) -> Answer<()> {
-        let temporary = temporary(to, nonce())?;
+        let number = nonce();
+        let temporary = temporary(to, number)?;
         let copy = async {
             let call = source.leading("COPY", from, &temporary, "T").effort(size);
             self.site.written(call).await?;
@@ -277,8 +314,33 @@ impl DavEndpoint {
             };
             self.put_in_place(&temporary, to, Sent { size, since }, kept).await
         };
+        let begun = self.begun(to, token(number, size, size)).await;
         let done = copy.await;
-        self.or_remove(&temporary, done).await
+        let done = self.or_remove(&temporary, done).await;
+        begun.end();
+        done
+    }
+
+    /// Notes what may be left there until it has come to its end.
+    async fn begun(&self, key: &Key, token: Token) -> Begun<'_> {
+        let given_up = &self.given_up;
+        let _under_way = given_up.under_way.read().await;
+        Begun { given_up, what: Some((key.clone(), token)), _under_way }
+    }
+
+    /// Removes what was begun when nobody waited for its end any more.
+    pub async fn remove_given_up(&self) {
+        let _ = self.given_up.under_way.write().await;
+        for round in 0..REMOVALS {
+            let left = lock(&self.given_up.left).clone();
+            if left.is_empty() {
+                return;
+            }
+            // A request whose answer nobody waited for may be carried out later than this.
+            tokio::time::sleep(REMOVAL_PAUSE * round).await;
+            let removals = left.iter().map(|(key, token)| self.abandon_file(key, token));
+            all(removals.collect(), self.site.requests()).await;
+        }
     }
 
     fn headers(&self, kept: &Kept) -> HeaderMap {
@@ -337,14 +399,18 @@ impl DavEndpoint {
 
 impl Upload {
     pub fn token(&self) -> Token {
-        let numbers = [self.number, self.size, self.part_len];
-        Token::new(&numbers.map(u64::to_le_bytes).concat()).unwrap_or_default()
+        token(self.number, self.size, self.part_len)
     }
 
     fn with_headers(&self, mut call: Call) -> Call {
         call.headers.extend(self.headers.clone());
         call
     }
+}
+
+fn token(number: u64, size: u64, part_len: u64) -> Token {
+    let numbers = [number, size, part_len];
+    Token::new(&numbers.map(u64::to_le_bytes).concat()).unwrap_or_default()
 }
 
 /// An upload's number, its size, and the length of its parts.
@@ -379,3 +445,9 @@ pub fn temporary(key: &Key, number: u64) -> Answer<Key> {
 fn in_seconds(kept: &Kept) -> Option<Timestamp> {
     kept.mtime.and_then(|it| Timestamp::new(it.seconds, 0))
 }
+
+/// How often what was given up is removed.
+const REMOVALS: u32 = 2;
+
+/// How much longer each time is waited before that.
+const REMOVAL_PAUSE: Duration = Duration::from_millis(300);
