@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::proftpd::{plain_proftpd, proftpd};
 use super::sshd::{free_port, sftp_server, user};
@@ -261,9 +261,9 @@ fn cut_off(running: &Running, all: bool, is_under_way: impl FnMut() -> bool) {
     ours.sort_unstable();
     assert!(!ours.is_empty());
     for id in ours.into_iter().take(if all { usize::MAX } else { 1 }) {
-        let id = rustix::process::Pid::from_raw(id.try_into().unwrap()).unwrap();
+        let id = Pid::from_raw(id.try_into().unwrap()).unwrap();
         // It may have ended by itself.
-        let _ = rustix::process::kill_process(id, Signal::KILL);
+        let _ = kill_process(id, Signal::KILL);
     }
 }
 
@@ -295,6 +295,42 @@ fn lost_connections_lose_no_file() {
         let differs = |path: &&PathBuf| found.get(*path) != wanted.get(*path);
         assert_eq!(wanted.keys().find(differs), None, "{to}");
     }
+}
+
+/// While another one is left: it carries the rest of what is under way.
+#[test]
+fn a_lost_connection_is_made_again() {
+    let world = World::new();
+    let big = world.write("src/big", 8 << 20);
+    // The rest is one hole, but for its end.
+    overwrite(&big, 300 << 20, b"the end");
+    let started = world.path("started");
+    let line = format!("echo $$ >>{}; exec /usr/lib/openssh/sftp-server", started.display());
+    let shell = world.script("shell", &line);
+    let config = sftp_server().allow(&world.path("key"), shell.to_str().unwrap());
+    let mut command = world.fastsync();
+    command.arg("cp").arg(at_server(&world, "src/big")).args(["back", "-F"]).arg(config);
+    command.arg("--ssh-connections=2").env("XDG_STATE_HOME", world.path("home/state"));
+    let running = Running::start(&mut command);
+    let has_it = |id: &Pid| {
+        let mut open = fs::read_dir(format!("/proc/{id}/fd")).into_iter().flatten().flatten();
+        open.any(|it| fs::read_link(it.path()).is_ok_and(|path| path == big))
+    };
+    let serving = || -> Vec<Pid> {
+        let ids = fs::read_to_string(&started).unwrap_or_default();
+        let ids = ids.lines().filter_map(|id| Pid::from_raw(id.parse().ok()?));
+        ids.filter(has_it).collect()
+    };
+    assert!(until(PATIENCE, || serving().len() == 2));
+    let (lost, other) = (serving()[0], serving()[1]);
+    kill_process(other, Signal::STOP).unwrap();
+    kill_process(lost, Signal::KILL).unwrap();
+    let is_new = |id: &Pid| ![lost, other].contains(id);
+    let has_another = until(PATIENCE, || serving().iter().any(is_new));
+    kill_process(other, Signal::CONT).unwrap();
+    assert!(has_another, "what is left has all to do");
+    running.wait().exits(0);
+    assert_same_content(&big, &world.path("back"));
 }
 
 /// What nobody would come back for goes, whatever ends a run; what can be taken up stays.

@@ -184,7 +184,7 @@ impl Pool {
         let is_elsewhere = other.is_some();
         let answered = other.as_deref().unwrap_or(session).tell(request.clone(), None);
         let mut owed = lock(&self.inner.owed);
-        owed.retain(|owed| !owed.answered.has_come());
+        owed.retain(|owed| owed.is_elsewhere || !owed.answered.has_come());
         owed.push(Owed { request, answered, is_elsewhere });
     }
 

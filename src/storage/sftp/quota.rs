@@ -99,8 +99,10 @@ impl Quota {
             counts.open += 1;
             counts.got += 1;
             counts.changed = Instant::now();
-            if counts.got >= counts.most {
-                (counts.most, counts.got) = (counts.most + 1, 0);
+            if counts.open > counts.most {
+                (counts.most, counts.got) = (counts.open, 0);
+            } else if counts.got >= counts.most {
+                (counts.most, counts.got) = (counts.most.saturating_add(1), 0);
             }
         });
     }
@@ -109,8 +111,10 @@ impl Quota {
     pub fn refused(&self, for_good: bool) {
         self.change(|counts| {
             counts.opening = counts.opening.saturating_sub(1);
-            if !for_good && counts.open > 0 && counts.open < counts.most {
-                (counts.most, counts.got) = (counts.open, 0);
+            // Answers may come in another order: those that are still asked for may be open by now.
+            let most = counts.open.max(1);
+            if !for_good && counts.open + counts.opening > 0 && most < counts.most {
+                (counts.most, counts.got) = (most, 0);
                 counts.changed = Instant::now();
             }
         });
@@ -190,6 +194,21 @@ mod tests {
             open(&quota).await;
             quota.closed();
         }
+        assert_eq!(count(&quota), 2);
+    }
+
+    /// What was opened shows how many there may be, whenever it is told.
+    #[tokio::test]
+    async fn a_refusal_may_be_told_first() {
+        let quota = Quota::default();
+        for _ in 0..5 {
+            quota.admit().await.asks();
+        }
+        quota.refused(false);
+        assert_eq!(count(&quota), 0);
+        (0..4).for_each(|_| quota.opened());
+        assert_eq!(count(&quota), 0);
+        (0..2).for_each(|_| quota.closed());
         assert_eq!(count(&quota), 2);
     }
 
