@@ -324,8 +324,8 @@ impl DavEndpoint {
     /// Notes what may be left there until it has come to its end.
     async fn begun(&self, key: &Key, token: Token) -> Begun<'_> {
         let given_up = &self.given_up;
-        let _under_way = given_up.under_way.read().await;
-        Begun { given_up, what: Some((key.clone(), token)), _under_way }
+        let under_way = given_up.under_way.read().await;
+        Begun { given_up, what: Some((key.clone(), token)), _under_way: under_way }
     }
 
     /// Removes what was begun when nobody waited for its end any more.
