@@ -15,7 +15,7 @@ use super::screen::Screen;
 use super::settings::Environment;
 use super::text::{bytes, date, plural};
 use crate::engine::event::{EntryReport, Leftover, LeftoverOutcome};
-use crate::engine::job::{Clean, Direction, Site};
+use crate::engine::job::{Clean, Direction, Site, Store};
 use crate::protocol::manifest::{Escaped, Timestamp};
 
 /// Puts the jobs together: one for each location.
@@ -54,6 +54,8 @@ pub fn plan(flags: &Flags, environment: &Environment<'_>) -> Result<Vec<Plan>, U
 pub struct Leftovers {
     remove: bool,
     older_than: Duration,
+    /// Where a server may hide what is left.
+    is_web: bool,
     /// What is old enough, and its bytes; what is not; what was removed.
     old: u64,
     bytes: u64,
@@ -62,9 +64,13 @@ pub struct Leftovers {
 }
 
 impl Leftovers {
-    pub fn new(flags: &Flags) -> Self {
+    pub fn new(flags: &Flags, direction: &Direction) -> Self {
         let older_than = flags.older_than.map_or(OLDER_THAN, |age| age.0);
-        Self { remove: flags.delete, older_than, old: 0, bytes: 0, young: 0, removed: 0 }
+        let is_web = matches!(
+            direction,
+            Direction::Clean(Clean { site: Some(Site::Endpoint { store: Store::Web(_), .. }), .. })
+        );
+        Self { remove: flags.delete, older_than, is_web, old: 0, bytes: 0, young: 0, removed: 0 }
     }
 }
 
@@ -100,6 +106,11 @@ impl Viewer for Leftovers {
         }
         let (count, size) = (plural(self.old, "leftover"), bytes(self.bytes));
         let mut parts = vec![match (self.old, self.remove) {
+            (0, _) if self.is_web => {
+                "nothing is left that the server lists; nginx, for one, lists no name that begins \
+                 with a dot, as those of temporary files do"
+                    .to_owned()
+            }
             (0, _) => "nothing is left".to_owned(),
             (_, false) => format!("{count}, {size}; --delete removes what is listed"),
             (_, true) => format!("{} of {count} removed, {size}", self.removed),

@@ -41,6 +41,7 @@ impl Exit {
             ),
             // The error itself says what to do.
             EngineError::Credentials { .. } => Self::without_hint(AUTHENTICATION),
+            EngineError::Mistrusted(_) => Self::with_hint(AUTHENTICATION, GO_ON),
             EngineError::AgentNotStartable { .. } => Self::with_hint(
                 AGENT_NOT_STARTABLE,
                 "fastsync must be on the other host, in its search path or where --agent-path says",
@@ -143,6 +144,8 @@ mod tests {
         let code = |error| Exit::of_error(&error).code;
         assert_eq!(code(EngineError::Usage("x".into())), 1);
         assert_eq!(code(EngineError::Authentication { host: host(), cause: cause() }), 44);
+        let expired = Failure::new(FailureCode::Permission, "x");
+        assert_eq!(code(EngineError::Mistrusted(expired)), 44);
         assert_eq!(code(EngineError::AgentNotStartable { host: host(), cause: cause() }), 42);
         assert_eq!(code(EngineError::Unreachable { place: host(), cause: cause() }), 30);
         assert_eq!(code(EngineError::Disconnected { host: host(), cause: cause() }), 30);

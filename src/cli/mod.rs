@@ -336,7 +336,7 @@ fn run_clean(flags: &Clean) -> Result<u8, Refusal> {
     run::with_runtime(|runtime| {
         let mut worst = exit::DONE;
         for Plan { job, display, .. } in plans {
-            let viewer = Box::new(Leftovers::new(flags));
+            let viewer = Box::new(Leftovers::new(flags, &job.direction));
             let session = Session { job, screen: Screen::new(display), viewer };
             let (code, _) = run::conclude(run::execute(runtime, session)?, Kind::Findings);
             worst = if worst == exit::DONE { code } else { worst };

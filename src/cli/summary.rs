@@ -47,6 +47,9 @@ pub struct Summary {
     pub complete: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stats: Option<Stats>,
+    /// Something came, and is not what was sent.
+    #[serde(skip)]
+    is_wrong: bool,
     #[serde(skip)]
     elapsed: std::time::Duration,
 }
@@ -91,6 +94,7 @@ impl Summary {
             reconnects: report.reconnects,
             complete: true,
             stats: None,
+            is_wrong: report.failed_verification > 0,
             elapsed: report.elapsed,
         }
     }
@@ -168,11 +172,11 @@ impl Summary {
     fn proof(&self) -> &'static str {
         match (self.verified, self.bytes_sent > 0) {
             (true, _) => "verified (BLAKE3)",
-            (false, true) => "NOT ALL VERIFIED",
+            (false, true) if self.is_wrong || self.bytes_done > 0 => "NOT ALL VERIFIED",
             (false, false) if self.is_within_machine() && self.bytes_done > 0 => {
                 "copied by the kernel, not verified"
             }
-            (false, false) => "nothing to verify",
+            (false, _) => "nothing to verify",
         }
     }
 
@@ -205,9 +209,9 @@ impl Summary {
     }
 }
 
-/// Whether any data was there to be verified in this run.
+/// Whether any data has come in this run that could be verified. Empty files have none.
 fn moved_any(report: &Report) -> bool {
-    report.bytes_sent > 0
+    report.bytes_sent > 0 && (report.bytes_done > 0 || report.failed == 0)
 }
 
 #[cfg(test)]
@@ -261,6 +265,17 @@ mod tests {
         let summary = Summary::new(0, &dry, (1, 5), None);
         assert!(!summary.verified && !summary.durable);
         assert!(summary.lines()[0].contains("1 entry (5 B) would be transferred"));
+    }
+
+    #[test]
+    fn what_has_not_arrived_is_not_called_verified() {
+        let failed = Report { done: 0, failed: 1, bytes_done: 0, ..report() };
+        let summary = Summary::new(23, &failed, (0, 0), None);
+        assert!(!summary.verified);
+        let line = &summary.lines()[1];
+        assert!(line.contains("; nothing to verify, "), "{line}");
+        let empty = Report { bytes_done: 0, ..report() };
+        assert!(Summary::new(0, &empty, (0, 0), None).verified, "files without any data");
     }
 
     #[test]

@@ -245,7 +245,7 @@ async fn obey(
         to.check().map_err(SessionError::violation)?;
         let sources = rights.sources(sources).map_err(|error| match error {
             SessionError::Local(failure) => refusal(&open.task, failure),
-            error @ SessionError::Control(_) => error,
+            error @ (SessionError::Control(_) | SessionError::Mistrusted(_)) => error,
         })?;
         let (to, job, addresses) = (to.as_ref().clone(), open.job, addresses());
         let ports = rights.ports(options.port_range);

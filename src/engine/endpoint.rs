@@ -519,8 +519,6 @@ pub fn fit(options: &mut Options, needs_large_parts: bool, observer: &Observer) 
     leave(&mut preserve.hard_links, "hard links");
     leave(&mut preserve.acls, "ACLs");
     leave(&mut preserve.attributes, "extended attributes");
-    leave(&mut preserve.devices, "devices");
-    leave(&mut preserve.specials, "special files");
     let mut owners = preserve.owner == Keep::Always || preserve.group == Keep::Always;
     (preserve.owner, preserve.group) = (Keep::No, Keep::No);
     leave(&mut owners, "owners and groups");

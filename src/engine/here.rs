@@ -168,6 +168,7 @@ pub async fn open_state<R: AsyncRead + Unpin>(
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub fn startup(error: StorageError) -> SessionError {
     match error.code() {
+        _ if error.is_mistrusted() => SessionError::storage(&error),
         FailureCode::DestinationFull | FailureCode::Disconnected => {
             SessionError::Local(error.to_failure())
         }

@@ -93,7 +93,9 @@ async fn carry(
     let destination = AnyDestination::open(destination, job, observer).await.map_err(early)?;
     source.fit(&mut options);
     destination.fit(&mut options);
-    observer.connected(endpoint::connection(&source, &destination, options.streams));
+    let connection = endpoint::connection(&source, &destination, options.streams);
+    let observer = &observer.clone().with_streams(connection.streams);
+    observer.connected(connection);
     let receiving = options.clone();
     let near = match &source {
         AnySource::Remote(near) if !job.config.verify => Some(near.clone()),
@@ -169,7 +171,9 @@ async fn both<T>(
     let error = match (sent, received) {
         (Ok(_), Ok(end)) => return Ok(end),
         // The one that failed by itself knows why; the other has only heard of it.
-        (Err(error @ SessionError::Local(_)), _) | (Err(error), Ok(_)) | (_, Err(error)) => error,
+        (Err(error @ (SessionError::Local(_) | SessionError::Mistrusted(_))), _)
+        | (Err(error), Ok(_))
+        | (_, Err(error)) => error,
     };
     Err(Failed { error: explain(error), established: true })
 }
@@ -184,6 +188,7 @@ fn explain(error: SessionError) -> EngineError {
             EngineError::Disconnected { host, cause }
         }
         SessionError::Local(failure) => EngineError::Session(failure),
+        SessionError::Mistrusted(failure) => EngineError::Mistrusted(failure),
         SessionError::Control(error) => {
             let text = format!("internal error of fastsync: {error}");
             EngineError::Session(Failure::new(FailureCode::Violation, text))

@@ -446,6 +446,7 @@ pub fn explain(
             return EngineError::Disconnected { host, cause: failure.text().to_owned() };
         }
         SessionError::Local(failure) => return EngineError::Session(failure.clone()),
+        SessionError::Mistrusted(failure) => return EngineError::Mistrusted(failure.clone()),
         SessionError::Control(control) => control,
     };
     match &**control {

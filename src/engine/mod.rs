@@ -55,6 +55,9 @@ pub enum EngineError {
     /// Who we are was not believed at an endpoint, or there is no such place for us.
     #[error("cannot use {place}: {cause}")]
     Credentials { place: String, cause: String },
+    /// Who we are was not believed any more when something was under way there.
+    #[error("{0}")]
+    Mistrusted(Failure),
     /// The agent could not be started, or is no fastsync.
     #[error("cannot start fastsync on {host}: {cause}")]
     AgentNotStartable { host: String, cause: String },

@@ -14,6 +14,7 @@ use crate::protocol::handshake::ChannelSlot;
 use crate::protocol::message::{
     Changes, Complaint, Entry, Failure, FailureCode, Kind, Outcome, Summary,
 };
+use crate::storage::StorageError;
 use crate::transport::TransportError;
 
 /// The data channels of a session as they come up, whoever dials them.
@@ -125,6 +126,8 @@ pub struct Observer {
     tally: Arc<Tally>,
     stop: Option<watch::Receiver<bool>>,
     connection: Arc<Mutex<Option<Connection>>>,
+    /// What carries the data is not one for each channel.
+    has_own_streams: bool,
 }
 
 /// What the final report needs and totals do not have.
@@ -143,7 +146,15 @@ pub struct Tally {
 
 impl Observer {
     pub fn new(progress: Arc<Progress>, events: Option<flume::Sender<Event>>) -> Self {
-        Self { progress, events, tally: Arc::default(), stop: None, connection: Arc::default() }
+        let (tally, connection) = (Arc::default(), Arc::default());
+        Self { progress, events, tally, stop: None, connection, has_own_streams: false }
+    }
+
+    /// The same where so many connections or requests carry the data, however many channels there are.
+    #[must_use]
+    pub fn with_streams(self, streams: u16) -> Self {
+        self.progress.streams.set(streams.into());
+        Self { has_own_streams: true, ..self }
     }
 
     /// The same, and it hears when the user asks to stop.
@@ -273,12 +284,17 @@ impl Observer {
     }
 
     pub fn stream_up(&self) {
+        if self.has_own_streams {
+            return;
+        }
         self.progress.streams.add(1);
         self.progress.most_streams.raise(self.progress.streams.get());
     }
 
     pub fn stream_down(&self) {
-        self.progress.streams.subtract(1);
+        if !self.has_own_streams {
+            self.progress.streams.subtract(1);
+        }
     }
 }
 
@@ -291,6 +307,9 @@ pub enum SessionError {
     /// This end gives up, and tells the peer why.
     #[error("{0}")]
     Local(Failure),
+    /// The same, as who we are at an endpoint is not believed any more.
+    #[error("{0}")]
+    Mistrusted(Failure),
 }
 
 impl Clone for SessionError {
@@ -298,6 +317,7 @@ impl Clone for SessionError {
         match self {
             Self::Control(error) => Self::Control(Arc::clone(error)),
             Self::Local(failure) => Self::Local(failure.clone()),
+            Self::Mistrusted(failure) => Self::Mistrusted(failure.clone()),
         }
     }
 }
@@ -324,6 +344,12 @@ impl SessionError {
 
     pub fn local(code: FailureCode, text: impl Into<String>) -> Self {
         Self::Local(Failure::new(code, text))
+    }
+
+    /// What is wrong with where this end reads or writes.
+    pub fn storage(error: &StorageError) -> Self {
+        let failure = error.to_failure();
+        if error.is_mistrusted() { Self::Mistrusted(failure) } else { Self::Local(failure) }
     }
 
     /// The user asked to stop.
@@ -360,7 +386,7 @@ impl SessionError {
             Self::Local(failure) if failure.code == FailureCode::NoDataPath => {
                 Some(Failure::new(failure.code, "no data channel could be opened"))
             }
-            Self::Local(failure) => Some(failure.clone()),
+            Self::Local(failure) | Self::Mistrusted(failure) => Some(failure.clone()),
             Self::Control(error) => match &**error {
                 ControlError::Ended
                 | ControlError::Silent(_)

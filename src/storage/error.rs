@@ -98,6 +98,11 @@ impl StorageError {
         matches!(self, Self::Endpoint { fault, .. } if fault.class == Class::Gone)
     }
 
+    /// Whether who we are at an endpoint is not believed, or not any more.
+    pub fn is_mistrusted(&self) -> bool {
+        matches!(self, Self::Endpoint { fault, .. } if fault.class == Class::Credentials)
+    }
+
     /// The class of this failure, as the wire carries it.
     pub fn code(&self) -> FailureCode {
         match self {

@@ -346,6 +346,11 @@ pub trait Sink: Clone + Send + Sync + 'static {
     /// [`Self::complaints`].
     fn finish(&self) -> impl Future<Output = ()> + Send;
 
+    /// What else people may want to know after [`Self::finish`].
+    fn note(&self) -> Option<String> {
+        None
+    }
+
     /// Waits until everything is on stable storage: contents, names, metadata.
     fn sync_all(&self) -> impl Future<Output = Result<(), StorageError>> + Send;
 

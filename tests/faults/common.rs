@@ -144,7 +144,7 @@ impl Run {
         self.child.id()
     }
 
-    /// The agent, once there is one: long before it is connected, after which the run may soon be over.
+    /// The agent, once there is one.
     pub fn agent(&self) -> u32 {
         let pid = self.pid();
         let path = format!("/proc/{pid}/task/{pid}/children");

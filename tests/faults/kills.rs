@@ -11,8 +11,8 @@ const LARGE: usize = 64 << 20;
 /// Waits until this much has reached the destination, and returns the agent.
 #[track_caller]
 fn wait_for(ground: &Ground, run: &mut Run, bytes: u64) -> u32 {
-    let agent = run.agent();
     run.event("connected");
+    let agent = run.agent();
     let dst = ground.path("dst");
     // In the end it is all there, whatever its blocks say.
     let is_far = || written(&dst) >= bytes || !is_alive(agent);

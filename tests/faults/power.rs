@@ -197,8 +197,8 @@ fn cut_during_a_run(kind: &str, is_log_kept: bool, tenth: usize) -> Vec<String> 
     disk.fill();
     let before = disk.inodes();
     let mut run = disk.push(&["--retries", "0"]);
-    let agent = run.agent();
     run.event("connected");
+    let agent = run.agent();
     let is_far = || disk.arrived(&before) * 10 >= tenth * FILES || !is_alive(agent);
     until("files", || is_far().then_some(())).expect("nothing comes");
     disk.cut(is_log_kept);

@@ -14,8 +14,8 @@ const LARGE: usize = 32 << 20;
 fn interrupted() -> Ground {
     let ground = Ground::with_files(LARGE);
     let mut run = Run::start(ground.push(&["-p", "2", "--retries", "0"]));
-    let (agent, dst) = (run.agent(), ground.path("dst"));
     run.event("connected");
+    let (agent, dst) = (run.agent(), ground.path("dst"));
     until("data", || (written(&dst) >= 8 << 20).then_some(())).expect("nothing comes");
     signal(agent, Signal::KILL);
     run.end();

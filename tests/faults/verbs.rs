@@ -154,8 +154,8 @@ impl Scene {
     /// Kills a run at its stage, and returns whether it had not ended by itself.
     fn kill(&self, stage: Stage, whom: usize) -> bool {
         let mut run = self.start();
-        let agent = (!self.case.is_alone).then(|| run.agent());
         run.event("connected");
+        let agent = (!self.case.is_alone).then(|| run.agent());
         let deadline = std::time::Instant::now() + PATIENCE;
         // Nothing sleeps here: the moment would have passed.
         while !self.is_reached(stage) && is_alive(run.pid()) && agent.is_none_or(is_alive) {

@@ -78,6 +78,9 @@ fn what_goes_wrong_is_told_without_secrets() {
         ("NO_PROXY", Some("127.0.0.1")),
     ];
     run("file", &there, &nobody).exits(44).says("AZURE_STORAGE_KEY");
+    let broken = run("file", &there, &[("AZURE_STORAGE_KEY", Some("not - base64"))]).exits(44);
+    broken.says("AZURE_STORAGE_KEY is no key");
+    assert!(!broken.err.contains("not - base64"), "{broken:?}");
     run("file", "az://no-such-container/x", &[]).exits(44).says("no such container");
     run("file", "az://B/x", &[]).says("container");
     let nameless = [("AZURE_STORAGE_ACCOUNT", None), ("AZURE_STORAGE_SERVICE_ENDPOINT", None)];

@@ -15,7 +15,7 @@ use super::support::{
     PATIENCE, Ran, Running, World, assert_same, assert_same_content, content, number, set_mtime,
     until,
 };
-use super::webserver::{Answer, Asked, PASSWORD, Tiny, USER, Web, nginx, python};
+use super::webserver::{Answer, Asked, PASSWORD, Tiny, USER, Web, apache, nginx, python};
 
 /// A directory of this test's own in what a server serves.
 fn place(world: &World, server: &Web, below: &str) -> String {
@@ -68,6 +68,34 @@ fn assert_same_files(wanted: &Path, found: &Path) {
         assert!(command.status().unwrap().success());
     }
     assert_same(wanted, found);
+}
+
+/// The first file shows it, and nothing else is sent; what has not arrived is not called verified.
+#[test]
+fn a_directory_that_put_does_not_make_is_told_once() {
+    for at in [apache().at("http"), format!("{}/plain", nginx().at("http"))] {
+        let world = World::new();
+        for n in 0..300 {
+            world.text(format!("src/many/{n}"), "small");
+        }
+        world.write("src/large", 3_000_000);
+        for source in ["src/", "src/large"] {
+            let ran = run(&world, ["cp", source, &format!("{at}/missing/dir/")]).exits(11);
+            let told = ran.err.matches("make it first, or write webdav://").count();
+            assert_eq!(told, 1, "{}", ran.err);
+            assert!(!ran.err.contains("(BLAKE3)"), "{}", ran.err);
+        }
+    }
+}
+
+/// Nothing of such a file is left from one session for the next one.
+#[test]
+fn a_server_that_fails_again_and_again_is_given_up() {
+    let world = World::new();
+    world.write("file", 3_000_000);
+    let tiny = Tiny::start(|asked| Answer::status(if asked.method == "PUT" { 500 } else { 403 }));
+    let ran = run(&world, ["cp", "file", &tiny.at("/x"), "--retries", "2"]).exits(30);
+    assert_eq!(ran.err.matches("connection lost").count(), 2, "{}", ran.err);
 }
 
 #[test]

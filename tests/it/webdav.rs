@@ -362,6 +362,24 @@ fn files_are_copied_by_their_server() {
     }
 }
 
+/// What a server does not list, nobody can call gone.
+#[test]
+fn what_the_server_hides_is_not_called_gone() {
+    let world = World::new();
+    let (there, at) = place(&world, &nginx_dav());
+    fs::create_dir(&at).unwrap();
+    fs::write(at.join(".fastsync-0123456789abcdef"), "x").unwrap();
+    run(&world, ["clean", &there, "--older-than", "0s"]).exits(0).says("that the server lists");
+}
+
+#[test]
+fn directories_that_cannot_be_made_are_told() {
+    let world = World::new();
+    world.text("src/file", "x");
+    let there = format!("{}/plain/missing/", nginx().at("webdav"));
+    run(&world, ["cp", "src/", &there]).exits(5).says("make it first");
+}
+
 #[test]
 fn what_is_no_webdav_is_told() {
     let world = World::new();

@@ -51,7 +51,7 @@ impl Web {
     }
 }
 
-/// nginx: index pages and ranges everywhere; `/dav/` takes WebDAV, `/put/` takes PUT, `/private/` wants a
+/// nginx: index pages and ranges everywhere; `/dav/` takes WebDAV, `/put/` takes PUT and makes directories for it, `/plain/` does not, `/private/` wants a
 /// login, `/slow/` gives 4 MiB a second to each connection, `/json/` tells the index of all in JSON.
 pub fn nginx() -> &'static Web {
     static NGINX: OnceLock<Web> = OnceLock::new();
@@ -97,7 +97,7 @@ pub const USER: &str = "me";
 pub const PASSWORD: &str = "pass word";
 
 fn configure_nginx(dir: &Path, port: u16, (secure, expired): (u16, u16)) -> Command {
-    for name in ["root/dav", "root/put", "root/private", "root/slow", "tmp"] {
+    for name in ["root/dav", "root/put", "root/plain", "root/private", "root/slow", "tmp"] {
         fs::create_dir_all(dir.join(name)).unwrap();
     }
     make_certificates(dir);
@@ -119,6 +119,7 @@ fn configure_nginx(dir: &Path, port: u16, (secure, expired): (u16, u16)) -> Comm
          server {{ listen 127.0.0.1:{port}; root {at}/root; autoindex on;\n\
          location /json/ {{ alias {at}/root/; autoindex on; autoindex_format json; }}\n\
          location /dav/ {{ dav_methods PUT DELETE MKCOL COPY MOVE; dav_ext_methods PROPFIND OPTIONS; }}\n\
+         location /plain/ {{ dav_methods PUT DELETE MOVE; dav_ext_methods PROPFIND OPTIONS; }}\n\
          location /put/ {{ dav_methods PUT DELETE; create_full_put_path on; }}\n\
          location /private/ {{ auth_basic x; auth_basic_user_file {at}/users; }}\n\
          location /slow/ {{ limit_rate 4m; }} }}\n{}{} }}\n",

@@ -9,6 +9,7 @@ use tokio::io::AsyncRead;
 use super::delete::Listing;
 use super::{Receiver, ReceiverEnd};
 use crate::engine::control::{ControlError, Inbox};
+use crate::engine::event::Event;
 use crate::engine::journal::Journal;
 use crate::engine::plan::lock;
 use crate::engine::session::SessionError;
@@ -87,6 +88,9 @@ impl<K: Sink> Receiver<K> {
             None => Deletions::default(),
         };
         self.sink.finish().await;
+        if let Some(note) = self.sink.note() {
+            self.observer.tell(Event::Note(note));
+        }
         self.pass_on_complaints()?;
         self.sum_up_complaints()?;
         let made_room = *lock(&self.made_room);
@@ -95,7 +99,7 @@ impl<K: Sink> Receiver<K> {
         if self.options.durability == Durability::None || self.options.dry_run {
             return Ok((false, deletions));
         }
-        self.sink.sync_all().await.map_err(|error| SessionError::Local(error.to_failure()))?;
+        self.sink.sync_all().await.map_err(|error| SessionError::storage(&error))?;
         Ok((self.sink.lasts(), deletions))
     }
 

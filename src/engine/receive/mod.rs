@@ -69,7 +69,7 @@ use crate::protocol::manifest::{Fate, FinalEntry, Totals};
 use crate::protocol::message::{
     Changes, Deletions, Durability, Entry, Kind, Message, Options, Outcome,
 };
-use crate::storage::{Operation, Sink, StorageError, Token};
+use crate::storage::{Operation, Remembers, Sink, StorageError, Token};
 use crate::transport::FrameReceiver;
 use compare::Hashing;
 use complain::Complaints;
@@ -191,6 +191,11 @@ pub async fn run<K: Sink, R: AsyncRead + Unpin + Send, C: FrameReceiver>(
     let ended = receive_all(&receiver, inbox, channels, &mut tasks).await;
     tasks.shutdown().await;
     if ended.is_err() {
+        let is_nothing_left = receiver.sink.remembers() == Remembers::Nothing;
+        if is_nothing_left && lock(&receiver.totals).bytes == 0 {
+            // Another session has to begin where this one did: nothing was gained.
+            receiver.observer.progress.bytes_verified.set(0);
+        }
         // Whatever happened: what has come holds across a reboot too, if the disk is quick, and of what has
         // not, nothing is left that no later run takes up.
         let last = async { tokio::join!(receiver.checkpoint(), receiver.sink.give_up()) };
@@ -359,7 +364,7 @@ impl<K: Sink> Receiver<K> {
     /// A destination that is full, or gone, ends the session: the next file would not fit either.
     fn check_fatal(&self, error: &StorageError) -> Result<(), SessionError> {
         if error.is_fatal() {
-            let error = SessionError::Local(error.to_failure());
+            let error = SessionError::storage(error);
             self.fatal.push(error.clone());
             return Err(error);
         }

@@ -186,7 +186,9 @@ fn plan(errand: Errand, source: LocalSource) -> Plan {
 /// What went wrong between the source's host and the other one, so that it names one of them (THIRD-6).
 fn explain((own, other): &(String, String), error: &SessionError) -> Failure {
     let control = match error {
-        SessionError::Local(failure) => return of_host(own, failure),
+        SessionError::Local(failure) | SessionError::Mistrusted(failure) => {
+            return of_host(own, failure);
+        }
         SessionError::Control(control) => control,
     };
     match &**control {
@@ -319,7 +321,9 @@ mod tests {
                 ControlError::Aborted(failure) => failure.clone(),
                 _ => error.to_tell().unwrap(),
             },
-            SessionError::Local(failure) => panic!("it is not told whole: {failure}"),
+            SessionError::Local(failure) | SessionError::Mistrusted(failure) => {
+                panic!("it is not told whole: {failure}")
+            }
         };
         assert!(told.code == code && told.text().contains(text), "{told:?}");
     }

@@ -354,6 +354,10 @@ impl Endpoint for DavEndpoint {
             {
                 Ok(())
             }
+            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
+                let text = "the server lets no directories be made there; make it first";
+                Err(Fault::new(Class::Unsupported, text))
+            }
             _ => Err(self.site.refused_write(&reply)),
         }
     }

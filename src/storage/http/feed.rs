@@ -96,7 +96,7 @@ impl Feed {
             match reply.status().as_u16() {
                 200..=299 => Ok(()),
                 300..=399 => Err(redirected_write()),
-                _ => Err(match site.refused_write(&reply) {
+                _ => Err(match site.refused_file(&reply).await {
                     // What has gone cannot be sent again from here: the session begins anew, later.
                     Fault { class: Class::Busy, text } => Fault::new(Class::Disconnected, text),
                     fault => fault,

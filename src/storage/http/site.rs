@@ -222,7 +222,32 @@ impl Site {
     /// The answer to a request that writes, and is to succeed.
     pub async fn written(&self, call: Call) -> Answer<Reply> {
         let reply = self.send(call).await?;
-        if reply.status().is_success() { Ok(reply) } else { Err(self.refused_write(&reply)) }
+        if reply.status().is_success() { Ok(reply) } else { Err(self.refused_file(&reply).await) }
+    }
+
+    /// Why a file was not written. Where there is no directory for it, not every server says so: nginx
+    /// fails.
+    pub async fn refused_file(&self, reply: &Reply) -> Fault {
+        let fault = self.refused_write(reply);
+        if !matches!(reply.status().as_u16(), 404 | 409 | 410 | 500) {
+            return fault;
+        }
+        let mut directory = reply.url.clone();
+        if let Ok(mut path) = directory.path_segments_mut() {
+            path.pop().push("");
+        }
+        let call = Call { once: true, ..Call::new(Method::HEAD, directory.into()) };
+        match self.send(call).await {
+            Ok(found) if matches!(found.status().as_u16(), 404 | 410) => {
+                let text = format!(
+                    "the directory that it goes to is not there, and the server makes none ({}); make it \
+                     first, or write webdav:// in place of http:// if the server speaks WebDAV",
+                    reply.status().as_u16()
+                );
+                Fault::new(Class::NoDirectory, text)
+            }
+            _ => fault,
+        }
     }
 
     /// Why nothing was written.

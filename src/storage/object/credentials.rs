@@ -1,17 +1,21 @@
 //! Who we are at object stores, and signatures. Everywhere it is what the store's own tools would find,
 //! in their order.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::request::Parts;
 use http::{header, uri};
 use reqsign_aws_v4 as amazon;
 use reqsign_azure_storage as azure;
 use reqsign_command_execute_tokio::TokioCommandExecute;
 use reqsign_core::{
-    Context, ErrorKind, OsEnv, ProvideCredential, ProvideCredentialChain, SignRequest, Signer,
+    Context, Env, ErrorKind, OsEnv, ProvideCredential, ProvideCredentialChain, SignRequest, Signer,
     SigningCredential,
 };
 use reqsign_file_read_tokio::TokioFileRead;
@@ -24,19 +28,26 @@ use crate::storage::remote::{Class, Fault};
 
 /// At S3, for a region: environment, profiles, single sign-on, web identity, containers and instances;
 /// Signature Version 4. `http` is what asks for credentials where they come from a network.
-pub fn amazon(http: reqwest::Client, region: &str, config: &S3Config) -> Sign {
+///
+/// # Errors
+///
+/// [`Class::Credentials`] if the environment has half of a key, and nobody says where another is.
+pub fn amazon(http: reqwest::Client, region: &str, config: &S3Config) -> Result<Sign, Fault> {
     let remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile with \
                   --aws-profile, or use --anonymous";
     let signer = amazon::RequestSigner::new("s3", region);
     if let Some(keys) = &config.keys {
         let given = amazon::StaticCredentialProvider::new(&keys.access, &keys.secret);
-        return signing(http, given, signer, remedy);
+        return Ok(signing(http, given, signer, remedy));
+    }
+    if config.profile.is_none() {
+        refuse_half_a_key(|name| Variables.var(name))?;
     }
     let mut provider = amazon::DefaultCredentialProvider::builder();
     if let Some(profile) = &config.profile {
         provider = provider.with_profile(profile);
     }
-    signing(http, provider.build(), signer, remedy)
+    Ok(signing(http, provider.build(), signer, remedy))
 }
 
 /// At Google Cloud Storage: the application default credentials, which are a file named by the
@@ -128,25 +139,37 @@ pub struct AzureAccount {
 
 impl AzureAccount {
     /// What the environment says; `account` prevails over the account that it names.
-    pub fn from_environment(account: Option<&str>) -> Self {
-        let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        Self::from_variables(account, get)
+    ///
+    /// # Errors
+    ///
+    /// [`Class::Credentials`] for a key that cannot be one.
+    pub fn from_environment(account: Option<&str>) -> Result<Self, Fault> {
+        Self::from_variables(account, |name| Variables.var(name))
     }
 
-    fn from_variables(account: Option<&str>, get: impl Fn(&str) -> Option<String>) -> Self {
+    fn from_variables(
+        account: Option<&str>,
+        get: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, Fault> {
         if let Some(text) = get("AZURE_STORAGE_CONNECTION_STRING") {
             let found = Self::from_connection_string(&text);
             if account.is_none() || found.name.as_deref() == account {
-                return found;
+                let named = "AccountKey in AZURE_STORAGE_CONNECTION_STRING";
+                return check_key(found.keys.key.as_deref(), named).map(|()| found);
             }
         }
         let first = |names: &[&str]| names.iter().find_map(|name| get(name));
+        let names = ["AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY"];
+        let key = names.iter().find_map(|name| get(name).map(|key| (*name, key)));
+        if let Some((name, key)) = &key {
+            check_key(Some(key), name)?;
+        }
         let keys = AzureKeys {
-            key: first(&["AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY"]),
+            key: key.map(|(_, key)| key),
             sas: get("AZURE_STORAGE_SAS_TOKEN").map(|it| it.trim_start_matches('?').to_owned()),
         };
         let named = first(&["AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME"]);
-        Self { name: account.map(str::to_owned).or(named), endpoint: None, keys }
+        Ok(Self { name: account.map(str::to_owned).or(named), endpoint: None, keys })
     }
 
     /// Source: "Configure Azure Storage connection strings", Microsoft.
@@ -166,6 +189,18 @@ impl AzureAccount {
     }
 }
 
+/// An account's key is base64. What it is instead is not told.
+fn check_key(key: Option<&str>, named: &str) -> Result<(), Fault> {
+    if key.is_none_or(|key| STANDARD.decode(key).is_ok()) {
+        return Ok(());
+    }
+    let text = format!(
+        "{named} is no key of a storage account, as it is not base64; copy the whole of it, from \
+         `az storage account keys list` for example"
+    );
+    Err(Fault::new(Class::Credentials, text))
+}
+
 /// Signs requests with what a provider finds. `remedy` says what to do if it finds nothing.
 fn signing<C: SigningCredential>(
     http: reqwest::Client,
@@ -174,6 +209,34 @@ fn signing<C: SigningCredential>(
     remedy: &'static str,
 ) -> Sign {
     signs(Arc::new(signer_of(http, provider, signer)), remedy, None)
+}
+
+/// The environment, in which an empty variable counts as not set.
+#[derive(Debug)]
+struct Variables;
+
+impl Env for Variables {
+    fn var(&self, name: &str) -> Option<String> {
+        OsEnv.var(name).filter(|value| !value.is_empty())
+    }
+
+    fn vars(&self) -> HashMap<String, String> {
+        OsEnv.vars().into_iter().filter(|(_, value)| !value.is_empty()).collect()
+    }
+
+    fn home_dir(&self) -> Option<PathBuf> {
+        OsEnv.home_dir()
+    }
+}
+
+/// With half of a key, Amazon's tools look for no other either.
+fn refuse_half_a_key(get: impl Fn(&str) -> Option<String>) -> Result<(), Fault> {
+    let [id, secret] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+    if get(id).is_none() || get(secret).is_some() {
+        return Ok(());
+    }
+    let text = format!("{id} is set, and {secret} is not; set both, or none to use a profile");
+    Err(Fault::new(Class::Credentials, text))
 }
 
 fn signer_of<C: SigningCredential>(
@@ -185,7 +248,7 @@ fn signer_of<C: SigningCredential>(
         .with_file_read(TokioFileRead)
         .with_http_send(ReqwestHttpSend::new(http))
         .with_command_execute(TokioCommandExecute)
-        .with_env(OsEnv);
+        .with_env(Variables);
     Signer::new(context, provider, signer)
 }
 
@@ -233,22 +296,47 @@ mod tests {
             let found = variables.iter().find(|(own, _)| *own == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        AzureAccount::from_variables(asked, get)
+        AzureAccount::from_variables(asked, get).unwrap()
     }
 
     #[test]
     fn a_connection_string_is_taken_apart() {
-        let text = "DefaultEndpointsProtocol=https;AccountName=acc;AccountKey=a2V5==;\
+        let text = "DefaultEndpointsProtocol=https;AccountName=acc;AccountKey=a2V5;\
                     EndpointSuffix=core.windows.net";
         let found = account(None, &[("AZURE_STORAGE_CONNECTION_STRING", text)]);
         assert_eq!(found.name.as_deref(), Some("acc"));
         assert_eq!(found.endpoint.as_deref(), Some("https://acc.blob.core.windows.net"));
-        assert_eq!(found.keys.key.as_deref(), Some("a2V5=="));
+        assert_eq!(found.keys.key.as_deref(), Some("a2V5"));
         assert!(!format!("{found:?}").contains("a2V5"), "secrets are not shown");
         let text = "BlobEndpoint=http://h:1/acc;SharedAccessSignature=sv=1&sig=x%3D";
         let found = account(None, &[("AZURE_STORAGE_CONNECTION_STRING", text)]);
         assert_eq!(found.endpoint.as_deref(), Some("http://h:1/acc"));
         assert_eq!(found.keys.sas.as_deref(), Some("sv=1&sig=x%3D"));
+    }
+
+    #[test]
+    fn a_key_that_is_none_is_told_by_its_variable() {
+        for name in ["AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY"] {
+            let get = |wanted: &str| (wanted == name).then(|| "no base64!".to_owned());
+            let fault = AzureAccount::from_variables(None, get).unwrap_err();
+            assert_eq!(fault.class, Class::Credentials);
+            assert!(fault.text.starts_with(name) && !fault.text.contains("no base64!"), "{fault}");
+        }
+        let text = "AccountName=acc;AccountKey=no base64!";
+        let get = |name: &str| (name == "AZURE_STORAGE_CONNECTION_STRING").then(|| text.to_owned());
+        let fault = AzureAccount::from_variables(None, get).unwrap_err();
+        assert!(fault.text.contains("AccountKey in AZURE_STORAGE_CONNECTION_STRING"), "{fault}");
+    }
+
+    #[test]
+    fn half_of_a_key_is_told() {
+        let told = |set: &'static [&str]| {
+            refuse_half_a_key(|name| set.contains(&name).then(|| "x".to_owned()))
+        };
+        assert!(told(&[]).is_ok() && told(&["AWS_SECRET_ACCESS_KEY"]).is_ok());
+        assert!(told(&["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]).is_ok());
+        let fault = told(&["AWS_ACCESS_KEY_ID"]).unwrap_err();
+        assert!(fault.text.contains("AWS_SECRET_ACCESS_KEY is not"), "{fault}");
     }
 
     #[test]

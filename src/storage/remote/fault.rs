@@ -35,6 +35,8 @@ pub enum Class {
     Corrupt,
     /// The endpoint cannot do this.
     Unsupported,
+    /// There is no directory for it, and none is made there: nothing else that goes into it fares better.
+    NoDirectory,
     /// The endpoint cannot have this name.
     Name,
     /// The connection was lost, and could not be made again.
@@ -57,7 +59,7 @@ impl Class {
             Self::Full => FailureCode::DestinationFull,
             Self::Changed => FailureCode::Changed,
             Self::Corrupt => FailureCode::Verification,
-            Self::Unsupported | Self::Name => FailureCode::Unsupported,
+            Self::Unsupported | Self::NoDirectory | Self::Name => FailureCode::Unsupported,
             Self::Disconnected | Self::Gone => FailureCode::Disconnected,
             Self::Busy | Self::Violation | Self::Other => FailureCode::Io,
         }
@@ -71,8 +73,8 @@ impl Fault {
 
     /// Whether going on with other files is pointless.
     pub fn is_fatal(&self) -> bool {
-        use Class::{Credentials, Disconnected, Full, Gone};
-        matches!(self.class, Credentials | Full | Disconnected | Gone)
+        use Class::{Credentials, Disconnected, Full, Gone, NoDirectory};
+        matches!(self.class, Credentials | Full | NoDirectory | Disconnected | Gone)
     }
 }
 

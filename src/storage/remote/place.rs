@@ -125,17 +125,32 @@ impl<E: Endpoint> Inner<E> {
                 self.remember(entry, State::Left, false);
                 return Ok(Placed::Left);
             }
-            (Kind::HardLink { .. } | Kind::Unsendable(_), _) => {
-                let fault = Fault::new(Class::Unsupported, "it has no content of its own");
-                return Err(self.error(Operation::Create, entry)(fault));
+            (Kind::File(_), _) if !self.endpoint.properties().keeps.directories => {
+                self.state().filled.insert(entry.parent);
             }
             _ => {}
+        }
+        // Nothing gives way to what is not kept.
+        if let Some(text) = self.not_kept(&entry.kind) {
+            return Err(self.error(Operation::Create, entry)(Fault::new(Class::Unsupported, text)));
         }
         let placed = self.place_in(entry, parent).await;
         if placed.is_err() {
             self.remember(entry, State::Failed, false);
         }
         placed
+    }
+
+    /// Why nothing of this kind can be there.
+    fn not_kept(&self, kind: &Kind) -> Option<&'static str> {
+        match kind {
+            Kind::HardLink { .. } | Kind::Unsendable(_) => Some("it has no content of its own"),
+            Kind::Special(_) => Some("special files are made on hosts with fastsync only"),
+            Kind::Symlink { .. } if !self.endpoint.properties().keeps.symlinks => {
+                Some("symlinks are not kept there; --copy-links copies what they lead to")
+            }
+            _ => None,
+        }
     }
 
     async fn place_in(&self, entry: &Arc<Entry>, parent: State) -> Result<Placed, StorageError> {
@@ -166,12 +181,9 @@ impl<E: Endpoint> Inner<E> {
             Kind::Directory => self.place_directory(&key, existing, entry).await?,
             Kind::Symlink { target } => self.place_symlink(&key, existing, target, entry).await?,
             Kind::File(file) => self.place_file(&key, existing, *file, entry).await?,
-            _ => {
-                let fault = Fault::new(
-                    Class::Unsupported,
-                    "special files are made on hosts with fastsync only",
-                );
-                return Err(self.error(Operation::Create, entry)(fault));
+            // They were answered before.
+            Kind::Special(_) | Kind::HardLink { .. } | Kind::Unsendable(_) | Kind::Unselected => {
+                Placed::Left
             }
         };
         Ok(placed.with(gave_way))
@@ -312,10 +324,6 @@ impl<E: Endpoint> Inner<E> {
         target: &[u8],
         entry: &Entry,
     ) -> Result<Placed, StorageError> {
-        if !self.endpoint.properties().keeps.symlinks {
-            let fault = Fault::new(Class::Unsupported, "symlinks are not kept there");
-            return Err(self.error(Operation::Create, entry)(fault));
-        }
         let changes = match existing {
             Some(thing) if has_target(&thing, target) => return Ok(Placed::Settled(Changes::NONE)),
             Some(_) => Changes::CONTENT,
@@ -532,6 +540,24 @@ impl<E: Endpoint> Inner<E> {
                 .collect();
             all(sets, self.endpoint.properties().requests).await;
         }
+    }
+
+    /// How many directories that are not there have no file in or below them.
+    pub fn empty_directories(&self) -> usize {
+        let state = self.state();
+        let mut filled = state.filled.clone();
+        for id in &state.filled {
+            let mut at = *id;
+            while let Some(directory) = state.directories.get(&at) {
+                at = directory.parent;
+                if !filled.insert(at) {
+                    break;
+                }
+            }
+        }
+        let is_new = |it: &Directory| it.state == State::New;
+        let all = state.directories.iter();
+        all.filter(|(id, it)| is_new(it) && !filled.contains(id)).count()
     }
 
     async fn finish_directory(&self, id: EntryId, directory: &Directory) {

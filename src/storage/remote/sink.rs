@@ -62,6 +62,8 @@ pub struct State {
     pub order: Vec<Key>,
     /// Directories that something was put into, or taken from.
     pub touched: HashSet<EntryId>,
+    /// Directories with files in them, where directories are only implied.
+    pub filled: HashSet<EntryId>,
     /// Files in whose places there are directories, which go when the data is there.
     pub rooms: HashSet<EntryId>,
     pub complaints: Vec<StorageError>,
@@ -588,6 +590,14 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
 
     async fn finish(&self) {
         self.inner.finish_directories().await;
+    }
+
+    fn note(&self) -> Option<String> {
+        if self.inner.endpoint.properties().keeps.directories {
+            return None;
+        }
+        let count = self.inner.empty_directories();
+        (count > 0).then(|| format!("directories without files are not kept there: {count}"))
     }
 
     async fn sync_all(&self) -> Result<(), StorageError> {

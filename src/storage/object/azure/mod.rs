@@ -91,7 +91,7 @@ impl AzureEndpoint {
                 let (name, keys) = (config.account.clone(), keys.clone());
                 AzureAccount { name, endpoint: None, keys }
             }
-            None => AzureAccount::from_environment(config.account.as_deref()),
+            None => AzureAccount::from_environment(config.account.as_deref())?,
         };
         let endpoint = Self::new(config, &account)?;
         let asked = call(Method::GET, endpoint.inner.list_url("", "&maxresults=1"));

@@ -122,7 +122,7 @@ impl S3Endpoint {
         let requests = config.requests.unwrap_or(REQUESTS).max(1);
         let mut client = Client::new(requests)?;
         if !config.anonymous {
-            let signer = credentials::amazon(client.plain(), region, &config);
+            let signer = credentials::amazon(client.plain(), region, &config)?;
             client = client.signing(signer);
         }
         let base = base_url(&config, region)?;
