@@ -222,7 +222,7 @@ impl Site {
     /// The answer to a request that writes, and is to succeed.
     pub async fn written(&self, call: Call) -> Answer<Reply> {
         let reply = self.send(call).await?;
-        if reply.status().is_success() { Ok(reply) } else { Err(self.refused_file(&reply).await) }
+        if reply.status().is_success() { Ok(reply) } else { Err(self.refused_write(&reply)) }
     }
 
     /// Why a file was not written. Where there is no directory for it, not every server says so: nginx

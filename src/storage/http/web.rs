@@ -211,7 +211,11 @@ impl Endpoint for WebEndpoint {
 
     async fn put(&self, key: &Key, data: Bytes, _: &Kept) -> Answer<()> {
         let call = Call::new(Method::PUT, self.site.url(key)).body(vec![data]);
-        self.site.written(call).await.map(drop)
+        let reply = self.site.send(call).await?;
+        if reply.status().is_success() {
+            return Ok(());
+        }
+        Err(self.site.refused_file(&reply).await)
     }
 
     async fn begin(&self, key: &Key, size: u64, parts: u64, _: &Kept) -> Answer<Upload> {
