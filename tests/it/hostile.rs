@@ -450,6 +450,6 @@ fn expired_credentials_are_told_in_one_line() {
     let ran = expires(|_| true).exits(44);
     assert_eq!(told(&ran), 1, "{}", ran.err);
     // Nothing else will work either, so that it is not said fifty times.
-    let ran = expires(|asked| asked.method == "PUT").exits(11);
+    let ran = expires(|asked| asked.method == "PUT").exits(44);
     assert_eq!(told(&ran), 1, "{}", ran.err);
 }
