@@ -172,7 +172,8 @@ impl Summary {
     fn proof(&self) -> &'static str {
         match (self.verified, self.bytes_sent > 0) {
             (true, _) => "verified (BLAKE3)",
-            (false, true) if self.is_wrong || self.bytes_done > 0 => "NOT ALL VERIFIED",
+            _ if self.is_wrong => "NOT ALL VERIFIED",
+            (false, true) if self.bytes_done > 0 => "NOT ALL VERIFIED",
             (false, false) if self.is_within_machine() && self.bytes_done > 0 => {
                 "copied by the kernel, not verified"
             }

@@ -195,74 +195,6 @@ async fn what_is_given_up_leaves_nothing() {
     assert!(opened > 0 && opened == closed, "{opened} and {closed}");
 }
 
-/// A server that has no handle left says only that it has failed.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn few_handles_that_nobody_tells_of_are_enough() {
-    let handles: Arc<Mutex<[u32; 2]>> = Arc::default();
-    let counted = Arc::clone(&handles);
-    let endpoint = connect(move |request| {
-        let [open, refused] = &mut *counted.lock().unwrap();
-        match request[0] {
-            OPEN | OPENDIR if *open == 20 => {
-                *refused += 1;
-                return Some(status(FAILURE, request));
-            }
-            OPEN | OPENDIR => *open += 1,
-            CLOSE => *open -= 1,
-            _ => {}
-        }
-        None
-    });
-    let endpoint = endpoint.await;
-    let directory = tempfile::tempdir().unwrap();
-    let at = directory.path().to_str().unwrap().trim_start_matches('/').to_owned();
-    let mut puts = JoinSet::new();
-    for n in 0..1000 {
-        let (endpoint, key) = (endpoint.clone(), key(format!("{at}/{n}").as_bytes()));
-        puts.spawn(async move { endpoint.put(&key, "data".into(), &Kept::default()).await });
-    }
-    for put in puts.join_all().await {
-        put.unwrap();
-    }
-    assert_eq!(contents(directory.path()).len(), 1000);
-    let [open, refused] = *handles.lock().unwrap();
-    // Those that are sent before the first refusal is known, and now and then one to see whether it has more by now.
-    assert!(open == 0 && (1..700).contains(&refused), "{open} and {refused}");
-}
-
-/// What fails for another reason fails, however much else is open.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_opened_fails() {
-    let endpoint = connect(|request| {
-        let is_bad = request[0] == OPENDIR && request.ends_with(b"bad");
-        is_bad.then(|| status(FAILURE, request))
-    });
-    let endpoint = endpoint.await;
-    let directory = tempfile::tempdir().unwrap();
-    let mut listings = JoinSet::new();
-    for n in 0..200 {
-        let bad = if n % 3 == 0 { "bad" } else { "" };
-        let path = directory.path().join(format!("{n}{bad}"));
-        fs::create_dir(&path).unwrap();
-        let key = key(path.to_str().unwrap().trim_start_matches('/').as_bytes());
-        let endpoint = endpoint.clone();
-        listings.spawn(async move {
-            let listed = endpoint.list(&key, false, flume::unbounded().0).await;
-            (n, listed)
-        });
-    }
-    let listed = async {
-        while let Some(listed) = listings.join_next().await {
-            let (n, listed) = listed.unwrap();
-            assert_eq!(
-                listed.map_err(|fault| fault.class),
-                if n % 3 == 0 { Err(Class::Other) } else { Ok(()) }
-            );
-        }
-    };
-    tokio::time::timeout(PATIENCE, listed).await.unwrap();
-}
-
 /// A listing that nobody takes holds up no other request, even if only one may be under way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listing_that_nobody_takes_holds_up_nobody() {
@@ -368,9 +300,7 @@ const CLOSE: u8 = 4;
 const WRITE: u8 = 6;
 const READ: u8 = 5;
 const LSTAT: u8 = 7;
-const OPENDIR: u8 = 11;
 const RENAME: u8 = 18;
 const EXTENDED_REPLY: u8 = 201;
 const PERMISSION_DENIED: u8 = 3;
-const FAILURE: u8 = 4;
 const UNSUPPORTED: u8 = 8;

@@ -96,9 +96,13 @@ impl Feed {
             match reply.status().as_u16() {
                 200..=299 => Ok(()),
                 300..=399 => Err(redirected_write()),
-                _ => Err(match site.refused_file(&reply).await {
-                    // What has gone cannot be sent again from here: the session begins anew, later.
+                code => Err(match site.refused_file(&reply).await {
+                    // What has gone cannot be sent again from here: the session begins anew, later. That there
+                    // is no directory need not be why a server fails.
                     Fault { class: Class::Busy, text } => Fault::new(Class::Disconnected, text),
+                    Fault { class: Class::NoDirectory, text } if code >= 500 => {
+                        Fault::new(Class::Disconnected, text)
+                    }
                     fault => fault,
                 }),
             }

@@ -35,7 +35,7 @@ pub enum Class {
     Corrupt,
     /// The endpoint cannot do this.
     Unsupported,
-    /// There is no directory for it, and none is made there: nothing else that goes into it fares better.
+    /// There is no directory for it, and none is made there.
     NoDirectory,
     /// The endpoint cannot have this name.
     Name,

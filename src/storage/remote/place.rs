@@ -130,10 +130,6 @@ impl<E: Endpoint> Inner<E> {
             }
             _ => {}
         }
-        // Nothing gives way to what is not kept.
-        if let Some(text) = self.not_kept(&entry.kind) {
-            return Err(self.error(Operation::Create, entry)(Fault::new(Class::Unsupported, text)));
-        }
         let placed = self.place_in(entry, parent).await;
         if placed.is_err() {
             self.remember(entry, State::Failed, false);
@@ -146,9 +142,9 @@ impl<E: Endpoint> Inner<E> {
         match kind {
             Kind::HardLink { .. } | Kind::Unsendable(_) => Some("it has no content of its own"),
             Kind::Special(_) => Some("special files are made on hosts with fastsync only"),
-            Kind::Symlink { .. } if !self.endpoint.properties().keeps.symlinks => {
-                Some("symlinks are not kept there; --copy-links copies what they lead to")
-            }
+            Kind::Symlink { .. } if !self.endpoint.properties().keeps.symlinks => Some(
+                "symlinks are not kept there; --copy-links copies what they lead to, if fastsync runs where they are",
+            ),
             _ => None,
         }
     }
@@ -167,6 +163,10 @@ impl<E: Endpoint> Inner<E> {
         if is_absent && self.update.existing_only || is_ignored {
             self.remember(entry, State::Left, true);
             return Ok(Placed::Left);
+        }
+        // Nothing gives way to what is not kept.
+        if let Some(text) = self.not_kept(&entry.kind) {
+            return Err(self.error(Operation::Create, entry)(Fault::new(Class::Unsupported, text)));
         }
         let in_the_way = existing.as_ref().filter(|thing| !thing.is_same_type(&entry.kind));
         let gave_way = match in_the_way {
@@ -501,6 +501,13 @@ impl<E: Endpoint> Inner<E> {
             return State::There;
         }
         self.state().directories.get(&directory).map_or(State::Failed, |it| it.state)
+    }
+
+    /// Takes note that a directory is not there and cannot be made, for what else would go into it.
+    pub fn give_up_directory(&self, id: EntryId) {
+        if let Some(directory) = self.state().directories.get_mut(&id) {
+            directory.state = State::Failed;
+        }
     }
 
     /// Remembers a directory, for what is in it.

@@ -264,6 +264,17 @@ impl<E: Endpoint> Inner<E> {
         move |fault| StorageError::Endpoint { operation, path, fault }
     }
 
+    /// Why a file was not written. Without the directory that it goes to nothing else can be written there,
+    /// and nothing at all without the one that everything goes to.
+    async fn unwritten(&self, operation: Operation, entry: &Entry, fault: Fault) -> StorageError {
+        let has_no_directory = fault.class == Class::NoDirectory;
+        if has_no_directory && matches!(self.endpoint.stat(&self.root).await, Ok(Some(_))) {
+            self.give_up_directory(entry.parent);
+            return self.error(operation, entry)(Fault { class: Class::Unsupported, ..fault });
+        }
+        self.error(operation, entry)(fault)
+    }
+
     pub fn complain(&self, error: StorageError) {
         self.state().complaints.push(error);
     }
@@ -297,7 +308,9 @@ impl<E: Endpoint> Inner<E> {
         let kept = self.kept(entry, Some(file.member().root));
         self.touch(entry.parent);
         let put = self.endpoint.put(&key, file.data().clone(), &kept).await;
-        put.map_err(self.error(Operation::Write, entry))?;
+        if let Err(fault) = put {
+            return Err(self.unwritten(Operation::Write, entry, fault).await);
+        }
         self.forget(&key);
         Ok(())
     }
@@ -457,7 +470,10 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
         let Data::Coming(upload) = &file.inner.data else { return Err(not_coming(&file)) };
         let number = range.offset() / self.inner.chunk_size.bytes();
         let written = self.inner.endpoint.write(upload, number, range, chunk.data().clone()).await;
-        let receipt = written.map_err(self.inner.error(Operation::Write, entry))?;
+        let receipt = match written {
+            Ok(receipt) => receipt,
+            Err(fault) => return Err(self.inner.unwritten(Operation::Write, entry, fault).await),
+        };
         file.receipts().insert(number, receipt.clone());
         Ok(receipt)
     }
@@ -485,7 +501,9 @@ impl<E: Endpoint> Sink for RemoteSink<E> {
         self.inner.clear_room(key, &entry).await?;
         self.inner.touch(entry.parent);
         let finished = self.inner.endpoint.finish(upload, key, receipts, &kept).await;
-        finished.map_err(self.inner.error(Operation::Write, &entry))?;
+        if let Err(fault) = finished {
+            return Err(self.inner.unwritten(Operation::Write, &entry, fault).await);
+        }
         self.inner.forget(key);
         Ok(())
     }

@@ -2,7 +2,6 @@
 //!
 //! - `packet`: bytes to requests and answers.
 //! - `session`: one connection, with many requests under way.
-//! - `quota`: how many handles it may have.
 //! - `pool`: several connections, and the handles of files on each.
 //! - `answer`: what answers mean.
 //! - `check`: what the server says of files' contents without sending them.
@@ -14,7 +13,6 @@ mod check;
 mod endpoint;
 mod packet;
 mod pool;
-mod quota;
 mod server;
 mod session;
 

@@ -60,16 +60,6 @@ impl Request {
         request
     }
 
-    /// What is asked for is a handle.
-    pub fn opens(&self) -> bool {
-        matches!(self.kind, OPEN | OPENDIR)
-    }
-
-    /// A handle is given back.
-    pub fn closes(&self) -> bool {
-        self.kind == CLOSE
-    }
-
     pub fn open(path: &[u8], flags: u32, attributes: &Attributes) -> Self {
         Self::new(OPEN).string(path).u32(flags).attributes(attributes)
     }
@@ -383,7 +373,6 @@ pub const OK: u32 = 0;
 pub const EOF: u32 = 1;
 pub const NO_SUCH_FILE: u32 = 2;
 pub const PERMISSION_DENIED: u32 = 3;
-pub const FAILURE: u32 = 4;
 pub const UNSUPPORTED: u32 = 8;
 
 /// The longest handle that the draft allows, in bytes.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, OnceCell, Semaphore};
 use tokio::task::JoinSet;
 
+use super::answer::handle;
 use super::packet::{self, Answer, Request};
 use super::session::{Awaited, Dial, Offers, Permit, Session, Which, gone, permit};
 use crate::storage::remote::{Class, Fault};
@@ -303,7 +304,7 @@ impl Handles {
     /// The handle on a connection, which `open` gets if there is none yet.
     pub async fn on(&self, session: &Arc<Session>, open: Request) -> Result<Bytes, Fault> {
         let cell = Arc::clone(lock(&self.opened).entry(session.number).or_default());
-        let get = async || Ok((Arc::clone(session), session.open(open).await?));
+        let get = async || Ok((Arc::clone(session), handle(session.call(open).await?)?));
         cell.get_or_try_init(get).await.map(|(_, handle)| handle.clone())
     }
 

@@ -13,9 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Bu
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 
-use super::answer::handle;
 use super::packet::{self, Answer, MAX_PACKET_LEN, Request};
-use super::quota::Quota;
 use crate::storage::remote::{Class, Fault};
 
 /// A byte stream to a server.
@@ -95,23 +93,14 @@ struct Asked {
     next: AtomicU32,
     /// Everything is answered, or nothing more will be.
     settled: Notify,
-    quota: Quota,
 }
 
 /// Who waits for what.
 #[derive(Debug, Default)]
 struct Pending {
-    waiting: HashMap<u32, Waiting>,
+    /// With what is given back when the answer has come.
+    waiting: HashMap<u32, (oneshot::Sender<Answer>, Option<Permit>)>,
     is_lost: bool,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    answer: oneshot::Sender<Answer>,
-    /// Given back when the answer has come.
-    permit: Option<Permit>,
-    opens: bool,
-    closes: bool,
 }
 
 impl Asked {
@@ -119,10 +108,9 @@ impl Asked {
     fn ask(&self, request: Request, permit: Option<Permit>) -> oneshot::Receiver<Answer> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
-        let waiting = Waiting { answer, permit, opens: request.opens(), closes: request.closes() };
         let mut pending = lock(&self.pending);
         if !pending.is_lost && self.outgoing.send((request, number)).is_ok() {
-            pending.waiting.insert(number, waiting);
+            pending.waiting.insert(number, (answer, permit));
         }
         answered
     }
@@ -138,18 +126,9 @@ impl Asked {
     fn answer(&self, number: u32, answer: Answer) -> io::Result<()> {
         let waiting = lock(&self.pending).waiting.remove(&number);
         // An answer to nothing: no other from this server can be believed.
-        let waiting = waiting.ok_or(io::ErrorKind::InvalidData)?;
-        match &answer {
-            Answer::Handle(_) if waiting.opens => self.quota.opened(),
-            Answer::Status { code, .. } if waiting.opens => {
-                self.quota.refused(*code != packet::FAILURE);
-            }
-            _ if waiting.opens => self.quota.refused(true),
-            _ if waiting.closes => self.quota.closed(),
-            _ => {}
-        }
-        if let Err(answer) = waiting.answer.send(answer) {
-            self.disown(answer, waiting.permit);
+        let (waiting, permit) = waiting.ok_or(io::ErrorKind::InvalidData)?;
+        if let Err(answer) = waiting.send(answer) {
+            self.disown(answer, permit);
         }
         if lock(&self.pending).waiting.is_empty() {
             self.settled.notify_waiters();
@@ -162,7 +141,6 @@ impl Asked {
         let mut pending = lock(&self.pending);
         pending.is_lost = true;
         pending.waiting.clear();
-        self.quota.lose();
         self.settled.notify_waiters();
     }
 }
@@ -222,7 +200,6 @@ impl Session {
             pending: Mutex::default(),
             next: AtomicU32::new(0),
             settled: Notify::new(),
-            quota: Quota::default(),
         });
         let mut tasks = JoinSet::new();
         let shared = Arc::clone(&asked);
@@ -272,28 +249,6 @@ impl Session {
     /// [`Class::Gone`] if the connection is lost.
     pub async fn call(&self, request: Request) -> Result<Answer, Fault> {
         self.send(request).await?.await
-    }
-
-    /// Opens something. What is refused for no reason while others are open may have been one too many.
-    ///
-    /// # Errors
-    ///
-    /// [`Class::Gone`] if the connection is lost; what the server says.
-    pub async fn open(&self, request: Request) -> Result<Bytes, Fault> {
-        let quota = &self.asked.quota;
-        for attempt in 1.. {
-            let admitted = quota.admit().await;
-            let (has_others, is_last) = (admitted.has_others, admitted.is_last);
-            let permit = permit(&self.window).await?;
-            admitted.asks();
-            let said = self.tell(request.clone(), Some(permit)).await?;
-            let is_failure = matches!(said, Answer::Status { code: packet::FAILURE, .. });
-            let may_be_many = is_failure && (has_others || quota.has_any());
-            if !may_be_many || is_last || attempt >= ATTEMPTS {
-                return handle(said);
-            }
-        }
-        Err(gone())
     }
 
     /// Sends requests one directly after the other, which the server carries out in this order, and waits
@@ -441,9 +396,6 @@ fn lost(text: &str) -> Fault {
 
 /// How much of small answers is read at a time, in bytes.
 const SMALL_ANSWERS: usize = 16 << 10;
-
-/// How often something is opened that is refused for no reason.
-const ATTEMPTS: u32 = 8;
 
 /// How many requests may be under way on one connection.
 const WINDOW: usize = 64;
