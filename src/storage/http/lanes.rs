@@ -17,7 +17,8 @@ use super::lock;
 pub struct Lanes {
     permits: Arc<Semaphore>,
     state: Arc<Mutex<State>>,
-    most: usize,
+    /// How many there are unless the server refuses some.
+    pub most: usize,
 }
 
 #[derive(Debug)]

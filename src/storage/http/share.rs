@@ -23,7 +23,6 @@ pub struct Readers {
     /// Since when each of those who have read something does not read any more.
     idle: Arc<Mutex<VecDeque<Instant>>>,
     lanes: Lanes,
-    limit: usize,
 }
 
 /// One who reads, until it is dropped.
@@ -36,7 +35,7 @@ pub struct Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         let mut idle = lock(&self.readers.idle);
-        if idle.len() < self.readers.limit {
+        if idle.len() < self.readers.lanes.most {
             idle.push_back(Instant::now());
         }
     }
@@ -45,7 +44,7 @@ impl Drop for Reader {
 impl Readers {
     /// Nobody yet, and never more than so many at a time.
     pub fn new(limit: usize) -> Self {
-        Self { idle: Arc::default(), lanes: Lanes::new(limit), limit }
+        Self { idle: Arc::default(), lanes: Lanes::new(limit) }
     }
 
     /// Waits until somebody may read a part of this length; short ones do not count.

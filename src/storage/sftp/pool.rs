@@ -308,7 +308,8 @@ impl Handles {
         cell.get_or_try_init(get).await.map(|(_, handle)| handle.clone())
     }
 
-    /// Closes all handles; what is read afterwards opens anew. The answers are worth waiting for where a failure to write shows so late.
+    /// Closes all handles; what is read afterwards opens anew. The answers are worth waiting for where a failure
+    /// to write shows so late.
     pub fn close(&self) -> Vec<Awaited> {
         let all = std::mem::take(&mut *lock(&self.opened));
         let all = all.into_values().filter_map(|cell| cell.get().cloned());
